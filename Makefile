@@ -1,0 +1,58 @@
+# What CI and a newcomer both call. Every target sets up what it needs; `make help` lists them.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+UV     := 0.13.8
+LOCKS  := requirements/dev.txt requirements/models.txt
+STAMP  := $(VENV)/.installed
+PYTEST := $(BIN)/python -m pytest
+export RAY_USAGE_STATS_ENABLED := 0
+export UV_LINK_MODE := copy
+
+.PHONY: help setup demo test test-slow lint bench lock clean
+
+help: ## print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+setup: $(STAMP) ## create .venv and install the locked requirements (idempotent)
+
+$(STAMP): $(LOCKS) pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else "Triform needs CPython 3.11 to 3.13, this is " + sys.version.split()[0] + ": set PYTHON=/path/to/python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/dev.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --no-deps -r requirements/models.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $(STAMP)
+
+demo: setup ## build the flights example, score 336,776 flights and print what came out
+	@$(BIN)/python -m examples.demo
+
+test: setup ## the test suite without its slow part
+	$(PYTEST) -m "not slow and not gpu"
+
+test-slow: setup ## the full counts of the fault and property tests
+	$(PYTEST) -m "slow and not gpu"
+
+lint: setup ## ruff, mypy --strict, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: setup ## run the benchmarks; each prints one table
+	@for script in benchmarks/[a-z]*.py; do $(BIN)/python $$script; done
+
+lock: setup ## rewrite requirements/*.txt from pyproject.toml
+	@compile="$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate"; \
+	$$compile --extra cpu pyproject.toml -o requirements/runtime.txt; \
+	$$compile --extra cpu --extra cli --extra ray --extra dev pyproject.toml -o requirements/dev.txt; \
+	$$compile --no-deps requirements/models.in -o requirements/models.txt
+
+clean: ## remove what the targets made
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

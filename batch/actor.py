@@ -1,0 +1,90 @@
+"""What a Ray actor does: loads the pinned model once, then scores parts and places them. Answers are data, errors too."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from batch.folder import RunFolder
+from batch.plan import Plan
+from triform.errors import DigestMismatch, StoreError, TriformError
+from triform.predictor import Predictor
+from triform.repository import Ref, open_repository
+from triform.runtime import RuntimeOptions
+from triform.scoring import ScoredPart, score_part
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """Of one part: what was scored, or the error's code and message."""
+
+    part: int
+    scored: ScoredPart | None = None
+    code: str = ""
+    error: str = ""
+    worker: str = ""  # who did it
+    load_seconds: float = 0.0  # of that worker's model
+
+
+def pinned_predictor(plan: Plan, options: RuntimeOptions) -> Predictor:
+    """The run's model, loaded and verified; raises `DigestMismatch` if the repository now holds another under its name."""
+    ref = Ref.parse(plan.pinned.ref)
+    package = open_repository(plan.repository).package(ref.model, ref.version or 0)
+    if package.manifest.digest != plan.pinned.digest:
+        raise DigestMismatch(f"{plan.pinned.ref} is not the package this run began with (digest {plan.pinned.digest[:12]})")
+    return Predictor.load(package, options)
+
+
+class PartScorer:
+    """The callable class of `map_batches`: a batch has the part numbers in "part", its answer the outcomes in "outcome"."""
+
+    def __init__(self, output: str, run: str, options: RuntimeOptions, max_dead: int) -> None:
+        import pyarrow as pa
+
+        started = time.perf_counter()
+        pa.set_cpu_count(1)  # the CPU this actor asked for
+        self.folder = RunFolder(Path(output), run)
+        self.plan = self.folder.plan()
+        self.max_dead = max_dead
+        self.worker = f"{np.random.default_rng().integers(1 << 32):08x}"
+        self.error: TriformError | None = None
+        try:
+            self.predictor = pinned_predictor(self.plan, options)
+        except TriformError as error:  # an actor that fails to start would be started again, for ever
+            self.error = error
+        self.load_seconds = time.perf_counter() - started
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return {"outcome": [msgspec.json.encode(self.score(int(number))) for number in batch["part"]]}
+
+    def score(self, number: int) -> Outcome:
+        try:
+            if self.error is not None:
+                raise self.error
+            placed = self.folder.adopt(number) or self._attempt(number)
+        except TriformError as error:
+            return Outcome(number, None, error.code, str(error), self.worker, self.load_seconds)
+        except OSError as error:  # the output's disk is full, gone or not ours to write
+            return Outcome(number, None, StoreError.code, f"the output failed: {error}", self.worker, self.load_seconds)
+        return Outcome(number, placed, worker=self.worker, load_seconds=self.load_seconds)
+
+    def _attempt(self, number: int) -> ScoredPart:
+        attempt, data, dead = self.folder.attempt_files(number)
+        try:
+            scored = score_part(
+                self.plan.parts[number],
+                self.predictor,
+                self.plan.layout,
+                data=data,
+                dead_letters=dead,
+                footer={"run": self.plan.run, "attempt": attempt},
+                max_dead=self.max_dead,
+            )
+        except BaseException:
+            data.unlink(missing_ok=True)
+            dead.unlink(missing_ok=True)
+            raise
+        return self.folder.place(attempt, scored)

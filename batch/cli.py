@@ -1,0 +1,96 @@
+"""`python -m batch`: run and verify. Exit codes: 0 done, 1 the job or check failed, 2 wrong use."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import orjson
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from batch import commit, job
+from batch.folder import RunFolder
+from batch.spec import read_spec
+from triform.cli.output import exit_code
+from triform.errors import TriformError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+
+@app.command()
+def run(
+    spec: Annotated[
+        Path | None, typer.Argument(help="a TOML file with these options as keys; options given here override it")
+    ] = None,
+    repository: Annotated[str | None, typer.Option(help="the model repository")] = None,
+    model: Annotated[str | None, typer.Option(help="name, name@stable or name/3")] = None,
+    input: Annotated[list[str] | None, typer.Option(help="a Parquet file, folder or glob; may be given again")] = None,
+    output: Annotated[str | None, typer.Option(help="the folder that gets run=<id>/")] = None,
+    key: Annotated[list[str] | None, typer.Option(help="a key column; keys are kept and must be unique")] = None,
+    keep: Annotated[list[str] | None, typer.Option(help="a column to carry over into the output")] = None,
+    actors: Annotated[str | None, typer.Option(help="N or MIN:MAX; without it as many as fit")] = None,
+    gpus: Annotated[float | None, typer.Option(help="GPUs of an actor, e.g. 0.25")] = None,
+    provider: Annotated[str | None, typer.Option(help="cpu, cuda, tensorrt or auto")] = None,
+    max_dead_letters: Annotated[float | None, typer.Option(help="the share of rows that may be refused [0.01]")] = None,
+    if_exists: Annotated[str | None, typer.Option(help="fail or replace, where the output stands for another run [fail]")] = None,
+    address: Annotated[str | None, typer.Option(help="a Ray cluster; without it one is started here")] = None,
+    json: Annotated[bool, typer.Option("--json", help="print the summary as JSON")] = False,
+) -> None:
+    """Score Parquet files with a model, each row exactly once. Run it again after a crash: it does only what is missing."""
+    given = {
+        "repository": repository, "model": model, "input": input, "output": output, "key": key, "keep": keep, "actors": actors,
+        "gpus": gpus, "provider": provider, "max_dead_letters": max_dead_letters, "if_exists": if_exists, "address": address,
+    }  # fmt: skip
+    console = Console(stderr=json)
+    summary = job.run(read_spec(spec, given), console)
+    if json:
+        sys.stdout.buffer.write(orjson.dumps(msgspec.to_builtins(summary), default=str, option=orjson.OPT_INDENT_2) + b"\n")
+    else:
+        print_summary(summary, console)
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="a run's folder: <output>/run=<id>")],
+    json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
+) -> None:
+    """Check a committed run against its manifest: files, digests, counts, keys."""
+    folder = folder.absolute()
+    checked = commit.verify(RunFolder(folder.parent, folder.name.removeprefix("run=")))
+    if json:
+        sys.stdout.buffer.write(orjson.dumps({"run": str(folder), "ok": True, "checked": checked}) + b"\n")
+    else:
+        Console().print("\n".join([*checked, f"ok: {folder}"]), highlight=False, soft_wrap=True)
+
+
+def print_summary(summary: job.Summary, console: Console) -> None:
+    """What came of a run, for a person."""
+    done = summary.manifest
+    table = Table(show_header=False, box=None, padding=(0, 2))
+    table.add_row("model", f"{done.pinned.ref} (digest {done.pinned.digest[:12]})")
+    table.add_row("rows", f"{done.rows_in:,} in = {done.rows_out:,} answered + {done.rows_dead:,} dead letters")
+    for code, rows in done.dead.items():
+        table.add_row("", f"{rows:,} {code}")
+    if summary.scored:
+        table.add_row("speed", f"{summary.rows_per_second:,.0f} rows/s ({summary.scoring_seconds:.1f} s, actors' start included)")
+    table.add_row("output", str(summary.data))
+    if done.dead:
+        table.add_row("dead letters", str(summary.folder / "dead_letters"))
+    table.add_row("verify", f"python -m batch verify {summary.folder}")
+    console.print(table, highlight=False, soft_wrap=True)
+
+
+def main() -> None:
+    """The entry point: errors in one line, never a traceback."""
+    try:
+        app(standalone_mode=True)
+    except TriformError as error:
+        Console(stderr=True, soft_wrap=True).print(f"error: {error} [{error.code}]", style="red", markup=False, highlight=False)
+        sys.exit(exit_code(error))
+    except KeyboardInterrupt:
+        Console(stderr=True).print("stopped; the same command goes on from here", highlight=False)
+        sys.exit(130)

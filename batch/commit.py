@@ -1,0 +1,224 @@
+"""From finished parts to a committed run, and the proof afterwards.
+
+    records -> inputs unchanged? -> rows in = rows out + dead letters? -> too many dead letters? -> keys unique?
+            -> folders renamed -> manifest created exclusively -> the output's pointer moved
+
+A check that fails leaves the run as it is: nothing is visible, and the same command can go on once the cause is mended.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import msgspec
+import orjson
+import pyarrow.parquet as pq
+
+from batch import keys
+from batch.folder import RunFolder, part_name, point_at, read_footer, read_json
+from batch.inputs import READERS, InputFile
+from batch.plan import Pinned, Plan
+from triform.errors import InputChanged, InputUnreadable, JobError, NotReconciled, TooManyDeadLetters
+from triform.package import FileEntry, file_entry
+from triform.scoring import ScoredPart, footer_digest
+
+
+class RunManifest(msgspec.Struct, frozen=True, kw_only=True):
+    """`_manifest/000001.json`: what a run answered. `seconds` by stage, summed over the parts."""
+
+    format: int = 1
+    run: str
+    model: str
+    pinned: Pinned
+    key: tuple[str, ...]
+    scored_at: str
+    committed_at: str
+    rows_in: int
+    rows_out: int
+    dead: dict[str, int]
+    parts: tuple[ScoredPart, ...]
+    seconds: dict[str, float]
+
+    @property
+    def rows_dead(self) -> int:
+        return sum(self.dead.values())
+
+
+def commit(folder: RunFolder, plan: Plan, *, max_dead_letters: float) -> RunManifest:
+    """Reconciles the run and commits it; an already committed one is returned as it is.
+
+    Raises `InputChanged`, `NotReconciled` or `TooManyDeadLetters`, and then nothing is visible to readers.
+    """
+    done = manifest(folder)
+    if done is None:
+        parts = [_record(folder, number) for number in range(len(plan.parts))]
+        if not folder.swapped():
+            folder.discard_strays()
+            check_inputs(plan.files)
+            reconcile(folder, plan, parts)
+            check_dead_letters(plan, parts, max_dead_letters)
+            check_keys(folder, plan, committed=False)
+        folder.swap()
+        folder.write_manifest(_manifest(plan, parts))
+        done = manifest(folder)
+        assert done is not None, "a manifest that was just created"  # noqa: S101 - for the type checker
+    point_at(folder.output, folder.run, done.committed_at)
+    folder.tidy(plan.job)
+    return done
+
+
+def manifest(folder: RunFolder) -> RunManifest | None:
+    return read_json(folder.manifests / "000001.json", RunManifest)
+
+
+def _manifest(plan: Plan, parts: list[ScoredPart]) -> RunManifest:
+    seconds: Counter[str] = Counter()
+    for part in parts:
+        seconds.update(part.seconds)
+    return RunManifest(
+        run=plan.run,
+        model=plan.model,
+        pinned=plan.pinned,
+        key=plan.layout.key,
+        scored_at=plan.layout.scored_at,
+        committed_at=utc_now(),
+        rows_in=sum(p.rows_in for p in parts),
+        rows_out=sum(p.rows_out for p in parts),
+        dead=dead_by_code(parts),
+        parts=tuple(parts),
+        seconds={stage: round(s, 3) for stage, s in seconds.items()},
+    )
+
+
+def utc_now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def dead_by_code(parts: list[ScoredPart]) -> dict[str, int]:
+    """Dead letters by reason, the commonest first."""
+    total: Counter[str] = Counter()
+    for part in parts:
+        total.update(part.dead)
+    return dict(total.most_common())
+
+
+def _record(folder: RunFolder, number: int) -> ScoredPart:
+    record = folder.record(number)
+    if record is None:
+        raise NotReconciled(f"part {number} is not done")
+    return record
+
+
+def check_inputs(files: tuple[InputFile, ...]) -> None:
+    """Raises `InputChanged` if a file is no longer the one that was planned."""
+
+    def same(file: InputFile) -> bool:
+        try:
+            return Path(file.path).stat().st_size == file.size and footer_digest(Path(file.path)) == file.footer
+        except (OSError, InputUnreadable):
+            return False
+
+    with ThreadPoolExecutor(READERS) as pool:
+        changed = [file.path for file, fits in zip(files, pool.map(same, files), strict=True) if not fits]
+    if changed:
+        raise InputChanged(
+            f"{len(changed)} input file(s) changed while the job ran, so nothing is committed: {', '.join(changed[:5])}. "
+            "Run the job again for their present content"
+        )
+
+
+def reconcile(folder: RunFolder, plan: Plan, parts: list[ScoredPart]) -> None:
+    """Raises `NotReconciled` unless every planned row is in the output or in the dead letters, by records and by files."""
+    data, letters = folder.data(committed=False), folder.dead_letters(committed=False)
+    names = {part_name(p.part) for p in parts}
+    if strays := sorted({f.name for f in data.iterdir()} - names):
+        raise NotReconciled(f"{data} holds files of no part: {', '.join(strays[:5])}; move them away")
+    for planned, scored in zip(plan.parts, parts, strict=True):
+        where = f"part {planned.number} ({planned.path}, row groups {list(planned.row_groups)})"
+        if scored.rows_in != planned.rows or scored.rows_out + scored.rows_dead != planned.rows:
+            raise NotReconciled(
+                f"{where}: {planned.rows} rows planned, {scored.rows_in} read, {scored.rows_out} answered, "
+                f"{scored.rows_dead} dead letters"
+            )
+        _check_file(data / part_name(scored.part), scored.data, scored.rows_out, plan.run, where)
+        if scored.dead_letters is not None:
+            _check_file(letters / part_name(scored.part), scored.dead_letters, scored.rows_dead, plan.run, where)
+
+
+def _check_file(path: Path, entry: FileEntry, rows: int, run: str, where: str) -> None:
+    footer = read_footer(path)
+    if footer is None or footer.run != run or path.stat().st_size != entry.size or pq.read_metadata(path).num_rows != rows:
+        raise NotReconciled(f"{where}: {path.name} is missing or is not the file that its record describes")
+
+
+def check_dead_letters(plan: Plan, parts: list[ScoredPart], most: float) -> None:
+    """Raises `TooManyDeadLetters`, naming the reasons that dominate."""
+    dead = dead_by_code(parts)
+    total = sum(dead.values())
+    if total > allowed_dead(plan.rows, most):
+        reasons = ", ".join(f"{code} {n:,}" for code, n in dead.items())
+        raise TooManyDeadLetters(
+            f"{total:,} of {plan.rows:,} rows are dead letters ({total / plan.rows:.2%}, allowed are {most:.2%}): {reasons}. "
+            "Nothing is committed; mend the input, or run again with a larger --max-dead-letters, which goes on from here"
+        )
+
+
+def allowed_dead(rows: int, most: float) -> int:
+    return int(rows * most)
+
+
+def check_keys(folder: RunFolder, plan: Plan, *, committed: bool) -> None:
+    """Raises `NotReconciled` with examples if a key occurs twice in output and dead letters together."""
+    if not plan.layout.key:
+        return
+    folders = folder.data(committed=committed), folder.dead_letters(committed=committed)
+    twice = keys.duplicates([f for at in folders for f in sorted(at.iterdir())], plan.layout.key)
+    if twice:
+        shown = "; ".join(f"{', '.join(map(str, key))} ({n} times)" for key, n in twice)
+        raise NotReconciled(f"the key ({', '.join(plan.layout.key)}) is not unique, so nothing is committed: {shown}")
+
+
+def verify(folder: RunFolder) -> list[str]:
+    """Checks a committed run against its manifest: files, digests, counts, keys. Returns what was checked, a line each."""
+    plan, done = folder.plan(), manifest(folder)
+    if done is None:
+        raise JobError(f"{folder.path} is not committed: the command that started it finishes it")
+    if done.run != plan.run or len(done.parts) != len(plan.parts):
+        raise NotReconciled(f"{folder.path}: plan and manifest are of different runs")
+    data, letters = folder.data(committed=True), folder.dead_letters(committed=True)
+    for planned, scored in zip(plan.parts, done.parts, strict=True):
+        if not scored.rows_in == planned.rows == scored.rows_out + scored.rows_dead:
+            raise NotReconciled(
+                f"part {planned.number}: {planned.rows} rows planned, {scored.rows_out} + {scored.rows_dead} recorded"
+            )
+        _check_digest(data / part_name(scored.part), scored.data, scored.rows_out)
+        if scored.dead_letters is not None:
+            _check_digest(letters / part_name(scored.part), scored.dead_letters, scored.rows_dead)
+    for at, wanted in ((data, {p.part for p in done.parts}), (letters, {p.part for p in done.parts if p.dead_letters})):
+        if strays := sorted({f.name for f in at.iterdir()} - {part_name(n) for n in wanted}):
+            raise NotReconciled(f"{at} holds files that the manifest does not list: {', '.join(strays[:5])}")
+    if (done.rows_in, done.rows_out + done.rows_dead) != (plan.rows, plan.rows):
+        raise NotReconciled(f"the manifest counts {done.rows_out} + {done.rows_dead} rows, the plan {plan.rows}")
+    check_keys(folder, plan, committed=True)
+    key = f"key ({', '.join(plan.layout.key)}) unique" if plan.layout.key else "no key to check"
+    return [
+        f"counts: {done.rows_in:,} rows in = {done.rows_out:,} answered + {done.rows_dead:,} dead letters",
+        f"digests: {len(done.parts)} part(s) and their dead letters are the files that were committed",
+        f"keys: {key}",
+    ]
+
+
+def _check_digest(path: Path, entry: FileEntry, rows: int) -> None:
+    try:
+        same = file_entry(path) == entry and pq.read_metadata(path).num_rows == rows
+    except (OSError, ValueError) as error:
+        raise NotReconciled(f"{path} cannot be read: {error}") from error
+    if not same:
+        raise NotReconciled(f"{path} is not the file that was committed")
+
+
+def describe(done: RunManifest) -> bytes:
+    return orjson.dumps(msgspec.to_builtins(done), option=orjson.OPT_INDENT_2)

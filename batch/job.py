@@ -1,0 +1,192 @@
+"""Runs one job: from its specification to a committed run.
+
+    JobSpec -> resolve and pin the model -> plan, or find the unfinished run again -> score what is missing -> commit -> Summary
+
+The way of a row: `score_missing` hands part numbers to the actors of `pool.py`; each actor streams its part through
+`triform/scoring.py`; `commit.py` counts every row before anybody sees one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from rich.console import Console
+
+from batch import inputs
+from batch.actor import Outcome
+from batch.commit import RunManifest, allowed_dead, commit, utc_now
+from batch.folder import RunFolder, current, open_run
+from batch.plan import Pinned, Plan, job_id, make_plan
+from batch.pool import Cluster, score_parts, size_pool
+from batch.progress import RunProgress
+from batch.spec import JobSpec
+from triform.errors import JobError, OutputExists, TooManyDeadLetters, TriformError, by_code
+from triform.features import Features
+from triform.repository import Ref, open_repository, resolve
+from triform.runtime import RuntimeOptions
+from triform.scoring import Layout
+from triform.telemetry import InferenceRecord, Silent, Telemetry
+
+MAX_FAILED_PARTS: Final = 10  # after so many the cause is not a single file
+TELEMETRY_STAGES: Final = {"decode": "decode", "execute": "predict", "encode": "encode"}
+
+
+class Summary(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run came to. `scored` rows took `seconds` in this call, Ray's start included; resumed parts are not in them."""
+
+    folder: Path
+    manifest: RunManifest
+    scored: int
+    seconds: float
+    scoring_seconds: float
+
+    @property
+    def data(self) -> Path:
+        return self.folder / "data"
+
+    @property
+    def rows_per_second(self) -> float:
+        return self.scored / self.scoring_seconds if self.scoring_seconds else 0.0
+
+
+def run(spec: JobSpec, console: Console, telemetry: Telemetry | None = None) -> Summary:
+    """Scores the job's rows and commits them, or goes on with the unfinished run of the same job, or finds it done.
+
+    Raises `JobError` and its kinds, `InvalidInput` for inputs that cannot feed the model, `OutputExists`, `NotFound`,
+    `ConfigurationError`, `PackageError`.
+    """
+    started = time.perf_counter()
+    plan = prepare(spec, console)
+    output = Path(spec.output).absolute()
+    folder = RunFolder(output, plan.run)
+    check_output(output, plan.run, spec.if_exists)
+    scored, scoring_seconds = 0, 0.0
+    if not folder.committed():
+        plan = folder.begin(plan)
+        if not folder.swapped():
+            scored, scoring_seconds = score_missing(folder, plan, spec, console, telemetry or Silent())
+    else:
+        console.print(f"run {plan.run} is committed already: nothing to score", highlight=False)
+    done = commit(folder, plan, max_dead_letters=spec.max_dead_letters)
+    return Summary(
+        folder=folder.path,
+        manifest=done,
+        scored=scored,
+        seconds=time.perf_counter() - started,
+        scoring_seconds=scoring_seconds,
+    )
+
+
+def prepare(spec: JobSpec, console: Console) -> Plan:
+    """The plan: of the job's unfinished run where there is one, else a new one with the version that the model means now."""
+    repository = open_repository(spec.repository)
+    files = inputs.read_files(inputs.find(spec.input))
+    footers = [file for file, _ in files]
+    output = Path(spec.output).absolute()
+    layout = Layout(key=spec.key, keep=spec.keep, scored_at=utc_now())
+    unfinished = open_run(output, job_id(footers, layout, spec.model))
+    if unfinished is not None:
+        plan = RunFolder(output, unfinished).plan()
+        console.print(f"going on with run {plan.run}, begun {plan.layout.scored_at} with {plan.pinned.ref}", highlight=False)
+        return plan
+    name, version = resolve(repository, spec.model)
+    package = repository.package(name, version)
+    package.verify("golden")
+    inputs.check_columns(files, Features(package.manifest.signature, package.manifest.config), layout.carried)
+    pinned = Pinned(package.manifest.ref, package.manifest.digest)
+    if package.manifest.row_independence.kind == "dependent":
+        console.print(f"{pinned.ref}: rows depend on one another, so they are scored one by one, slowly", highlight=False)
+    location = str(Path(spec.repository).absolute())
+    plan = make_plan(footers, layout, model=spec.model, pinned=pinned, repository=location)
+    console.print(
+        f"run {plan.run}: {plan.rows:,} rows in {len(files)} file(s), {len(plan.parts)} part(s), model {pinned.ref}",
+        highlight=False,
+    )
+    return plan
+
+
+def check_output(output: Path, run: str, if_exists: str) -> None:
+    """Raises `OutputExists` if the output stands for another run and may not be replaced."""
+    now = current(output)
+    if now is not None and now.run != run and if_exists == "fail":
+        raise OutputExists(
+            f"{output} already stands for run {now.run}, committed {now.committed_at}, of other inputs or another model. "
+            "Use --if-exists replace to let this run take its place (the old one stays readable), or another --output"
+        )
+
+
+def score_missing(folder: RunFolder, plan: Plan, spec: JobSpec, console: Console, telemetry: Telemetry) -> tuple[int, float]:
+    """Scores the parts without a record; returns the rows scored, and the seconds from the first actor's start on."""
+    done = folder.recorded()
+    missing = [part.number for part in plan.parts if part.number not in done and folder.adopt(part.number) is None]
+    if done and missing:
+        console.print(f"{len(plan.parts) - len(missing)} of {len(plan.parts)} parts were done before", highlight=False)
+    if not missing:
+        return 0, 0.0
+    rows = sum(plan.parts[number].rows for number in missing)
+    with Cluster(spec.address) as cluster, RunProgress(console, rows=rows, parts=len(missing)) as progress:
+        started = time.perf_counter()
+        failed: list[Outcome] = []
+        for outcome in _outcomes(folder, plan, spec, cluster, missing, console):
+            _record(outcome, plan, telemetry)
+            if outcome.scored is None:
+                failed.append(outcome)
+                if outcome.code == TooManyDeadLetters.code or len(failed) >= MAX_FAILED_PARTS:
+                    break
+            else:
+                progress.advance(outcome.scored.rows_in, outcome.scored.rows_dead)
+        seconds = time.perf_counter() - started
+    if failed:
+        raise _failure(failed)
+    return rows, seconds
+
+
+def _outcomes(
+    folder: RunFolder, plan: Plan, spec: JobSpec, cluster: Cluster, missing: list[int], console: Console
+) -> Iterator[Outcome]:
+    ref = Ref.parse(plan.pinned.ref)
+    package = open_repository(plan.repository).package(ref.model, ref.version or 0)
+    threads = package.manifest.config.runtime.threads
+    pool = size_pool(spec.actors, parts=len(missing), threads=threads, gpus=spec.gpus, cluster=cluster.resources())
+    if pool.note:
+        console.print(pool.note, highlight=False)
+    yield from score_parts(
+        pool,
+        missing,
+        output=folder.output,
+        run=plan.run,
+        options=RuntimeOptions(provider=spec.provider),
+        max_dead=allowed_dead(plan.rows, spec.max_dead_letters),
+    )
+
+
+def _failure(failed: list[Outcome]) -> TriformError:
+    """One error for the parts that failed: the kind they share, and each one's message."""
+    kinds = {outcome.code for outcome in failed}
+    kind = by_code(kinds.pop()) if len(kinds) == 1 else JobError
+    messages = dict.fromkeys(outcome.error for outcome in failed)  # a model that does not load fails every part alike
+    return kind("; ".join(messages) + f" ({len(failed)} part(s) failed; finished ones are kept, and the same command goes on)")
+
+
+def _record(outcome: Outcome, plan: Plan, telemetry: Telemetry) -> None:
+    """Counts a part as one request of the batch form."""
+    ref = Ref.parse(plan.pinned.ref)
+    scored = outcome.scored
+    stages = {name: scored.seconds.get(was, 0.0) for name, was in TELEMETRY_STAGES.items()} if scored and scored.seconds else {}
+    telemetry.record(
+        InferenceRecord(
+            form="batch",
+            model=ref.model,
+            version=ref.version,
+            code="ok" if scored else outcome.code,
+            rows=scored.rows_out if scored else 0,
+            seconds=scored.elapsed if scored else 0.0,
+            stages=stages,
+            dead_letters=scored.dead if scored else {},
+            request_id=f"{plan.run}/{outcome.part}",
+        )
+    )

@@ -1,0 +1,141 @@
+"""Is every key there once? Exact, at bounded memory whatever the number of rows.
+
+    key columns -> 64-bit hashes -> buckets on disk by their high bits -> each sorted -> hashes that occur twice
+                -> the rows with those hashes, read again -> keys compared as they are
+
+A hash only ever points at rows to compare, so two keys that share one are not taken for duplicates.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+Hashes = NDArray[np.uint64]
+BUCKET_ROWS: Final = 4_000_000  # 32 MB of hashes
+SUSPECTS: Final = 1_000  # hashes looked at again: enough to name examples
+_GOLDEN: Final = np.uint64(0x9E3779B97F4A7C15)
+
+
+def duplicates(files: Sequence[Path], key: Sequence[str], *, most: int = 5) -> list[tuple[tuple[Any, ...], int]]:
+    """Up to `most` keys that occur more than once over all the Parquet files, each with its count."""
+    rows = sum(pq.read_metadata(file).num_rows for file in files)
+    bits = max(0, int(rows - 1).bit_length() - BUCKET_ROWS.bit_length() + 1)
+    with tempfile.TemporaryDirectory(prefix="triform-keys-") as folder:
+        suspects = _suspects(files, key, bits, Path(folder))
+    if not suspects.size:
+        return []
+    seen: Counter[tuple[Any, ...]] = Counter()
+    for batch in _batches(files, key):
+        rows_at = np.flatnonzero(np.isin(hash_rows(batch), suspects))
+        for row in batch.take(pa.array(rows_at)).to_pylist():
+            seen[tuple(_comparable(row[name]) for name in key)] += 1
+    return [(found, n) for found, n in seen.most_common(most) if n > 1]
+
+
+def _comparable(value: Any) -> Any:
+    """Lists compare by content; every NaN is the same key."""
+    if isinstance(value, list):
+        return tuple(_comparable(v) for v in value)
+    return "NaN" if isinstance(value, float) and value != value else value
+
+
+def _suspects(files: Sequence[Path], key: Sequence[str], bits: int, folder: Path) -> Hashes:
+    """Hashes that occur more than once, SUSPECTS at most."""
+    buckets = [(folder / f"{i:06d}").open("wb") for i in range(1 << bits)]
+    try:
+        for batch in _batches(files, key):
+            hashes = np.sort(hash_rows(batch))
+            for bucket, some in zip(buckets, _by_high_bits(hashes, bits), strict=True):
+                some.tofile(bucket)
+    finally:
+        for bucket in buckets:
+            bucket.close()
+    found = np.empty(0, dtype=np.uint64)
+    for bucket in buckets:
+        hashes = np.sort(np.fromfile(bucket.name, dtype=np.uint64))
+        found = np.concatenate([found, np.unique(hashes[1:][hashes[1:] == hashes[:-1]])])[:SUSPECTS]
+    return found
+
+
+def _by_high_bits(hashes: Hashes, bits: int) -> list[Hashes]:
+    """Sorted hashes cut where their high bits change."""
+    if bits == 0:
+        return [hashes]
+    edges = np.arange(1, 1 << bits, dtype=np.uint64) << np.uint64(64 - bits)
+    return np.split(hashes, np.searchsorted(hashes, edges))
+
+
+def _batches(files: Sequence[Path], key: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    for path in files:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(65_536, columns=list(key), use_threads=False):
+                yield batch.select(list(key))
+
+
+def hash_rows(batch: pa.RecordBatch) -> Hashes:
+    """A 64-bit hash for each row, over all columns of the batch."""
+    total = np.zeros(batch.num_rows, dtype=np.uint64)
+    for column in batch.columns:
+        total = _mix(total * _GOLDEN ^ _hash(column))
+    return total
+
+
+def _mix(h: Hashes) -> Hashes:
+    """splitmix64's finaliser (Steele, Lea, Flood 2014): each bit of the input moves each bit of the output."""
+    h = (h ^ (h >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    h = (h ^ (h >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return h ^ (h >> np.uint64(31))
+
+
+def _hash(column: pa.Array) -> Hashes:
+    if pa.types.is_integer(column.type) or pa.types.is_boolean(column.type):
+        plain = column.cast(pa.uint64() if pa.types.is_uint64(column.type) else pa.int64())
+        hashes = _mix(plain.fill_null(0).to_numpy(zero_copy_only=False).view(np.uint64) + _GOLDEN)
+    else:
+        hashes = _hash_bytes(_as_binary(column))
+    if column.null_count:
+        hashes = np.where(column.is_null().to_numpy(zero_copy_only=False), np.uint64(1), hashes)
+    return hashes
+
+
+def _as_binary(column: pa.Array) -> pa.LargeBinaryArray:
+    """Text as it is; dates, floats and decimals by their text, lists by their Python text: equal values, equal bytes."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if pa.types.is_nested(column.type):
+        column = pa.array([str(v) for v in column.to_pylist()], pa.string())
+    if not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
+        column = column.cast(pa.string())
+    return pc.cast(column, pa.large_binary())
+
+
+def _hash_bytes(values: pa.LargeBinaryArray) -> Hashes:
+    """Eight bytes at a time for all rows at once: as many steps as the longest value has words."""
+    values = values.fill_null(b"")
+    offsets = np.frombuffer(values.buffers()[1], dtype=np.int64)[values.offset : values.offset + len(values) + 1]
+    start, length = offsets[:-1], np.diff(offsets)
+    data = np.frombuffer(values.buffers()[2] or b"", dtype=np.uint8)
+    words = np.lib.stride_tricks.sliding_window_view(np.concatenate([data, np.zeros(8, np.uint8)]), 8)
+    hashes = _mix(length.astype(np.uint64) + _GOLDEN)
+    active = np.flatnonzero(length > 0)
+    at = 0
+    while active.size:
+        word = np.ascontiguousarray(words[start[active] + at]).view(np.uint64).ravel()
+        left = np.minimum(length[active] - at, 8).astype(np.uint64)
+        word &= np.uint64(0xFFFFFFFFFFFFFFFF) >> (
+            (np.uint64(8) - left) * np.uint64(8)
+        )  # the bytes past the end are a neighbour's
+        hashes[active] = _mix(hashes[active] * _GOLDEN ^ word)
+        at += 8
+        active = active[length[active] > at]
+    return hashes

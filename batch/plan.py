@@ -1,0 +1,98 @@
+"""The plan of a run: pure. Footers, model and options in; parts and identities out; frozen to `_run.json`.
+
+Two identities: the *job* (inputs, key, kept columns, the model as it was named) finds an unfinished run again even if the
+alias has moved since; the *run* (the same, with the package digest in place of the name) is what the output is called.
+Actors, addresses and limits count for neither: they change how rows are scored, not what comes out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from batch.inputs import InputFile, RowGroup
+from triform.scoring import Layout, Part
+
+PLAN_VERSION: Final = 1
+PART_ROWS: Final = 1_000_000
+PART_BYTES: Final = 128 << 20
+
+
+class Pinned(msgspec.Struct, frozen=True):
+    """The package that a run uses to its end."""
+
+    ref: str  # name/version
+    digest: str
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    version: int = PLAN_VERSION
+    run: str
+    job: str
+    model: str  # as it was asked for
+    pinned: Pinned
+    repository: str
+    layout: Layout
+    files: tuple[InputFile, ...]
+    parts: tuple[Part, ...]
+
+    @property
+    def rows(self) -> int:
+        return sum(part.rows for part in self.parts)
+
+
+def job_id(files: Sequence[InputFile], layout: Layout, model: str) -> str:
+    return _identity([_inputs(files), layout.key, layout.keep, "model", model])
+
+
+def run_id(files: Sequence[InputFile], layout: Layout, pinned: Pinned) -> str:
+    """The package digest covers its column mapping and null policy too."""
+    return _identity([_inputs(files), layout.key, layout.keep, "package", pinned.digest])
+
+
+def _inputs(files: Sequence[InputFile]) -> list[tuple[str, int, str]]:
+    return [(file.path, file.size, file.footer) for file in files]
+
+
+def _identity(content: list[Any]) -> str:
+    return hashlib.sha256(msgspec.json.encode([PLAN_VERSION, *content])).hexdigest()[:16]
+
+
+def make_plan(files: Sequence[InputFile], layout: Layout, *, model: str, pinned: Pinned, repository: str) -> Plan:
+    """Parts in the order of the files; a file without rows has none."""
+    parts = (part for file in files for part in _parts(file))
+    return Plan(
+        run=run_id(files, layout, pinned),
+        job=job_id(files, layout, model),
+        model=model,
+        pinned=pinned,
+        repository=repository,
+        layout=layout,
+        files=tuple(files),
+        parts=tuple(msgspec.structs.replace(part, number=i) for i, part in enumerate(parts)),
+    )
+
+
+def _parts(file: InputFile) -> Iterator[Part]:
+    """Neighbouring row groups together, up to PART_ROWS or PART_BYTES; one that is larger by itself stands alone."""
+    first_row = 0
+    for numbers, groups in _packed(file.row_groups):
+        rows = sum(group.rows for group in groups)
+        if rows:
+            yield Part(0, file.path, file.size, file.footer, tuple(numbers), first_row, rows)
+        first_row += rows
+
+
+def _packed(groups: Sequence[RowGroup]) -> Iterator[tuple[list[int], list[RowGroup]]]:
+    numbers: list[int] = []
+    for i, group in enumerate(groups):
+        together = [*(groups[n] for n in numbers), group]
+        if numbers and (sum(g.rows for g in together) > PART_ROWS or sum(g.size for g in together) > PART_BYTES):
+            yield numbers, [groups[n] for n in numbers]
+            numbers = []
+        numbers.append(i)
+    if numbers:
+        yield numbers, [groups[n] for n in numbers]

@@ -1,0 +1,128 @@
+"""Drives the parts through a pool of Ray actors with Ray Data. Only part numbers and outcomes pass through Ray.
+
+    part numbers -> ray.data.from_items -> map_batches(PartScorer, an actor pool) -> outcomes as they come
+
+The hang that a pool as large as the cluster's CPUs causes comes from read tasks that then never get one. Here the actors read
+by themselves and no other stage exists, so the pool may take every CPU; it is still cut to what the cluster has, because actors
+that never start would wait for ever. Retries are bounded: a part that kills its worker must not do so for ever.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from batch.actor import Outcome, PartScorer
+from batch.spec import actor_range
+from triform.errors import ConfigurationError
+from triform.runtime import RuntimeOptions
+
+MAX_ATTEMPTS = 2  # Ray's own retries of a part whose worker died; Ray's default is without end
+
+
+class Resources(NamedTuple):
+    """What a cluster has, in Ray's units."""
+
+    cpus: float
+    gpus: float
+
+
+class Pool(NamedTuple):
+    """How many actors, and what each asks Ray for. `note` says where this is not what was asked."""
+
+    smallest: int
+    largest: int
+    cpus: float
+    gpus: float
+    note: str = ""
+
+
+def size_pool(actors: str | int | None, *, parts: int, threads: int, gpus: float, cluster: Resources) -> Pool:
+    """The pool for a job: as many actors as asked (None: as fit), never more than fit or than there are parts.
+
+    Raises `ConfigurationError` where not even one fits.
+    """
+    fit = int(cluster.cpus // threads)
+    if gpus:
+        fit = min(fit, int(cluster.gpus / gpus + 1e-9))
+    if fit < 1:
+        raise ConfigurationError(
+            f"no actor fits: each needs {threads} CPU(s) and {gpus:g} GPU(s), the cluster has {cluster.cpus:g} and {cluster.gpus:g}"
+        )
+    smallest, largest = actor_range(actors) or (fit, fit)
+    note = (
+        f"{largest} actor(s) of {threads} CPU(s) asked for; the cluster has room for {fit}, so {fit} it is"
+        if largest > fit
+        else ""
+    )
+    largest = max(1, min(largest, fit, parts))
+    return Pool(min(smallest, largest), largest, float(threads), gpus, note)
+
+
+class Cluster:
+    """A Ray cluster: the one at `address`, the one this process is in already, or one started here and stopped again."""
+
+    def __init__(self, address: str | None) -> None:
+        self.address = address
+        self._started = False
+
+    def __enter__(self) -> Cluster:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        import ray
+
+        if not ray.is_initialized():
+            local: dict[str, Any] = {"include_dashboard": False, "object_store_memory": 200 << 20} if self.address is None else {}
+            ray.init(address=self.address, logging_level=logging.ERROR, log_to_driver=False, **local)
+            self._started = True
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        import ray
+
+        if self._started:
+            ray.shutdown()
+
+    def resources(self) -> Resources:
+        import ray
+
+        total = ray.cluster_resources()
+        return Resources(total.get("CPU", 0.0), total.get("GPU", 0.0))
+
+
+def score_parts(
+    pool: Pool, parts: Sequence[int], *, output: Path, run: str, options: RuntimeOptions, max_dead: int
+) -> Iterator[Outcome]:
+    """The outcomes of the parts, in the order in which they are done."""
+    import ray.data
+
+    _quiet(ray.data)
+    numbers = ray.data.from_items([{"part": number} for number in parts], override_num_blocks=len(parts))
+    fixed = pool.smallest == pool.largest
+    outcomes = numbers.map_batches(
+        PartScorer,
+        fn_constructor_args=(str(output), run, options, max_dead),
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(
+            **({"size": pool.largest} if fixed else {"min_size": pool.smallest, "max_size": pool.largest}),
+            max_tasks_in_flight_per_actor=2,
+        ),
+        num_cpus=pool.cpus,
+        num_gpus=pool.gpus or None,
+        max_restarts=MAX_ATTEMPTS,
+        max_task_retries=MAX_ATTEMPTS,
+    )
+    for row in outcomes.iter_rows():
+        yield msgspec.json.decode(row["outcome"], type=Outcome)
+
+
+def _quiet(data: Any) -> None:
+    """The job shows its own progress: Ray Data's bars and plan would stand between."""
+    context = data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)

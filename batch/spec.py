@@ -1,0 +1,74 @@
+"""What a job is asked to do: command line or TOML file -> JobSpec, checked before anything is read."""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from triform.config import convert
+from triform.errors import ConfigurationError
+
+
+class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`input`: files, folders or globs. `actors`: N or "MIN:MAX"; None: as many as fit."""
+
+    repository: str
+    model: str
+    input: tuple[str, ...]
+    output: str
+    key: tuple[str, ...] = ()
+    keep: tuple[str, ...] = ()
+    actors: str | int | None = None
+    gpus: float = 0.0
+    max_dead_letters: float = 0.01
+    if_exists: Literal["fail", "replace"] = "fail"
+    provider: str = "cpu"
+    address: str | None = None  # of a Ray cluster; None: one is started here
+
+    def __post_init__(self) -> None:
+        _require(bool(self.input), "input", "at least one file, folder or glob", "none")
+        _require(0.0 <= self.max_dead_letters <= 1.0, "max_dead_letters", "a share from 0 to 1", self.max_dead_letters)
+        _require(self.gpus >= 0.0 and math.isfinite(self.gpus), "gpus", "0 or more", self.gpus)
+        for name, columns in ("key", self.key), ("keep", self.keep):
+            _require(all(columns) and len(set(columns)) == len(columns), name, "each column once", ", ".join(columns))
+        actor_range(self.actors)
+
+
+def _require(holds: bool, key: str, expected: str, got: object) -> None:
+    if not holds:
+        raise ConfigurationError(f"{key}: expected {expected}, got {got}")
+
+
+def actor_range(actors: str | int | None) -> tuple[int, int] | None:
+    """(MIN, MAX) of "MIN:MAX", (N, N) of N, None of None. Raises `ConfigurationError`."""
+    if actors is None:
+        return None
+    low, colon, high = str(actors).partition(":")
+    try:
+        found = int(low), int(high if colon else low)
+    except ValueError:
+        found = (0, 0)
+    _require(1 <= found[0] <= found[1], "actors", "N or MIN:MAX with 1 <= MIN <= MAX", actors)
+    return found
+
+
+def read_spec(file: Path | None, options: Mapping[str, Any]) -> JobSpec:
+    """The job of a TOML file, overridden by the options that were given (those that are not None)."""
+    content: dict[str, Any] = {}
+    if file is not None:
+        try:
+            content = tomllib.loads(file.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigurationError(f"{file}: cannot be read ({error.strerror})") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigurationError(f"{file}: not TOML: {error}") from error
+        for name in "input", "key", "keep":
+            if isinstance(content.get(name), str):
+                content[name] = [content[name]]
+    given = {name: value for name, value in options.items() if value not in (None, [])}
+    return convert(content | given, JobSpec, str(file) if file else "command line")

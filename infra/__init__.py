@@ -1,0 +1,1 @@
+"""Layers, images, Kubernetes and monitoring. Nothing is here yet."""

@@ -1,0 +1,280 @@
+"""Arrow batches <-> tensors: `features.py`'s mapping for columnar data, without a Python loop over rows.
+
+    RecordBatch -> encode -> Encoded(tensors of the rows that fit, refused rows with reasons) -> Predictor.run
+    output tensors -> to_arrow -> columns
+
+A numeric column of the tensor's own dtype without nulls is passed on without a copy; stacked columns are written once into
+their [rows, F]. Text goes through Arrow's dictionary to numpy `U`, which ONNX Runtime reads several times faster than objects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from triform.config import DEAD_LETTER, Column
+from triform.errors import InvalidInput, MissingValue
+from triform.features import Feature, Features, OutputColumn, column_of, null_value
+from triform.signature import Array, TensorMetadata, unrepresentable
+
+Mask = NDArray[np.bool_]
+MAX_TEXT_WIDTH: Final = 64  # characters up to which text becomes numpy `U` (4 bytes each); longer text stays objects
+
+
+class Refused(NamedTuple):
+    """A row that does not become a tensor: `row` counts from 0 in its batch; `code` is the error class's."""
+
+    row: int
+    code: str
+    reason: str
+
+
+class Encoded(NamedTuple):
+    """`inputs` hold the rows where `keep` is true, all of them where it is None; `refused` the others, by row."""
+
+    inputs: dict[str, Array]
+    keep: Mask | None
+    refused: list[Refused]
+
+
+class _Faults:
+    """The rows of one batch that do not fit; the first fault of a row is its reason."""
+
+    def __init__(self) -> None:
+        self.rows: dict[int, Refused] = {}
+
+    def add(self, mask: Mask, code: str, reason: Callable[[int], str]) -> None:
+        for row in np.flatnonzero(mask).tolist():
+            self.rows.setdefault(row, Refused(row, code, reason(row)))
+
+
+def encode(features: Features, batch: pa.RecordBatch) -> Encoded:
+    """The batch's input tensors. Raises `InvalidInput` only for a fault of the schema: a column missing or of a wrong type."""
+    faults = _Faults()
+    tensors = {f.tensor.name: _tensor(f, batch, faults) for f in features.inputs}
+    if not faults.rows:
+        return Encoded(tensors, None, [])
+    keep = np.ones(batch.num_rows, dtype=np.bool_)
+    keep[list(faults.rows)] = False
+    return Encoded({n: a[keep] for n, a in tensors.items()}, keep, [faults.rows[r] for r in sorted(faults.rows)])
+
+
+def check_schema(features: Iterable[Feature], schema: pa.Schema) -> None:
+    """Raises `InvalidInput`, naming every column that is missing or whose type cannot feed its tensor."""
+    problems = []
+    for feature in features:
+        for column in feature.columns:
+            count = len(schema.get_all_field_indices(column.name))
+            if count != 1:
+                problems.append(f"column '{column.name}' is {'missing' if count == 0 else 'there twice'}")
+            elif not _fits(schema.field(column.name).type, feature):
+                problems.append(
+                    f"column '{column.name}' is {schema.field(column.name).type}, {feature.tensor} cannot be filled from it"
+                )
+    if problems:
+        raise InvalidInput("; ".join(problems))
+
+
+def _fits(kind: pa.DataType, feature: Feature) -> bool:
+    if isinstance(kind, pa.BaseExtensionType):
+        return False
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if feature.scalar:
+        return _fits_value(kind, feature.tensor) or (
+            _is_list(kind) and len(feature.columns) == 1 and _fits_value(kind.value_type, feature.tensor)
+        )
+    depth = 0
+    while _is_list(kind):
+        kind, depth = kind.value_type, depth + 1
+    return depth == len(feature.tensor.row_shape) and _fits_value(kind, feature.tensor)
+
+
+def _fits_value(kind: pa.DataType, tensor: TensorMetadata) -> bool:
+    if tensor.datatype == "BYTES":
+        return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind) or pa.types.is_decimal(kind))
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def _column(batch: pa.RecordBatch, column: Column, tensor: TensorMetadata) -> pa.Array:
+    """The named column; dictionaries of numbers and decimals become plain numbers."""
+    values = batch.column(column.name)
+    if pa.types.is_dictionary(values.type) and tensor.datatype != "BYTES":
+        values = values.dictionary_decode()
+    return values.cast(pa.float64()) if pa.types.is_decimal(values.type) else values
+
+
+def _tensor(feature: Feature, batch: pa.RecordBatch, faults: _Faults) -> Array:
+    """One input tensor over all rows of the batch; rows at fault hold placeholders."""
+    check_schema([feature], batch.schema)
+    tensor, first = feature.tensor, feature.columns[0]
+    if not feature.scalar or _is_list(batch.schema.field(first.name).type):
+        return _lists(_column(batch, first, tensor), first, tensor, faults)
+    columns = [_values(_column(batch, c, tensor), c, tensor, faults) for c in feature.columns]
+    if len(columns) == 1:
+        return columns[0].reshape(batch.num_rows, *feature.row_shape)
+    if tensor.datatype == "BYTES":
+        return np.stack(columns, axis=1)
+    stacked = np.empty((batch.num_rows, len(columns)), dtype=tensor.dtype)
+    for j, values in enumerate(columns):
+        stacked[:, j] = values
+    return stacked
+
+
+def _values(values: pa.Array, column: Column, tensor: TensorMetadata, faults: _Faults) -> Array:
+    """A column of one value a row as [rows], nulls replaced by its policy, rows at fault noted."""
+    null = values.is_null().to_numpy(zero_copy_only=False) if values.null_count else None
+    if null is not None and column.null == DEAD_LETTER:
+        faults.add(null, MissingValue.code, lambda _: f"column '{column.name}' is null")
+    if tensor.datatype == "BYTES":
+        return _text(values, "" if column.null == DEAD_LETTER else str(column.null))
+    if null is None:
+        return _numbers(values.to_numpy(zero_copy_only=False), column, tensor, faults)
+    filled = _numbers(
+        values.fill_null(False if pa.types.is_boolean(values.type) else 0).to_numpy(zero_copy_only=False),
+        column,
+        tensor,
+        faults,
+    )
+    if column.null == DEAD_LETTER:
+        return filled
+    if not filled.flags.writeable:
+        filled = filled.copy()
+    filled[null] = null_value(column)
+    return filled
+
+
+def _numbers(values: Array, column: Column, tensor: TensorMetadata, faults: _Faults) -> Array:
+    """The values in the tensor's dtype (no copy where they have it); those that the cast would change are noted."""
+    if values.dtype == tensor.dtype:
+        return values
+    with np.errstate(over="ignore", invalid="ignore"):
+        cast = values.astype(tensor.dtype)
+    if values.dtype.kind == "f" and tensor.dtype.kind == "f" and not np.isinf(cast).any():
+        return cast  # floats into floats change only by overflow
+    bad = unrepresentable(values, tensor.dtype)
+    if bad is not None and bad.any():
+        faults.add(
+            bad,
+            InvalidInput.code,
+            lambda row: f"column '{column.name}': {values[row]!s} cannot be held as {tensor.datatype} without changing it",
+        )
+        cast[bad] = 0
+    return cast
+
+
+def _text(values: pa.Array, null: str) -> Array:
+    """Text as numpy `U` if it is short, else as `str` objects; [rows]. Nulls become `null`."""
+    if not pa.types.is_dictionary(values.type):
+        values = values.dictionary_encode()
+    words = values.dictionary.cast(pa.string())
+    codes = values.indices
+    if codes.null_count:
+        words = pa.concat_arrays([words, pa.array([null], pa.string())])
+        codes = codes.fill_null(len(words) - 1)
+    if words.null_count:  # a dictionary may hold the null itself
+        words = words.fill_null(null)
+    distinct = words.to_numpy(zero_copy_only=False)
+    longest = pc.max(pc.utf8_length(words)).as_py() or 1
+    ends_in_nul = pc.any(pc.ends_with(words, "\0")).as_py()  # numpy `U` would drop a NUL at the end
+    if longest <= MAX_TEXT_WIDTH and not ends_in_nul:
+        distinct = distinct.astype(f"U{longest}")
+    return np.asarray(distinct[codes.to_numpy(zero_copy_only=False)])
+
+
+def _lists(values: pa.Array, column: Column, tensor: TensorMetadata, faults: _Faults) -> Array:
+    """A column of (nested) lists as [rows, ...]; a row that is null, ragged or holds what does not fit is noted."""
+    rows = len(values)
+    null = values.is_null().to_numpy(zero_copy_only=False)
+    if null.any():
+        faults.add(null, MissingValue.code, lambda _: f"column '{column.name}' is null")
+    shape = _common_shape(values, tensor)
+    good = ~null & _has_shape(values, shape)
+    faults.add(
+        ~good & ~null,
+        InvalidInput.code,
+        lambda _: f"column '{column.name}': expected {list(shape)} values a row, got a list of another shape",
+    )
+    flat = values.filter(pa.array(good)) if not good.all() else values
+    for _ in shape:
+        flat = flat.flatten()
+    inner = _Faults()
+    elements = _values(flat, column, tensor, inner)
+    positions, width = np.flatnonzero(good), max(1, int(np.prod(shape)))
+    for fault in inner.rows.values():
+        row = int(positions[fault.row // width])
+        faults.rows.setdefault(row, Refused(row, fault.code, fault.reason))
+    if good.all():
+        return elements.reshape(rows, *shape)
+    padded = np.zeros((rows, *shape), dtype=elements.dtype)
+    padded[good] = elements.reshape(-1, *shape)
+    return padded
+
+
+def _common_shape(values: pa.Array, tensor: TensorMetadata) -> tuple[int, ...]:
+    """The size of each list axis: what the tensor fixes, else what the batch's first full row has."""
+    shape: list[int] = []
+    for want in tensor.row_shape:
+        lengths = _lengths(values)
+        shape.append(want if isinstance(want, int) and want >= 0 else int(lengths[0]) if len(lengths) else 0)
+        values = values.drop_null().flatten()
+    return tuple(shape)
+
+
+def _lengths(values: pa.Array) -> NDArray[np.int64]:
+    return np.asarray(pc.list_value_length(values.drop_null()).to_numpy(zero_copy_only=False), dtype=np.int64)
+
+
+def _has_shape(values: pa.Array, shape: tuple[int, ...]) -> Mask:
+    """Which rows are lists of exactly this shape, all the way down."""
+    if not shape:
+        return np.ones(len(values), dtype=np.bool_)
+    lengths = pc.list_value_length(values).fill_null(-1).to_numpy(zero_copy_only=False)
+    good: Mask = np.asarray(lengths == shape[0])
+    if len(shape) > 1 and good.any():
+        below = _has_shape(values.filter(pa.array(good)).flatten(), shape[1:])
+        good[good] = below.reshape(-1, shape[0]).all(axis=1)
+    return good
+
+
+def to_arrow(features: Features, outputs: Mapping[str, Array]) -> dict[str, pa.Array]:
+    """The answer's columns as Arrow arrays, typed as `output_schema` says."""
+    return {c.name: _output(column_of(c, outputs[c.tensor.name]), output_type(c)) for c in features.outputs}
+
+
+def output_schema(features: Features) -> pa.Schema:
+    return pa.schema([pa.field(c.name, output_type(c)) for c in features.outputs])
+
+
+_OUTPUT_TYPES: Final[Mapping[str, pa.DataType]] = {
+    "BOOL": pa.bool_(), "UINT8": pa.uint8(), "UINT16": pa.uint16(), "UINT32": pa.uint32(), "UINT64": pa.uint64(),
+    "INT8": pa.int8(), "INT16": pa.int16(), "INT32": pa.int32(), "INT64": pa.int64(),
+    "FP16": pa.float32(),  # Spark and most readers know no half floats
+    "FP32": pa.float32(), "FP64": pa.float64(), "BYTES": pa.string(),
+}  # fmt: skip
+
+
+def output_type(column: OutputColumn) -> pa.DataType:
+    """The Arrow type of an output column: its value's, in a list for each further axis."""
+    kind = pa.string() if column.labels else _OUTPUT_TYPES[column.tensor.datatype]
+    for _ in column.row_shape:
+        kind = pa.list_(kind)
+    return kind
+
+
+def _output(values: Array, kind: pa.DataType) -> pa.Array:
+    if pa.types.is_list(kind):
+        inner = _output(values.reshape(-1, *values.shape[2:]), kind.value_type)
+        return pa.ListArray.from_arrays(np.arange(len(values) + 1, dtype=np.int32) * values.shape[1], inner)
+    if values.dtype == np.float16:
+        values = values.astype(np.float32)
+    return pa.array(np.ascontiguousarray(values), type=kind, from_pandas=False)

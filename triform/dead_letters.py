@@ -1,0 +1,96 @@
+"""Rows that were not scored, as Parquet: where each came from, why, and its raw row, to be mended and redriven."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+FOOTER_KEY: Final = b"triform"
+READ_ROWS: Final = 16_384
+
+
+class DeadLetter(msgspec.Struct, frozen=True):
+    row: int  # in the part, from 0
+    code: str
+    reason: str
+
+
+def schema_for(source: pa.Schema, key: Sequence[str]) -> pa.Schema:
+    """The key columns, then `source_file`, `row_number` (in that file, from 0), `code`, `reason`, `raw_row` (JSON)."""
+    text = [pa.field(name, pa.string()) for name in ("code", "reason", "raw_row")]
+    place = [pa.field("source_file", pa.string()), pa.field("row_number", pa.int64())]
+    return pa.schema([*(source.field(name).remove_metadata() for name in key), *place, *text])
+
+
+def write(
+    path: Path,
+    source: pq.ParquetFile,
+    *,
+    source_file: str,
+    row_groups: Sequence[int],
+    first_row: int,
+    letters: Sequence[DeadLetter],
+    key: Sequence[str],
+    footer: Mapping[str, Any],
+) -> None:
+    """Writes the letters, sorted by row, with all columns of their rows: only row groups that hold one are read again."""
+    schema = schema_for(source.schema_arrow, key)
+    with sink(path, schema) as writer:
+        for some, rows in _with_rows(source, row_groups, sorted(letters, key=lambda d: d.row)):
+            columns = {
+                "source_file": [source_file] * len(some),
+                "row_number": [first_row + d.row for d in some],
+                "code": [d.code for d in some],
+                "reason": [d.reason for d in some],
+                "raw_row": [_json(row) for row in rows.to_pylist()],
+            }
+            keys = [rows.column(name) for name in key]
+            arrays = [*keys, *(pa.array(values, schema.field(name).type) for name, values in columns.items())]
+            writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
+        writer.add_key_value_metadata({FOOTER_KEY: orjson.dumps(footer)})
+
+
+def _with_rows(
+    source: pq.ParquetFile, row_groups: Sequence[int], letters: Sequence[DeadLetter]
+) -> Iterator[tuple[list[DeadLetter], pa.RecordBatch]]:
+    """The letters, some at a time, each with its row."""
+    start, pending = 0, list(letters)
+    for group in row_groups:
+        rows = source.metadata.row_group(group).num_rows
+        if pending and pending[0].row < start + rows:
+            at = start
+            for batch in source.iter_batches(READ_ROWS, row_groups=[group], use_threads=False):
+                mine = [d for d in pending[: batch.num_rows] if d.row < at + batch.num_rows]
+                if mine:
+                    yield mine, batch.take(pa.array([d.row - at for d in mine]))
+                    pending = pending[len(mine) :]
+                at += batch.num_rows
+        start += rows
+
+
+@contextmanager
+def sink(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
+    """A Parquet file in the making; on leaving it is complete and synced to disk."""
+    text = [f.name for f in schema if pa.types.is_string(f.type) or f.name.startswith("_")]
+    with path.open("wb") as file:
+        with pq.ParquetWriter(file, schema, compression="zstd", compression_level=1, use_dictionary=text) as writer:
+            yield writer
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _json(row: Mapping[str, Any]) -> str:
+    return orjson.dumps(row, default=_plain, option=orjson.OPT_NON_STR_KEYS).decode()
+
+
+def _plain(value: Any) -> Any:
+    """What orjson does not write by itself: bytes as hex digits, the rest (decimals, durations) as text."""
+    return value.hex() if isinstance(value, bytes) else str(value)

@@ -1,0 +1,56 @@
+"""Ends ONNX Runtime runs whose time is up: one watching thread a process, started with the first deadline.
+
+    with watchdog.guard(run_options, deadline): session.run(..., run_options)   # sets run_options.terminate when it is due
+
+ONNX Runtime looks at `terminate` between nodes, so one long node still runs to its end; the caller's error is the same.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+class Watchdog:
+    """Holds the running deadlines in a heap; thread-safe. Deadlines are seconds of `time.monotonic()`."""
+
+    def __init__(self) -> None:
+        self._wake = threading.Condition()
+        self._due: list[tuple[float, int, Any]] = []
+        self._live: set[int] = set()
+        self._ids = itertools.count()
+        self._thread: threading.Thread | None = None
+
+    @contextmanager
+    def guard(self, run_options: Any, deadline: float) -> Iterator[None]:
+        with self._wake:
+            ticket = next(self._ids)
+            self._live.add(ticket)
+            heapq.heappush(self._due, (deadline, ticket, run_options))
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._watch, name="triform-deadlines", daemon=True)
+                self._thread.start()
+            elif self._due[0][1] == ticket:
+                self._wake.notify()
+        try:
+            yield
+        finally:
+            with self._wake:
+                self._live.discard(ticket)
+
+    def _watch(self) -> None:
+        with self._wake:
+            while True:
+                while self._due and self._due[0][1] not in self._live:
+                    heapq.heappop(self._due)
+                if not self._due:
+                    self._wake.wait()
+                elif (left := self._due[0][0] - time.monotonic()) > 0:
+                    self._wake.wait(left)
+                else:
+                    heapq.heappop(self._due)[2].terminate = True

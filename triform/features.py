@@ -1,0 +1,201 @@
+"""Named columns <-> tensors, by the package's column mapping: what makes a JSON record and a Parquet row mean the same.
+
+    records -> Features.from_records -> tensors          outputs -> Features.to_columns -> labelled columns
+
+Each input tensor is fed from columns: several are stacked into one [rows, F]; one fills [rows] or [rows, 1], or holds a list
+a row. A null gets what its column declares: "nan", a value, or the row's refusal. `arrow.py` does the same for Arrow batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from triform.config import DEAD_LETTER, NAN, Column, ModelConfig
+from triform.errors import ConfigurationError, InvalidInput, MissingValue
+from triform.signature import Array, Signature, TensorMetadata, cast
+
+
+class Feature(NamedTuple):
+    """An input tensor and the columns that fill it, in order."""
+
+    tensor: TensorMetadata
+    columns: tuple[Column, ...]
+
+    @property
+    def scalar(self) -> bool:
+        """Whether a column brings one value a row (else a list)."""
+        return len(self.columns) > 1 or self.tensor.row_shape in ((), (1,)) or self.tensor.row_shape == (len(self.columns),)
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """The shape of one row where a column brings one value a row."""
+        return () if self.tensor.row_shape == () else (len(self.columns),)
+
+
+class OutputColumn(NamedTuple):
+    """A column of the answer: `position` picks it from [rows, K]; None takes the whole tensor."""
+
+    name: str
+    tensor: TensorMetadata
+    position: int | None = None
+    labels: tuple[str, ...] = ()
+
+    @property
+    def row_shape(self) -> tuple[int | str, ...]:
+        """The shape of one row's value: () for a single one."""
+        return () if self.position is not None or self.tensor.row_shape == (1,) else self.tensor.row_shape
+
+
+class Features:
+    """The column mapping of one model. Raises `ConfigurationError` where mapping and signature do not fit."""
+
+    def __init__(self, signature: Signature, config: ModelConfig) -> None:
+        self.signature = signature
+        self.inputs = tuple(_feature(t, config) for t in signature.inputs)
+        self.outputs = tuple(c for t in signature.outputs for c in _output_columns(t, config))
+        names = [c.name for c in self.outputs]
+        if twice := {n for n in names if names.count(n) > 1}:
+            raise ConfigurationError(
+                f"model.toml: two outputs give a column '{min(twice)}': name them apart with outputs.X.columns"
+            )
+
+    @property
+    def columns(self) -> list[str]:
+        """Every input column once, in order."""
+        return list(dict.fromkeys(c.name for f in self.inputs for c in f.columns))
+
+    def from_records(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Array]:
+        """Input tensors of shape [len(records), ...] with the signature's dtypes.
+
+        Raises `MissingValue` or `InvalidInput` with the column and the row at fault. Keys that are no column are ignored.
+        """
+        for row, record in enumerate(records):
+            if not isinstance(record, Mapping):
+                raise InvalidInput(f"row {row}: expected an object of named columns, got {type(record).__name__}", row=row)
+        return {f.tensor.name: _tensor(f, records) for f in self.inputs}
+
+    def to_columns(self, outputs: Mapping[str, Array]) -> dict[str, Array]:
+        """The answer as columns of shape [rows] (or [rows, ...] where a row's value is itself an array), labels applied."""
+        return {c.name: column_of(c, outputs[c.tensor.name]) for c in self.outputs}
+
+
+def _feature(tensor: TensorMetadata, config: ModelConfig) -> Feature:
+    feature = Feature(tensor, config.input(tensor.name).named(tensor.name))
+    for column in feature.columns:
+        check_null_policy(column, tensor)
+    width = tensor.row_shape[0] if tensor.row_shape else None
+    if len(feature.columns) > 1 and (
+        len(tensor.row_shape) != 1 or (isinstance(width, int) and width not in (-1, len(feature.columns)))
+    ):
+        raise ConfigurationError(f"model.toml: inputs.{tensor.name}.columns names {len(feature.columns)} columns for {tensor}")
+    return feature
+
+
+def check_null_policy(column: Column, tensor: TensorMetadata) -> None:
+    """Raises `ConfigurationError` if the value that stands for a null does not fit the tensor."""
+    key = f"model.toml: inputs.{tensor.name}.columns: null of '{column.name}'"
+    if column.null == DEAD_LETTER:
+        return
+    if tensor.datatype == "BYTES":
+        if not isinstance(column.null, str):
+            raise ConfigurationError(f"{key}: expected text, got {column.null!r}")
+        return
+    if column.null == NAN:
+        if tensor.dtype.kind != "f":
+            raise ConfigurationError(f'{key}: {tensor.datatype} has no NaN; give a value or "{DEAD_LETTER}"')
+        return
+    if isinstance(column.null, str):
+        raise ConfigurationError(f'{key}: expected "{NAN}", "{DEAD_LETTER}" or a number, got {column.null!r}')
+    try:
+        cast([column.null], tensor)
+    except InvalidInput as error:
+        raise ConfigurationError(f"{key}: {error}") from error
+
+
+def null_value(column: Column) -> Any:
+    """What stands for a null in an array: NaN for "nan", else the value itself."""
+    return float("nan") if column.null == NAN else column.null
+
+
+def _output_columns(tensor: TensorMetadata, config: ModelConfig) -> list[OutputColumn]:
+    given = config.output(tensor.name)
+    if given.labels and tensor.dtype.kind not in "iu":
+        raise ConfigurationError(f"model.toml: outputs.{tensor.name}.labels: needs an integer output, not {tensor}")
+    if not given.columns:
+        return [OutputColumn(tensor.name, tensor, None, given.labels)]
+    width = tensor.row_shape[0] if tensor.row_shape else 1
+    if len(given.columns) == 1 and len(tensor.row_shape) <= 1 and width == 1:
+        return [OutputColumn(given.columns[0], tensor, None, given.labels)]
+    if len(tensor.row_shape) != 1 or (isinstance(width, int) and width not in (-1, len(given.columns))):
+        raise ConfigurationError(f"model.toml: outputs.{tensor.name}.columns names {len(given.columns)} column(s) for {tensor}")
+    return [OutputColumn(name, tensor, i, given.labels) for i, name in enumerate(given.columns)]
+
+
+def column_of(column: OutputColumn, value: Array) -> Array:
+    """One column's values, [rows] or [rows, ...], from the output tensor."""
+    if column.position is not None and len(value) == 0:
+        value = value.reshape(-1)
+    elif column.position is not None:
+        if value.ndim != 2 or column.position >= value.shape[1]:
+            raise ConfigurationError(
+                f"output '{column.tensor.name}' came with shape {list(value.shape)}: it has no column '{column.name}'"
+            )
+        value = value[:, column.position]
+    elif column.tensor.row_shape == (1,):
+        value = value.reshape(-1)
+    return _labelled(value, column) if column.labels else value
+
+
+def _labelled(value: Array, column: OutputColumn) -> Array:
+    labels = np.array(column.labels, dtype=object)
+    if value.size and (value.min() < 0 or value.max() >= len(labels)):
+        raise ConfigurationError(
+            f"model.toml: outputs.{column.tensor.name}.labels names {len(labels)} classes; the model answered {int(value.max())}"
+        )
+    return np.asarray(labels[value])
+
+
+def _tensor(feature: Feature, records: Sequence[Mapping[str, Any]]) -> Array:
+    if not feature.scalar:
+        return _cast([_value(feature.columns[0], r, i) for i, r in enumerate(records)], feature.columns[0], feature.tensor)
+    columns = [_cast([_value(c, r, i) for i, r in enumerate(records)], c, feature.tensor) for c in feature.columns]
+    for column, array in zip(feature.columns, columns, strict=True):
+        if array.ndim != 1:
+            raise InvalidInput(f"column '{column.name}': expected one value a row, got lists", input=column.name)
+    return np.stack(columns, axis=1) if feature.row_shape else columns[0]
+
+
+def _value(column: Column, record: Mapping[str, Any], row: int) -> Any:
+    value = record.get(column.name)
+    if value is not None:
+        return value
+    if column.null == DEAD_LETTER:
+        raise MissingValue(f"row {row}: column '{column.name}' is missing or null", input=column.name, row=row)
+    return null_value(column)
+
+
+def _cast(values: list[Any], column: Column, tensor: TensorMetadata) -> Array:
+    """One column's Python values as an array of the tensor's dtype; errors name the column."""
+    try:
+        array = np.array(values, dtype=object) if tensor.datatype == "BYTES" else np.array(values)
+        if array.dtype.kind == "f" and tensor.dtype.kind in "iu":
+            array = _exact_integers(values, array)
+        return cast(array if values else array.astype(tensor.dtype), tensor)
+    except InvalidInput as error:
+        raise InvalidInput(
+            str(error).replace(f"input '{tensor.name}'", f"column '{column.name}'"), input=column.name, row=error.row
+        ) from error
+    except (ValueError, OverflowError) as error:
+        raise InvalidInput(
+            f"column '{column.name}': expected {tensor.datatype}, got values that make no array ({error})"
+        ) from error
+
+
+def _exact_integers(values: list[Any], array: Array) -> Array:
+    """Integers that stand among floats, kept to the digit: numpy would round them to floats first."""
+    if all(isinstance(v, int) or (isinstance(v, float) and v.is_integer()) for v in values):
+        return np.array([int(v) for v in values])
+    return array

@@ -1,0 +1,189 @@
+"""The release log of one model: which version is stable, which canary or shadow stands beside it, and who said so when.
+
+    <model>/releases/000017.json : one file a revision, created exclusively, never changed; the highest is current
+
+Creating revision N+1 is at once the compare-and-swap and the audit trail: of many writers one wins, the others are told
+(`ReleaseConflict`). `set` never tries again by itself; `rollback` re-reads and tries until it wins.
+"""
+
+from __future__ import annotations
+
+import datetime
+import getpass
+import secrets
+import socket
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from triform.errors import AliasNotFound, InvalidRequest, ReleaseConflict, StoreError, VersionNotFound
+
+if TYPE_CHECKING:  # repository.py resolves aliases through this module
+    from triform.package import ModelPackage
+    from triform.repository import ModelRepository
+
+ROLLBACK_ATTEMPTS: Final = 100
+MAX_REASON: Final = 1000
+
+
+class Canary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    version: int
+    weight: float  # share of the keys, 0..1
+
+
+class Shadow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    version: int
+    sample: float  # share of the requests, 0..1
+
+
+class Release(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    revision: int
+    stable: int
+    previous: int | None
+    canary: Canary | None
+    shadow: Shadow | None
+    salt: str  # stays for one rollout, so that a user stays on a version
+    nonce: str  # tells the writer whether a revision is its own after a lost response
+    reason: str
+    changed_by: str
+    changed_at: str  # ISO 8601, UTC
+
+    def version_of(self, alias: str) -> int | None:
+        beside = {"canary": self.canary, "shadow": self.shadow}.get(alias)
+        return self.stable if alias == "stable" else beside.version if beside else None
+
+    def versions(self) -> set[int]:
+        return {self.stable, *(b.version for b in (self.canary, self.shadow) if b)}
+
+
+class ReleaseLog:
+    """The log of one model in a repository. Holds no state of its own."""
+
+    def __init__(self, repository: ModelRepository, model: str) -> None:
+        self.repository = repository
+        self.model = model
+
+    def current(self) -> Release | None:
+        """The release in force, or None where nothing was released."""
+        latest = self.repository.latest_revision(self.model)
+        return self.read(latest) if latest else None
+
+    def read(self, revision: int) -> Release:
+        content = self.repository.read_release(self.model, revision)
+        if content is None:
+            raise VersionNotFound(f"'{self.model}' has no release revision {revision}")
+        try:
+            return msgspec.json.decode(content, type=Release)
+        except msgspec.DecodeError as error:
+            raise StoreError(f"release revision {revision} of '{self.model}' is damaged: {error}") from error
+
+    def history(self, limit: int = 20) -> list[Release]:
+        """The latest revisions, newest first."""
+        latest = self.repository.latest_revision(self.model)
+        return [self.read(r) for r in range(latest, max(0, latest - limit), -1)]
+
+    def set(
+        self,
+        *,
+        stable: int | None = None,
+        canary: Canary | None = None,
+        shadow: Shadow | None = None,
+        reason: str = "",
+        changed_by: str | None = None,
+        expect: int | None = None,
+    ) -> Release:
+        """Writes the next revision: what is not named is not there, except that `stable` stays as it is.
+
+        Every version that it names newly is verified in full first. `expect` is the revision the caller has looked at.
+        Raises `ReleaseConflict` if another writer was first, `VersionNotFound`, `PackageError`, `InvalidRequest`.
+        """
+        now = self.current()
+        if expect is not None and expect != (now.revision if now else 0):
+            raise ReleaseConflict(
+                f"'{self.model}' is at revision {now.revision if now else 0}, not {expect}: look again and decide anew"
+            )
+        if stable is None and now is None:
+            raise InvalidRequest(f"'{self.model}' was never released: name its first stable version with --stable")
+        wanted = self._next(now, stable or now.stable, canary, shadow, reason, changed_by)  # type: ignore[union-attr]  # one is set
+        for version in sorted(wanted.versions()):
+            package = self._known(version)
+            if now is None or version not in now.versions():
+                package.verify("full")
+        return self._append(wanted)
+
+    def rollback(self, *, reason: str = "rollback", changed_by: str | None = None) -> Release:
+        """Away from what is new: a canary or shadow is taken off; without one, `previous` becomes stable again.
+
+        Re-reads and retries until it wins. Needs neither the new version nor anything that runs.
+        """
+        for _ in range(ROLLBACK_ATTEMPTS):
+            now = self.current()
+            if now is None:
+                raise AliasNotFound(f"'{self.model}' was never released: there is nothing to roll back")
+            target = now.stable if now.canary or now.shadow else now.previous
+            if target is None:
+                raise AliasNotFound(
+                    f"'{self.model}' has had no stable version before {now.stable}: there is nothing to roll back to"
+                )
+            self._known(target)
+            try:
+                return self._append(self._next(now, target, None, None, reason, changed_by))
+            except ReleaseConflict:
+                continue
+        raise ReleaseConflict(f"'{self.model}': {ROLLBACK_ATTEMPTS} other writers were first, one after another; try again")
+
+    def _known(self, version: int) -> ModelPackage:
+        versions = self.repository.versions(self.model)
+        if version not in versions:
+            listed = ", ".join(map(str, versions)) or "none"
+            raise VersionNotFound(f"'{self.model}' has no version {version} (it has: {listed}); the release stays as it is")
+        return self.repository.package(self.model, version)
+
+    def _next(
+        self, now: Release | None, stable: int, canary: Canary | None, shadow: Shadow | None, reason: str, by: str | None
+    ) -> Release:
+        _check_share("canary weight", canary.weight if canary else 0.0)
+        _check_share("shadow sample", shadow.sample if shadow else 0.0)
+        if canary and canary.version == stable:
+            raise InvalidRequest(f"version {stable} cannot be stable and canary at once")
+        if len(reason) > MAX_REASON:
+            raise InvalidRequest(f"reason: {len(reason)} characters, {MAX_REASON} at most")
+        same_rollout = bool(now and now.canary and canary and now.canary.version == canary.version)
+        return Release(
+            revision=(now.revision if now else 0) + 1,
+            stable=stable,
+            previous=now.previous if now and now.stable == stable else now.stable if now else None,
+            canary=canary,
+            shadow=shadow,
+            salt=now.salt if now and same_rollout else secrets.token_hex(8),
+            nonce=secrets.token_hex(8),
+            reason=reason,
+            changed_by=by or whoami(),
+            changed_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        )
+
+    def _append(self, release: Release) -> Release:
+        content = msgspec.json.format(msgspec.json.encode(release), indent=2)
+        if self.repository.create_release(self.model, release.revision, content):
+            return release
+        winner = self.read(release.revision)
+        if winner.nonce == release.nonce:
+            return release
+        raise ReleaseConflict(
+            f"revision {release.revision} of '{self.model}' was taken by {winner.changed_by} "
+            f"(stable {winner.stable}, {winner.changed_at}): look again and decide anew"
+        )
+
+
+def _check_share(what: str, share: float) -> None:
+    if not 0.0 <= share <= 1.0:
+        raise InvalidRequest(f"{what}: expected 0 to 1, got {share}")
+
+
+def whoami() -> str:
+    """user@host, for the log."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):
+        user = "unknown"
+    return f"{user}@{socket.gethostname()}"

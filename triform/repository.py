@@ -1,0 +1,125 @@
+"""Model repositories: where packages live, and what a reference such as `flight-delay@stable` means.
+
+    open_repository(location) -> resolve(repository, "name@stable") -> repository.package(model, version) -> Predictor.load
+
+`ModelRepository` is the one seam between Triform and storage: few operations, each whole or not at all. What the releases
+in it mean is `releases.py`'s business, the same for every store.
+"""
+
+from __future__ import annotations
+
+import re
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Final, Literal, Protocol
+
+import msgspec
+
+from triform.errors import AliasNotFound, ConfigurationError, InvalidReference, ModelNotFound, VersionNotFound
+from triform.package import NAME, ModelPackage
+from triform.releases import ReleaseLog
+
+Alias = Literal["stable", "canary", "shadow"]
+_VERSION: Final = re.compile(r"[1-9][0-9]{0,8}")
+
+
+class ModelRepository(Protocol):
+    """What a store must do. Every method may raise `StoreError` where the storage fails."""
+
+    location: str
+
+    def models(self) -> list[str]:
+        """The names of all models, sorted."""
+
+    def versions(self, model: str) -> list[int]:
+        """The published versions, rising; empty where the model does not exist."""
+
+    def package(self, model: str, version: int) -> ModelPackage:
+        """The package on local disk, fetched if it must be; not yet verified. Raises `VersionNotFound`."""
+
+    def staging(self, model: str) -> AbstractContextManager[Path]:
+        """An empty folder to build a package in; gone afterwards, published or not."""
+
+    def publish(self, staged: Path, model: str, version: int) -> None:
+        """Makes the staged folder that version, whole or not at all. Raises `VersionExists`."""
+
+    def latest_revision(self, model: str) -> int:
+        """The highest revision of the model's release log; 0 where nothing was released."""
+
+    def read_release(self, model: str, revision: int) -> bytes | None:
+        """That revision's content, or None."""
+
+    def create_release(self, model: str, revision: int, content: bytes) -> bool:
+        """Creates the revision exclusively and durably; False if it is taken."""
+
+
+class Ref(msgspec.Struct, frozen=True):
+    """`name`, `name@alias` or `name/version`."""
+
+    model: str
+    alias: Alias | None = None
+    version: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Ref:
+        """Raises `InvalidReference` for anything else."""
+        for mark in "@", "/":
+            model, found, rest = text.partition(mark)
+            if found and NAME.fullmatch(model):
+                if mark == "@" and rest in ("stable", "canary", "shadow"):
+                    return cls(model, alias=rest)  # type: ignore[arg-type]  # narrowed by the line above
+                if mark == "/" and _VERSION.fullmatch(rest):
+                    return cls(model, version=int(rest))
+        if NAME.fullmatch(text):
+            return cls(text)
+        raise InvalidReference(
+            f"{text[:120]!r} is not a model reference: write name, name@stable (or @canary, @shadow) or name/3; "
+            "names are letters, digits, '.', '_' and '-'"
+        )
+
+    def __str__(self) -> str:
+        if self.version is not None:
+            return f"{self.model}/{self.version}"
+        return f"{self.model}@{self.alias}" if self.alias else self.model
+
+
+def check_name(model: str) -> str:
+    """The name, if it may name a model; else `InvalidReference`."""
+    if not NAME.fullmatch(model):
+        raise InvalidReference(f"{model[:120]!r} cannot name a model: use letters, digits, '.', '_' and '-', 100 at most")
+    return model
+
+
+def open_repository(location: str | Path) -> ModelRepository:
+    """The repository at a path. Raises `ConfigurationError` for a location that no store knows."""
+    from triform.stores.local import LocalRepository
+
+    if "://" in str(location):
+        raise ConfigurationError(f"repository: {str(location)[:200]!r} is not a local path, the only store in this version")
+    return LocalRepository(Path(location))
+
+
+def resolve(repository: ModelRepository, ref: str | Ref) -> tuple[str, int]:
+    """The model and version that a reference means now.
+
+    A bare `name` means the stable release, or the highest version where nothing was released yet. Raises `ModelNotFound`,
+    `VersionNotFound`, `AliasNotFound` or `InvalidReference`, each saying what there is.
+    """
+    ref = Ref.parse(ref) if isinstance(ref, str) else ref
+    versions = repository.versions(ref.model)
+    if not versions:
+        known = ", ".join(repository.models()[:10]) or "none at all"
+        raise ModelNotFound(f"no model '{ref.model}' in {repository.location} (it has: {known})")
+    if ref.version is not None:
+        if ref.version not in versions:
+            raise VersionNotFound(f"'{ref.model}' has no version {ref.version} (it has: {', '.join(map(str, versions))})")
+        return ref.model, ref.version
+    release = ReleaseLog(repository, ref.model).current()
+    if release is None:
+        if ref.alias is None:
+            return ref.model, versions[-1]
+        raise AliasNotFound(f"'{ref.model}' was never released: run `triform release set {ref.model} --stable {versions[-1]}`")
+    version = release.version_of(ref.alias or "stable")
+    if version is None:
+        raise AliasNotFound(f"revision {release.revision} of '{ref.model}' has no {ref.alias}")
+    return ref.model, version

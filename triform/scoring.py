@@ -1,0 +1,304 @@
+"""Scores one part of a Parquet file with a predictor, from Parquet to Parquet, at bounded memory. No Ray in here.
+
+    reader thread                  this thread                                     writer thread
+    row groups -> record batches -> encode (arrow.py) -> Predictor.run -> columns -> part file
+                                    refused rows, rows that make a run fail ------> dead letters, with the raw row
+
+The bounded queues between the threads read ahead and write behind; memory depends on the batch, never on the file. Rows that
+make a run fail are found by halving. Nothing is visible under a final name: the caller is given two finished, synced files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from triform import arrow
+from triform.dead_letters import FOOTER_KEY, DeadLetter, sink
+from triform.dead_letters import write as write_dead_letters
+from triform.errors import InputChanged, InputUnreadable, ResourceExhausted, RunFailed, TooManyDeadLetters
+from triform.features import Features
+from triform.package import FileEntry, file_entry
+from triform.pipeline import Behind, ahead
+from triform.predictor import Predictor
+from triform.signature import Array, rows_of
+
+BATCH_ROWS: Final = 16_384
+BATCH_BYTES: Final = 32 << 20
+STAGES: Final = ("read", "decode", "predict", "encode", "write")
+
+
+class Part(msgspec.Struct, frozen=True):
+    """Some row groups of one file. `first_row` is the file's row number (from 0) of the part's first row."""
+
+    number: int
+    path: str
+    size: int  # of the whole file, bytes
+    footer: str  # sha256 of the file's footer: what the plan was made from
+    row_groups: tuple[int, ...]
+    first_row: int
+    rows: int
+
+
+class Layout(msgspec.Struct, frozen=True):
+    """What stands in the output beside the model's answer."""
+
+    key: tuple[str, ...] = ()
+    keep: tuple[str, ...] = ()
+    scored_at: str = ""  # ISO 8601, UTC: the run's start, the same for all its parts
+
+    @property
+    def carried(self) -> list[str]:
+        return list(dict.fromkeys((*self.key, *self.keep)))
+
+
+class ScoredPart(msgspec.Struct, frozen=True):
+    """What came of a part. `seconds` by stage; the threads overlap, so they sum to more than the wall time `elapsed`."""
+
+    part: int
+    rows_in: int
+    rows_out: int
+    dead: dict[str, int]  # rows by error code
+    data: FileEntry
+    dead_letters: FileEntry | None
+    seconds: dict[str, float]
+    elapsed: float
+
+    @property
+    def rows_dead(self) -> int:
+        return sum(self.dead.values())
+
+
+def footer_digest(path: Path) -> str:
+    """sha256 of a Parquet file's footer. It holds the offset, size and statistics of every column chunk, and is short to read."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        if size < 12:
+            raise InputUnreadable(f"{path}: {size} bytes are no Parquet file")
+        file.seek(-8, os.SEEK_END)
+        tail = file.read(8)
+        length = int.from_bytes(tail[:4], "little")
+        if tail[4:] != b"PAR1" or length > size - 12:
+            raise InputUnreadable(f"{path}: no Parquet file, or cut off: its last bytes are not a Parquet footer")
+        file.seek(-8 - length, os.SEEK_END)
+        return hashlib.sha256(file.read(length)).hexdigest()
+
+
+def score_part(
+    part: Part,
+    predictor: Predictor,
+    layout: Layout,
+    *,
+    data: Path,
+    dead_letters: Path,
+    footer: Mapping[str, Any] | None = None,
+    max_dead: int | None = None,
+) -> ScoredPart:
+    """Writes the part's answers to `data` and, if there are any, its dead letters to `dead_letters`; both synced to disk.
+
+    `footer` is stored, with the counts, in the files' metadata. More than `max_dead` dead letters end the work early. Raises
+    `InputUnreadable`, `InputChanged` (the file is no longer the planned one), `TooManyDeadLetters`.
+    """
+    return _Scoring(part, predictor, layout, max_dead).run(data, dead_letters, dict(footer or {}))
+
+
+def output_schema(features: Features, source: pa.Schema, layout: Layout) -> pa.Schema:
+    """The schema of a part's file: key and kept columns as the source has them, the outputs, `_model_version`, `_scored_at`."""
+    carried = [source.field(name).remove_metadata() for name in layout.carried]
+    stamps = [pa.field("_model_version", pa.string()), pa.field("_scored_at", pa.timestamp("us", tz="UTC"))]
+    return pa.schema([*carried, *arrow.output_schema(features), *stamps])
+
+
+def open_parquet(part: Part) -> pq.ParquetFile:
+    """The part's file, checked to be the one that was planned."""
+    path = Path(part.path)
+    try:
+        if path.stat().st_size != part.size or footer_digest(path) != part.footer:
+            raise InputChanged(f"{part.path} is not the file that was planned; start the job anew for its present content")
+        return pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
+    except OSError as error:  # ArrowInvalid is a ValueError
+        raise InputUnreadable(f"{part.path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise InputUnreadable(f"{part.path}: {error}") from error
+
+
+class _Scoring:
+    """The work on one part; used once."""
+
+    def __init__(self, part: Part, predictor: Predictor, layout: Layout, max_dead: int | None) -> None:
+        self.part = part
+        self.predictor = predictor
+        self.layout = layout
+        self.max_dead = max_dead
+        self.features = Features(predictor.signature, predictor.manifest.config)
+        self.dead: list[DeadLetter] = []
+        self.seconds = dict.fromkeys(STAGES, 0.0)
+        self.rows_in = 0
+        self.rows_out = 0
+
+    def run(self, data: Path, dead_letters: Path, footer: dict[str, Any]) -> ScoredPart:
+        started = time.perf_counter()
+        with open_parquet(self.part) as source:
+            schema = output_schema(self.features, source.schema_arrow, self.layout)
+            with sink(data, schema) as writer:
+                with (
+                    closing(ahead(self._batches(source))) as batches,
+                    Behind[pa.RecordBatch](lambda b: self._write(writer, b)) as behind,
+                ):
+                    for batch in batches:
+                        behind.put(self._score(batch, schema))
+                if self.rows_in != self.part.rows:
+                    raise InputUnreadable(f"{self.part.path}: {self.rows_in} rows came, the plan says {self.part.rows}")
+                counts = {
+                    "part": self.part.number,
+                    "rows_in": self.rows_in,
+                    "rows_out": self.rows_out,
+                    "dead": self._dead_by_code(),
+                }
+                writer.add_key_value_metadata({FOOTER_KEY: orjson.dumps(footer | counts)})
+            if self.dead:
+                self._write_dead_letters(source, dead_letters, footer | counts)
+        return ScoredPart(
+            part=self.part.number,
+            rows_in=self.rows_in,
+            rows_out=self.rows_out,
+            dead=self._dead_by_code(),
+            data=file_entry(data),
+            dead_letters=file_entry(dead_letters) if self.dead else None,
+            seconds={k: round(v, 6) for k, v in self.seconds.items()},
+            elapsed=round(time.perf_counter() - started, 6),
+        )
+
+    def _dead_by_code(self) -> dict[str, int]:
+        return dict(Counter(d.code for d in self.dead))
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] += time.perf_counter() - started
+
+    def _batches(self, source: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
+        """The needed columns, batch by batch."""
+        columns = list(dict.fromkeys((*self.features.columns, *self.layout.carried)))
+        groups = [source.metadata.row_group(i) for i in self.part.row_groups]
+        row_bytes = sum(g.total_byte_size for g in groups) / max(1, sum(g.num_rows for g in groups))
+        size = int(np.clip(BATCH_BYTES / max(row_bytes, 1), 1, BATCH_ROWS))
+        batches = source.iter_batches(size, row_groups=list(self.part.row_groups), columns=columns, use_threads=False)
+        while True:
+            with self._timed("read"):
+                try:
+                    batch = next(batches, None)
+                except (OSError, ValueError) as error:
+                    raise InputUnreadable(f"{self.part.path}: row groups {list(self.part.row_groups)}: {error}") from error
+            if batch is None:
+                return
+            yield batch
+
+    def _score(self, batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+        """One batch as it goes into the output: the rows that were answered."""
+        first = self.rows_in
+        self.rows_in += batch.num_rows
+        with self._timed("decode"):
+            encoded = arrow.encode(self.features, batch)
+        self._bury(DeadLetter(first + r.row, r.code, r.reason) for r in encoded.refused)
+        rows = np.arange(batch.num_rows) if encoded.keep is None else np.flatnonzero(encoded.keep)
+        with self._timed("predict"):
+            outputs, failed = predict_isolating(self.predictor, encoded.inputs)
+        if failed:
+            self._bury(DeadLetter(first + int(rows[at]), code, reason) for at, code, reason in failed)
+            rows = np.delete(rows, [at for at, _, _ in failed])
+        self.rows_out += len(rows)
+        with self._timed("encode"):
+            carried = batch.select(self.layout.carried)
+            if len(rows) != batch.num_rows:
+                carried = carried.take(pa.array(rows))
+            answers = arrow.to_arrow(self.features, outputs)
+            version = pa.repeat(pa.scalar(self.predictor.manifest.ref), len(rows))
+            stamp = pa.repeat(pa.scalar(_timestamp(self.layout.scored_at), schema.field("_scored_at").type), len(rows))
+            return pa.RecordBatch.from_arrays([*carried.columns, *answers.values(), version, stamp], schema=schema)
+
+    def _bury(self, letters: Iterator[DeadLetter]) -> None:
+        self.dead.extend(letters)
+        if self.max_dead is not None and len(self.dead) > self.max_dead:
+            codes = ", ".join(f"{code} {n}" for code, n in Counter(d.code for d in self.dead).most_common(5))
+            raise TooManyDeadLetters(
+                f"{self.part.path}: {len(self.dead)} dead letters in its first {self.rows_in} rows are more than the whole run "
+                f"may have ({self.max_dead}): {codes}; for instance row {self.part.first_row + self.dead[0].row}: "
+                f"{self.dead[0].reason}"
+            )
+
+    def _write(self, writer: pq.ParquetWriter, batch: pa.RecordBatch) -> None:
+        with self._timed("write"):
+            writer.write_batch(batch)
+
+    def _write_dead_letters(self, source: pq.ParquetFile, path: Path, footer: Mapping[str, Any]) -> None:
+        with self._timed("write"):
+            write_dead_letters(
+                path,
+                source,
+                source_file=self.part.path,
+                row_groups=self.part.row_groups,
+                first_row=self.part.first_row,
+                letters=self.dead,
+                key=self.layout.key,
+                footer=footer,
+            )
+
+
+def predict_isolating(predictor: Predictor, inputs: Mapping[str, Array]) -> tuple[dict[str, Array], list[tuple[int, str, str]]]:
+    """The answers of the rows that can be answered, and (row, code, reason) of those that make a run fail.
+
+    A run that raises is tried again in halves until the rows at fault stand alone; rows of a `dependent` model always run alone.
+    """
+    rows = rows_of(inputs)
+    size = 1 if predictor.independence == "dependent" else max(rows, 1)
+    answered: list[dict[str, Array]] = []
+    failed: list[tuple[int, str, str]] = []
+    for start in range(0, rows, size):
+        _halve(predictor, inputs, start, min(start + size, rows), answered, failed)
+    if len(answered) == 1:
+        return answered[0], failed
+    if not answered:
+        return predictor.run({n: a[:0] for n, a in inputs.items()}), failed
+    return {n: np.concatenate([a[n] for a in answered]) for n in answered[0]}, failed
+
+
+def _halve(
+    predictor: Predictor,
+    inputs: Mapping[str, Array],
+    start: int,
+    stop: int,
+    answered: list[dict[str, Array]],
+    failed: list[tuple[int, str, str]],
+) -> None:
+    try:
+        answered.append(predictor.run({n: a[start:stop] for n, a in inputs.items()}))
+    except (RunFailed, ResourceExhausted) as error:
+        if stop - start > 1:
+            middle = (start + stop) // 2
+            _halve(predictor, inputs, start, middle, answered, failed)
+            _halve(predictor, inputs, middle, stop, answered, failed)
+        elif isinstance(error, ResourceExhausted):
+            raise  # memory that one row does not get is the machine's trouble, not the row's
+        else:
+            failed.append((start, error.code, str(error)))
+
+
+def _timestamp(iso: str) -> datetime | None:
+    return datetime.fromisoformat(iso) if iso else None

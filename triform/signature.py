@@ -1,0 +1,242 @@
+"""What a model takes and gives, and the only table of datatypes: ONNX <-> numpy <-> Open Inference Protocol (OIP).
+
+    caller's arrays -> Signature.validate (names, shapes, casts) -> arrays that ONNX Runtime takes as they are
+
+A shape holds ints (fixed), names (dynamic; the same name means the same size wherever it stands) and -1 (dynamic, unnamed).
+Axis 0 is the batch axis: `Signature.validate` checks that every input brings the same number of rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from triform.errors import InvalidInput, UnsupportedModel
+
+Array = NDArray[Any]
+Dim = int | str
+ROWS: Final = "rows"  # how the batch axis is called in every packaged signature
+
+
+class Datatype(NamedTuple):
+    """One row of the table. `numpy` is the dtype of the arrays that ONNX Runtime takes and returns."""
+
+    oip: str  # Open Inference Protocol, "Tensor Data Types"
+    onnx: str  # as onnxruntime's NodeArg.type spells it
+    onnx_enum: int  # onnx.TensorProto.DataType
+    numpy: np.dtype[Any]
+
+
+DATATYPES: Final[tuple[Datatype, ...]] = (
+    Datatype("BOOL", "tensor(bool)", 9, np.dtype(np.bool_)),
+    Datatype("UINT8", "tensor(uint8)", 2, np.dtype(np.uint8)),
+    Datatype("UINT16", "tensor(uint16)", 4, np.dtype(np.uint16)),
+    Datatype("UINT32", "tensor(uint32)", 12, np.dtype(np.uint32)),
+    Datatype("UINT64", "tensor(uint64)", 13, np.dtype(np.uint64)),
+    Datatype("INT8", "tensor(int8)", 3, np.dtype(np.int8)),
+    Datatype("INT16", "tensor(int16)", 5, np.dtype(np.int16)),
+    Datatype("INT32", "tensor(int32)", 6, np.dtype(np.int32)),
+    Datatype("INT64", "tensor(int64)", 7, np.dtype(np.int64)),
+    Datatype("FP16", "tensor(float16)", 10, np.dtype(np.float16)),
+    Datatype("FP32", "tensor(float)", 1, np.dtype(np.float32)),
+    Datatype("FP64", "tensor(double)", 11, np.dtype(np.float64)),
+    Datatype("BYTES", "tensor(string)", 8, np.dtype(object)),
+)
+BY_OIP: Final = {d.oip: d for d in DATATYPES}
+BY_ONNX: Final = {d.onnx: d for d in DATATYPES}
+
+
+def datatype_of_onnx(onnx_type: str, tensor: str) -> Datatype:
+    """The datatype for onnxruntime's spelling (`tensor(float)`), or `UnsupportedModel` that says what to do."""
+    if onnx_type in BY_ONNX:
+        return BY_ONNX[onnx_type]
+    if onnx_type == "tensor(bfloat16)":
+        raise UnsupportedModel(
+            f"'{tensor}' is BF16, which numpy cannot hold: put a Cast at the graph's boundary so that it is FLOAT or FLOAT16"
+        )
+    if onnx_type.startswith(("seq(", "map(", "optional(", "sparse_tensor(")):
+        raise UnsupportedModel(
+            f"'{tensor}' is {onnx_type}, not a tensor: export the model so that it gives tensors "
+            "(skl2onnx: options={'zipmap': False}), or leave the output out with `drop = true` in model.toml"
+        )
+    raise UnsupportedModel(f"'{tensor}' has type {onnx_type}; Triform carries {', '.join(BY_OIP)}: add a Cast in the graph")
+
+
+class TensorMetadata(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One input or output. `shape` is as a caller sees it: axis 0 holds the rows, whatever axis the graph has them on."""
+
+    name: str
+    datatype: str
+    shape: tuple[Dim, ...]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return BY_OIP[self.datatype].numpy
+
+    @property
+    def row_shape(self) -> tuple[Dim, ...]:
+        return self.shape[1:]
+
+    def __str__(self) -> str:
+        dims = ", ".join("?" if d == -1 else str(d) for d in self.shape)
+        return f"{self.name} {self.datatype}[{dims}]"
+
+
+class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The inputs a model takes and the outputs it gives, in the graph's order."""
+
+    inputs: tuple[TensorMetadata, ...]
+    outputs: tuple[TensorMetadata, ...]
+
+    def validate(self, arrays: Mapping[str, Any]) -> dict[str, Array]:
+        """Checks names, ranks, sizes and row counts, and casts where nothing is lost.
+
+        Takes arrays of shape [rows, ...] by input name; returns them with the signature's dtypes (no copy where they
+        fit already). Raises `InvalidInput`, naming the input, what was expected and what came.
+        """
+        self._check_names(arrays)
+        sizes: dict[str, tuple[int, str]] = {}
+        checked: dict[str, Array] = {}
+        for tensor in self.inputs:
+            array = cast(arrays[tensor.name], tensor)
+            _check_shape(array.shape, tensor, sizes)
+            checked[tensor.name] = array
+        rows = {a.shape[0] for a in checked.values()}
+        if len(rows) > 1:
+            counts = ", ".join(f"{n} has {a.shape[0]}" for n, a in checked.items())
+            raise InvalidInput(f"the inputs differ in their number of rows: {counts}")
+        return checked
+
+    def _check_names(self, arrays: Mapping[str, Any]) -> None:
+        known = [t.name for t in self.inputs]
+        for name in arrays:
+            if name not in known:
+                raise InvalidInput(f"no input is called {_quoted(name)}: expected {', '.join(known)}", input=name[:80])
+        for name in known:
+            if name not in arrays:
+                raise InvalidInput(f"input '{name}' is missing: expected {', '.join(known)}", input=name)
+
+
+def _quoted(name: str) -> str:
+    return repr(name if len(name) <= 80 else name[:77] + "...")
+
+
+def _check_shape(shape: tuple[int, ...], tensor: TensorMetadata, sizes: dict[str, tuple[int, str]]) -> None:
+    """Compares one array's shape with the signature; `sizes` gathers what each named dimension has been so far."""
+    fits = len(shape) == len(tensor.shape)
+    for have, want in zip(shape, tensor.shape, strict=False):
+        if isinstance(want, str) and want != ROWS:
+            seen, where = sizes.setdefault(want, (have, tensor.name))
+            if fits and seen != have:
+                raise InvalidInput(
+                    f"input '{tensor.name}': dimension '{want}' is {have} here and {seen} in '{where}'; it must be the same",
+                    input=tensor.name,
+                )
+        elif isinstance(want, int) and want != -1:
+            fits = fits and have == want
+    if not fits:
+        raise InvalidInput(f"input '{tensor.name}': expected {tensor}, got shape {list(shape)}", input=tensor.name)
+
+
+def cast(value: Any, tensor: TensorMetadata) -> Array:
+    """`value` as an array of the tensor's dtype. Float rounding is allowed; nothing else may change.
+
+    Refused with `InvalidInput`: overflow (a finite value that becomes infinite, an integer out of range), a fraction or NaN
+    for an integer, an integer beyond a float's mantissa, text for numbers and numbers for text.
+    """
+    array = np.asarray(value)
+    if tensor.datatype == "BYTES":
+        return _as_text(array, tensor.name)
+    if array.dtype == tensor.dtype:
+        return array
+    if array.dtype.kind not in "biuf":
+        raise InvalidInput(f"input '{tensor.name}': expected {tensor.datatype}, got {_kind(array)}", input=tensor.name)
+    bad = unrepresentable(array, tensor.dtype)
+    if bad is not None and bad.any():
+        at = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise InvalidInput(
+            f"input '{tensor.name}': {array[at]!s} cannot be held as {tensor.datatype} without changing it (at {list(at)})",
+            input=tensor.name,
+            row=at[0] if at else None,
+        )
+    with np.errstate(over="ignore", invalid="ignore"):
+        return array.astype(tensor.dtype)
+
+
+def unrepresentable(array: Array, target: np.dtype[Any]) -> NDArray[np.bool_] | None:
+    """Which elements of a bool, integer or float array would change if cast to `target`; None if the dtypes rule it out."""
+    if np.can_cast(array.dtype, target, "safe"):
+        return None
+    source, wanted = array.dtype.kind, target.kind
+    with np.errstate(over="ignore", invalid="ignore"):
+        if wanted == "b":
+            return np.asarray((array != 0) & (array != 1))
+        if source == "f" and wanted == "f":
+            return np.asarray(np.isfinite(array) & ~np.isfinite(array.astype(target)))
+        if wanted == "f":
+            return ~_same_integer(array, array.astype(target))
+        info = np.iinfo(target)
+        if source == "f":
+            inside = (array >= float(info.min)) & (array < float(info.max) + 1.0)
+            return np.asarray(~inside | (np.trunc(array) != array))
+        return np.asarray((array < info.min) | (array > info.max))
+
+
+def _same_integer(array: Array, back: Array) -> NDArray[np.bool_]:
+    """Whether each integer survives the way through a float: compared as integers, so that no rounding hides a change."""
+    info = np.iinfo(array.dtype)
+    inside = np.isfinite(back) & (back >= float(info.min)) & (back < float(info.max))
+    return np.asarray(inside & (np.where(inside, back, 0).astype(array.dtype) == array))
+
+
+def _as_text(array: Array, name: str) -> Array:
+    """A BYTES tensor for ONNX Runtime: text as numpy `U` (which it reads fastest) or objects that are all `str`.
+
+    Bytes are decoded as UTF-8: ONNX Runtime itself would store the Python repr of a bytes object.
+    """
+    if array.dtype.kind == "U":
+        return array
+    if array.dtype.kind not in "SO":
+        raise InvalidInput(f"input '{name}': expected BYTES, got {_kind(array)}", input=name)
+    flat = array.ravel().tolist()
+    if array.dtype.kind == "O" and set(map(type, flat)) <= {str}:
+        return array
+    text = np.empty(len(flat), dtype=object)
+    for i, item in enumerate(flat):
+        text[i] = _decode(item, name, i)
+    return text.reshape(array.shape)
+
+
+def _decode(item: object, name: str, at: int) -> str:
+    if isinstance(item, str):
+        return item
+    if isinstance(item, bytes):
+        try:
+            return item.decode()
+        except UnicodeDecodeError as error:
+            raise InvalidInput(
+                f"input '{name}': element {at} is not UTF-8 ({error.reason} at byte {error.start})", input=name
+            ) from None
+    raise InvalidInput(f"input '{name}': expected text, got {type(item).__name__} (element {at})", input=name)
+
+
+def _kind(array: Array) -> str:
+    words = {
+        "U": "text",
+        "S": "bytes",
+        "O": "objects or ragged lists",
+        "M": "dates",
+        "m": "durations",
+        "c": "complex numbers",
+    }
+    return words.get(array.dtype.kind, str(array.dtype))
+
+
+def rows_of(arrays: Mapping[str, Array] | Iterable[Array]) -> int:
+    """The number of rows of arrays that share it (0 for no arrays)."""
+    values = arrays.values() if isinstance(arrays, Mapping) else arrays
+    return next((a.shape[0] for a in values), 0)

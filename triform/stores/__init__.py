@@ -1,0 +1,1 @@
+"""Where a model repository may live."""

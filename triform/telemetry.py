@@ -1,0 +1,162 @@
+"""What Triform counts, declared once: the record, the hook, the vocabulary.
+
+    a form does one request (or one batch part) -> one frozen InferenceRecord -> Telemetry.record -> a backend
+
+Backends import their library inside their own factory: `prometheus(registry)` here; Ray's and CloudWatch's live with their
+forms. Label values are bounded: a name that the repository does not know is counted as "unknown".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final, Literal, Protocol
+
+import msgspec
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+Form = Literal["lambda", "serve", "batch"]
+Kind = Literal["counter", "histogram", "gauge"]
+UNKNOWN: Final = "unknown"
+
+
+class Metric(msgspec.Struct, frozen=True):
+    name: str
+    kind: Kind
+    help: str
+    labels: tuple[str, ...]
+    buckets: tuple[float, ...] = ()
+
+
+_MODEL: Final = ("model", "version", "variant", "form")
+_SECONDS: Final = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
+_ROWS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024, 4096, 16384, 131072, 1048576)
+
+REQUESTS: Final = Metric(
+    "triform_requests_total", "counter", "Requests (in batch: parts) answered, by outcome", (*_MODEL, "code")
+)
+ROWS: Final = Metric("triform_rows_total", "counter", "Rows answered", _MODEL)
+REQUEST_SECONDS: Final = Metric("triform_request_seconds", "histogram", "Time of a request", _MODEL, _SECONDS)
+STAGE_SECONDS: Final = Metric(
+    "triform_stage_seconds", "histogram", "Time of a stage: decode, queue, execute, encode", (*_MODEL, "stage"), _SECONDS
+)
+BATCH_ROWS: Final = Metric("triform_batch_rows", "histogram", "Rows of one run of the model", _MODEL, _ROWS)
+MODEL_LOAD_SECONDS: Final = Metric(
+    "triform_model_load_seconds", "gauge", "Time the load took: fetch, verify, session, warmup", (*_MODEL, "stage")
+)
+MODEL_INFO: Final = Metric("triform_model_info", "gauge", "1 for each loaded model", (*_MODEL, "provider", "precision", "digest"))
+DEAD_LETTER_ROWS: Final = Metric("triform_dead_letter_rows_total", "counter", "Rows refused, by reason", (*_MODEL, "code"))
+SPLIT_WEIGHT: Final = Metric("triform_split_weight", "gauge", "Share of the keys that a version answers", _MODEL)
+FEATURE_DRIFT: Final = Metric("triform_feature_drift", "gauge", "Distance from the reference distribution", (*_MODEL, "feature"))
+
+VOCABULARY: Final = (
+    REQUESTS, ROWS, REQUEST_SECONDS, STAGE_SECONDS, BATCH_ROWS, MODEL_LOAD_SECONDS, MODEL_INFO, DEAD_LETTER_ROWS, SPLIT_WEIGHT,
+    FEATURE_DRIFT,
+)  # fmt: skip
+
+
+class InferenceRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One request as it ended, well or not. Times in seconds; `stages` by the names in `STAGE_SECONDS`."""
+
+    form: Form
+    model: str = UNKNOWN
+    version: int | None = None
+    variant: str = "stable"
+    code: str = "ok"  # or the error's code
+    rows: int = 0
+    batch_rows: int = 0
+    seconds: float = 0.0
+    stages: Mapping[str, float] = {}
+    dead_letters: Mapping[str, int] = {}  # rows by error code
+    request_id: str = ""  # for the log, never a label
+
+    def labels(self) -> dict[str, str]:
+        return {"model": self.model, "version": str(self.version or UNKNOWN), "variant": self.variant, "form": self.form}
+
+
+class LoadRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A model that was loaded, and how long each stage took."""
+
+    form: Form
+    model: str
+    version: int
+    provider: str
+    precision: str
+    digest: str
+    stages: Mapping[str, float]
+    variant: str = "stable"
+
+    def labels(self) -> dict[str, str]:
+        return {"model": self.model, "version": str(self.version), "variant": self.variant, "form": self.form}
+
+
+class Telemetry(Protocol):
+    """The hook. Called on the hot path: an implementation neither blocks nor raises."""
+
+    def record(self, inference: InferenceRecord) -> None: ...
+
+    def loaded(self, load: LoadRecord) -> None: ...
+
+
+class Silent:
+    """Counts nothing."""
+
+    def record(self, inference: InferenceRecord) -> None:
+        """Does nothing."""
+
+    def loaded(self, load: LoadRecord) -> None:
+        """Does nothing."""
+
+
+def prometheus(registry: CollectorRegistry) -> Telemetry:
+    """A backend that counts in the given `prometheus_client` registry."""
+    from prometheus_client import Counter, Gauge, Histogram
+
+    made: dict[str, Counter | Gauge | Histogram] = {}
+    for metric in VOCABULARY:
+        if metric.kind == "histogram":
+            made[metric.name] = Histogram(metric.name, metric.help, metric.labels, buckets=metric.buckets, registry=registry)
+        else:
+            kind = Counter if metric.kind == "counter" else Gauge
+            made[metric.name] = kind(metric.name, metric.help, metric.labels, registry=registry)
+    return _Prometheus(made)
+
+
+class _Prometheus:
+    def __init__(self, metrics: Mapping[str, object]) -> None:
+        self._metrics = metrics
+
+    def _at(self, metric: Metric, labels: Mapping[str, str]) -> object:
+        return self._metrics[metric.name].labels(**labels)  # type: ignore[attr-defined]  # the three classes share no base
+
+    def record(self, inference: InferenceRecord) -> None:
+        for metric, labels, value in observations(inference):
+            at = self._at(metric, labels)
+            if metric.kind == "counter":
+                at.inc(value)  # type: ignore[attr-defined]
+            else:
+                at.observe(value)  # type: ignore[attr-defined]
+
+    def loaded(self, load: LoadRecord) -> None:
+        labels = load.labels()
+        for stage, seconds in load.stages.items():
+            self._at(MODEL_LOAD_SECONDS, labels | {"stage": stage}).set(seconds)  # type: ignore[attr-defined]
+        info = labels | {"provider": load.provider, "precision": load.precision, "digest": load.digest[:12]}
+        self._at(MODEL_INFO, info).set(1)  # type: ignore[attr-defined]
+
+
+def observations(inference: InferenceRecord) -> list[tuple[Metric, dict[str, str], float]]:
+    """The record as (metric, labels, value): the one place that says what a record means, for every backend."""
+    labels = inference.labels()
+    seen: list[tuple[Metric, dict[str, str], float]] = [
+        (REQUESTS, labels | {"code": inference.code}, 1.0),
+        (REQUEST_SECONDS, labels, inference.seconds),
+    ]
+    if inference.rows:
+        seen.append((ROWS, labels, float(inference.rows)))
+    if inference.batch_rows:
+        seen.append((BATCH_ROWS, labels, float(inference.batch_rows)))
+    seen += [(STAGE_SECONDS, labels | {"stage": stage}, seconds) for stage, seconds in inference.stages.items()]
+    seen += [(DEAD_LETTER_ROWS, labels | {"code": code}, float(n)) for code, n in inference.dead_letters.items()]
+    return seen
