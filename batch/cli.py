@@ -76,7 +76,8 @@ def print_summary(summary: job.Summary, console: Console) -> None:
     for code, rows in done.dead.items():
         table.add_row("", f"{rows:,} {code}")
     if summary.scored:
-        table.add_row("speed", f"{summary.rows_per_second:,.0f} rows/s ({summary.scoring_seconds:.1f} s, actors' start included)")
+        speed = f"{summary.rows_per_second:,.0f} rows/s while scoring ({summary.scoring_seconds:.1f} s)"
+        table.add_row("speed", f"{speed}; {summary.seconds:.1f} s with the start of Ray and the commit")
     table.add_row("output", str(summary.data))
     if done.dead:
         table.add_row("dead letters", str(summary.folder / "dead_letters"))

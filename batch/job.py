@@ -36,7 +36,8 @@ TELEMETRY_STAGES: Final = {"decode": "decode", "execute": "predict", "encode": "
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run came to. `scored` rows took `seconds` in this call, Ray's start included; resumed parts are not in them."""
+    """What a run came to. This call scored `scored` rows in `scoring_seconds`, and took `seconds` with Ray's start and the commit;
+    parts that were done before are in the manifest only."""
 
     folder: Path
     manifest: RunManifest
@@ -120,7 +121,7 @@ def check_output(output: Path, run: str, if_exists: str) -> None:
 
 
 def score_missing(folder: RunFolder, plan: Plan, spec: JobSpec, console: Console, telemetry: Telemetry) -> tuple[int, float]:
-    """Scores the parts without a record; returns the rows scored, and the seconds from the first actor's start on."""
+    """Scores the parts without a record; returns the rows scored, and the seconds since the first part was begun."""
     done = folder.recorded()
     missing = [part.number for part in plan.parts if part.number not in done and folder.adopt(part.number) is None]
     if done and missing:
@@ -129,7 +130,6 @@ def score_missing(folder: RunFolder, plan: Plan, spec: JobSpec, console: Console
         return 0, 0.0
     rows = sum(plan.parts[number].rows for number in missing)
     with Cluster(spec.address) as cluster, RunProgress(console, rows=rows, parts=len(missing)) as progress:
-        started = time.perf_counter()
         failed: list[Outcome] = []
         for outcome in _outcomes(folder, plan, spec, cluster, missing, console):
             _record(outcome, plan, telemetry)
@@ -138,8 +138,8 @@ def score_missing(folder: RunFolder, plan: Plan, spec: JobSpec, console: Console
                 if outcome.code == TooManyDeadLetters.code or len(failed) >= MAX_FAILED_PARTS:
                     break
             else:
-                progress.advance(outcome.scored.rows_in, outcome.scored.rows_dead)
-        seconds = time.perf_counter() - started
+                progress.advance(outcome.scored.rows_in, outcome.scored.rows_dead, outcome.scored.elapsed)
+        seconds = progress.seconds
     if failed:
         raise _failure(failed)
     return rows, seconds

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ import msgspec
 
 from batch.actor import Outcome, PartScorer
 from batch.spec import actor_range
-from triform.errors import ConfigurationError
+from triform.errors import ConfigurationError, JobError
 from triform.runtime import RuntimeOptions
 
 MAX_ATTEMPTS = 2  # Ray's own retries of a part whose worker died; Ray's default is without end
@@ -73,6 +74,9 @@ class Cluster:
 
     def __enter__(self) -> Cluster:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault(
+            "RAY_BACKEND_LOG_LEVEL", "fatal"
+        )  # its C++ side writes into the progress; faults reach us as errors
         import ray
 
         if not ray.is_initialized():
@@ -101,6 +105,7 @@ def score_parts(
     import ray.data
 
     _quiet(ray.data)
+    warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")  # no named parameter bounds the retries in Ray 2.60
     numbers = ray.data.from_items([{"part": number} for number in parts], override_num_blocks=len(parts))
     fixed = pool.smallest == pool.largest
     outcomes = numbers.map_batches(
@@ -116,8 +121,15 @@ def score_parts(
         max_restarts=MAX_ATTEMPTS,
         max_task_retries=MAX_ATTEMPTS,
     )
-    for row in outcomes.iter_rows():
-        yield msgspec.json.decode(row["outcome"], type=Outcome)
+    try:
+        for row in outcomes.iter_rows():
+            yield msgspec.json.decode(row["outcome"], type=Outcome)
+    except ray.exceptions.RayError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise JobError(
+            f"Ray gave up: {reason} Finished parts are kept, and the same command goes on from here; if it fails again, look for "
+            "what kills the worker (memory?) in Ray's log"
+        ) from error
 
 
 def _quiet(data: Any) -> None:

@@ -40,7 +40,10 @@ class RunProgress:
         if self._bar is not None:
             self._bar.stop()
 
-    def advance(self, rows: int, dead: int) -> None:
+    def advance(self, rows: int, dead: int, elapsed: float) -> None:
+        """A part is done, after `elapsed` seconds. The clock starts with the first part: Ray's start is no measure of speed."""
+        if self.parts == 0:
+            self._started = self._clock() - elapsed
         self.rows += rows
         self.parts += 1
         self.dead += dead
@@ -50,9 +53,13 @@ class RunProgress:
             self._said = self._clock()
             self.console.print(self.line(), highlight=False, soft_wrap=True)
 
+    @property
+    def seconds(self) -> float:
+        """Since the first part was begun; 0 before one is done."""
+        return self._clock() - self._started if self.parts else 0.0
+
     def line(self, *, with_time_left: bool = True) -> str:
-        seconds = max(self._clock() - self._started, 1e-9)
-        rate = self.rows / seconds
+        rate = self.rows / max(self.seconds, 1e-9)
         rows = f"{self.rows:,} of {self.rows_total:,} rows, {rate:,.0f} rows/s"
         said = f"{rows}, part {self.parts} of {self.parts_total}, {self.dead:,} dead letters"
         left = (self.rows_total - self.rows) / rate if rate else 0.0

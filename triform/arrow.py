@@ -248,7 +248,7 @@ def _has_shape(values: pa.Array, shape: tuple[int, ...]) -> Mask:
 
 def to_arrow(features: Features, outputs: Mapping[str, Array]) -> dict[str, pa.Array]:
     """The answer's columns as Arrow arrays, typed as `output_schema` says."""
-    return {c.name: _output(column_of(c, outputs[c.tensor.name]), output_type(c)) for c in features.outputs}
+    return {c.name: as_arrow(column_of(c, outputs[c.tensor.name]), output_type(c)) for c in features.outputs}
 
 
 def output_schema(features: Features) -> pa.Schema:
@@ -271,9 +271,9 @@ def output_type(column: OutputColumn) -> pa.DataType:
     return kind
 
 
-def _output(values: Array, kind: pa.DataType) -> pa.Array:
+def as_arrow(values: Array, kind: pa.DataType) -> pa.Array:
     if pa.types.is_list(kind):
-        inner = _output(values.reshape(-1, *values.shape[2:]), kind.value_type)
+        inner = as_arrow(values.reshape(-1, *values.shape[2:]), kind.value_type)
         return pa.ListArray.from_arrays(np.arange(len(values) + 1, dtype=np.int32) * values.shape[1], inner)
     if values.dtype == np.float16:
         values = values.astype(np.float32)

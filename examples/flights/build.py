@@ -88,9 +88,7 @@ def _make_packages(root: Path) -> None:
         shutil.rmtree(root / "repository" / MODEL, ignore_errors=True)
         return "; ".join(_package(root, version) for version in train.RECIPES)
 
-    made_from = [
-        path for version in train.RECIPES for path in (_onnx(root, version), _evaluation(root, version))
-    ]
+    made_from = [path for version in train.RECIPES for path in (_onnx(root, version), _evaluation(root, version))]
     packaging = Path(inspect.getfile(package_model))
     code = [packaging, packaging.with_name("package.py")]
     key = steps.key_of([*code, *made_from, MODEL_TOML, _samples(root)], distributions=PACKAGERS)

@@ -1,1 +1,17 @@
-"""The `triform` command."""
+"""`triform`: package models, look at them, try them, release them. Exit codes: 0 ok, 1 a check failed, 2 wrong use.
+
+model.py    package, inspect, verify, predict        releases.py    repo list, release set|show|log|rollback
+"""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """The console script."""
+    try:
+        from triform.cli.app import run
+    except ModuleNotFoundError as error:
+        sys.exit(f"error: the command line needs {error.name}: install triform[cli]")
+    run()

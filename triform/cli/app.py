@@ -1,0 +1,38 @@
+"""The command line's root: every error becomes one line and an exit code, with `--json` the errors' JSON shape."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import typer
+
+import triform
+from triform.cli import model, releases
+from triform.cli.output import exit_code, print_error
+from triform.errors import TriformError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+model.register(app)
+app.add_typer(releases.repo, name="repo")
+app.add_typer(releases.release, name="release")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"triform {triform.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="print the version")) -> None:
+    """Package an ONNX model once; run it as Lambda, on Ray Serve or over Parquet."""
+
+
+def run() -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    try:
+        app()
+    except TriformError as error:
+        print_error(error, as_json="--json" in sys.argv)
+        sys.exit(exit_code(error))

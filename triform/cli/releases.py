@@ -1,0 +1,126 @@
+"""`triform repo list` and `triform release set|show|log|rollback`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from triform.cli.model import Json, Repository, repository_location
+from triform.cli.output import print_json
+from triform.errors import AliasNotFound, InvalidRequest, ModelNotFound
+from triform.releases import Canary, Release, ReleaseLog, Shadow
+from triform.repository import open_repository
+
+repo = typer.Typer(no_args_is_help=True, help="Look into a model repository.")
+release = typer.Typer(no_args_is_help=True, help="Say which version is stable, and see who said what when.")
+
+Name = Annotated[str, typer.Argument(metavar="MODEL", help="the model's name")]
+Reason = Annotated[str, typer.Option(help="why, for the log")]
+By = Annotated[str | None, typer.Option("--by", help="who, for the log [user@host]")]
+
+
+def _log(model: str, repository: str | None) -> ReleaseLog:
+    found = open_repository(repository_location(repository))
+    if not found.versions(model):
+        raise ModelNotFound(f"no model '{model}' in {found.location} (it has: {', '.join(found.models()) or 'none at all'})")
+    return ReleaseLog(found, model)
+
+
+@repo.command("list")
+def list_models(repository: Repository = None, json: Json = False) -> None:
+    """The models with their versions and what is released."""
+    found = open_repository(repository_location(repository))
+    models = []
+    for name in found.models():
+        current = ReleaseLog(found, name).current()
+        models.append({"model": name, "versions": found.versions(name), "release": current})
+    if json:
+        print_json({"repository": found.location, "models": models})
+        return
+    table = Table("model", "versions", "stable", "canary", "shadow", "revision")
+    for entry in models:
+        now = entry["release"]
+        released = _cells(now) if isinstance(now, Release) else ["-"] * 4
+        table.add_row(str(entry["model"]), ", ".join(map(str, found.versions(str(entry["model"])))), *released)
+    Console(soft_wrap=True).print(table)
+
+
+def _cells(now: Release) -> list[str]:
+    canary = f"{now.canary.version} ({now.canary.weight:.2%})" if now.canary else "-"
+    shadow = f"{now.shadow.version} ({now.shadow.sample:.2%})" if now.shadow else "-"
+    return [str(now.stable), canary, shadow, str(now.revision)]
+
+
+@release.command("set")
+def set_release(
+    model: Name,
+    stable: Annotated[int | None, typer.Option(help="the stable version; without it the present one stays")] = None,
+    canary: Annotated[int | None, typer.Option(help="a version that gets --weight of the keys; without it there is none")] = None,
+    weight: Annotated[float | None, typer.Option(help="0 to 1")] = None,
+    shadow: Annotated[
+        int | None, typer.Option(help="a version that sees --sample of the requests; without it there is none")
+    ] = None,
+    sample: Annotated[float | None, typer.Option(help="0 to 1")] = None,
+    reason: Reason = "",
+    by: By = None,
+    expect: Annotated[int | None, typer.Option(help="the revision you looked at: refuse if it is not the latest")] = None,
+    repository: Repository = None,
+    json: Json = False,
+) -> None:
+    """Write the next revision, after verifying in full every version it newly names."""
+    for version, share, names in (canary, weight, "--canary and --weight"), (shadow, sample, "--shadow and --sample"):
+        if (version is None) != (share is None):
+            raise InvalidRequest(f"{names} go together")
+    made = _log(model, repository).set(
+        stable=stable,
+        canary=Canary(canary, weight) if canary is not None and weight is not None else None,
+        shadow=Shadow(shadow, sample) if shadow is not None and sample is not None else None,
+        reason=reason,
+        changed_by=by,
+        expect=expect,
+    )
+    _show([made], json=json)
+
+
+@release.command()
+def show(model: Name, repository: Repository = None, json: Json = False) -> None:
+    """The release in force."""
+    now = _log(model, repository).current()
+    if now is None:
+        raise AliasNotFound(f"'{model}' was never released")
+    _show([now], json=json)
+
+
+@release.command()
+def log(
+    model: Name,
+    limit: Annotated[int, typer.Option(min=1, help="how many, the newest first")] = 20,
+    repository: Repository = None,
+    json: Json = False,
+) -> None:
+    """The latest revisions, newest first."""
+    history = _log(model, repository).history(limit)
+    if json:
+        print_json(history)
+    else:
+        _show(history, json=False)
+
+
+@release.command()
+def rollback(model: Name, reason: Reason = "rollback", by: By = None, repository: Repository = None, json: Json = False) -> None:
+    """Take a canary or shadow off; without one, make the previous stable version stable again."""
+    _show([_log(model, repository).rollback(reason=reason, changed_by=by)], json=json)
+
+
+def _show(releases: list[Release], *, json: bool) -> None:
+    if json:
+        print_json(releases[0])
+        return
+    table = Table("revision", "stable", "previous", "canary", "shadow", "by", "at (UTC)", "reason")
+    for one in releases:
+        stable, canary, shadow, revision = _cells(one)
+        table.add_row(revision, stable, str(one.previous or "-"), canary, shadow, one.changed_by, one.changed_at, one.reason)
+    Console(soft_wrap=True).print(table)
