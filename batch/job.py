@@ -36,8 +36,8 @@ TELEMETRY_STAGES: Final = {"decode": "decode", "execute": "predict", "encode": "
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run came to. This call scored `scored` rows in `scoring_seconds`, and took `seconds` with Ray's start and the commit;
-    parts that were done before are in the manifest only."""
+    """What a run came to. This call scored `scored` rows in `scoring_seconds`, and took `seconds` with Ray's start and the
+    commit; parts that were done before are in the manifest only."""
 
     folder: Path
     manifest: RunManifest

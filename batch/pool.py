@@ -53,14 +53,13 @@ def size_pool(actors: str | int | None, *, parts: int, threads: int, gpus: float
         fit = min(fit, int(cluster.gpus / gpus + 1e-9))
     if fit < 1:
         raise ConfigurationError(
-            f"no actor fits: each needs {threads} CPU(s) and {gpus:g} GPU(s), the cluster has {cluster.cpus:g} and {cluster.gpus:g}"
+            f"no actor fits the cluster: each needs {threads} CPU(s) and {gpus:g} GPU(s), "
+            f"and there are {cluster.cpus:g} and {cluster.gpus:g}"
         )
     smallest, largest = actor_range(actors) or (fit, fit)
-    note = (
-        f"{largest} actor(s) of {threads} CPU(s) asked for; the cluster has room for {fit}, so {fit} it is"
-        if largest > fit
-        else ""
-    )
+    note = ""
+    if largest > fit:
+        note = f"{largest} actors asked for, the cluster has room for {fit}: going on with {fit}"
     largest = max(1, min(largest, fit, parts))
     return Pool(min(smallest, largest), largest, float(threads), gpus, note)
 

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from triform.buffers import from_numpy, to_numpy
 from triform.config import DEAD_LETTER, Column
 from triform.errors import InvalidInput, MissingValue
 from triform.features import Feature, Features, OutputColumn, column_of, null_value
@@ -106,9 +107,9 @@ def _is_list(kind: pa.DataType) -> bool:
 
 
 def _column(batch: pa.RecordBatch, column: Column, tensor: TensorMetadata) -> pa.Array:
-    """The named column; dictionaries of numbers and decimals become plain numbers."""
+    """The named column; dictionaries of numbers (and those that hold the null themselves) and decimals become plain values."""
     values = batch.column(column.name)
-    if pa.types.is_dictionary(values.type) and tensor.datatype != "BYTES":
+    if pa.types.is_dictionary(values.type) and (tensor.datatype != "BYTES" or values.dictionary.null_count):
         values = values.dictionary_decode()
     return values.cast(pa.float64()) if pa.types.is_decimal(values.type) else values
 
@@ -132,25 +133,27 @@ def _tensor(feature: Feature, batch: pa.RecordBatch, faults: _Faults) -> Array:
 
 def _values(values: pa.Array, column: Column, tensor: TensorMetadata, faults: _Faults) -> Array:
     """A column of one value a row as [rows], nulls replaced by its policy, rows at fault noted."""
-    null = values.is_null().to_numpy(zero_copy_only=False) if values.null_count else None
+    null = to_numpy(values.is_null()) if values.null_count else None
     if null is not None and column.null == DEAD_LETTER:
         faults.add(null, MissingValue.code, lambda _: f"column '{column.name}' is null")
     if tensor.datatype == "BYTES":
         return _text(values, "" if column.null == DEAD_LETTER else str(column.null))
     if null is None:
-        return _numbers(values.to_numpy(zero_copy_only=False), column, tensor, faults)
-    filled = _numbers(
-        values.fill_null(False if pa.types.is_boolean(values.type) else 0).to_numpy(zero_copy_only=False),
-        column,
-        tensor,
-        faults,
-    )
+        return _numbers(to_numpy(values), column, tensor, faults)
+    filled = _numbers(_zeroed(to_numpy(values), null), column, tensor, faults)
     if column.null == DEAD_LETTER:
         return filled
     if not filled.flags.writeable:
         filled = filled.copy()
     filled[null] = null_value(column)
     return filled
+
+
+def _zeroed(values: Array, null: Mask) -> Array:
+    """A copy with zeros for nulls, under which Arrow leaves whatever was there."""
+    values = values.copy()
+    values[null] = 0
+    return values
 
 
 def _numbers(values: Array, column: Column, tensor: TensorMetadata, faults: _Faults) -> Array:
@@ -177,24 +180,22 @@ def _text(values: pa.Array, null: str) -> Array:
     if not pa.types.is_dictionary(values.type):
         values = values.dictionary_encode()
     words = values.dictionary.cast(pa.string())
-    codes = values.indices
-    if codes.null_count:
-        words = pa.concat_arrays([words, pa.array([null], pa.string())])
-        codes = codes.fill_null(len(words) - 1)
-    if words.null_count:  # a dictionary may hold the null itself
-        words = words.fill_null(null)
-    distinct = words.to_numpy(zero_copy_only=False)
-    longest = pc.max(pc.utf8_length(words)).as_py() or 1
+    codes = to_numpy(values.indices)
+    if values.indices.null_count:
+        codes = codes.copy()
+        codes[to_numpy(values.indices.is_null())] = len(words)
+    distinct = np.array([*words.to_pylist(), null], dtype=object)
+    longest = max(pc.max(pc.utf8_length(words)).as_py() or 1, len(null))
     ends_in_nul = pc.any(pc.ends_with(words, "\0")).as_py()  # numpy `U` would drop a NUL at the end
     if longest <= MAX_TEXT_WIDTH and not ends_in_nul:
         distinct = distinct.astype(f"U{longest}")
-    return np.asarray(distinct[codes.to_numpy(zero_copy_only=False)])
+    return np.asarray(distinct[codes])
 
 
 def _lists(values: pa.Array, column: Column, tensor: TensorMetadata, faults: _Faults) -> Array:
     """A column of (nested) lists as [rows, ...]; a row that is null, ragged or holds what does not fit is noted."""
     rows = len(values)
-    null = values.is_null().to_numpy(zero_copy_only=False)
+    null = to_numpy(values.is_null())
     if null.any():
         faults.add(null, MissingValue.code, lambda _: f"column '{column.name}' is null")
     shape = _common_shape(values, tensor)
@@ -204,7 +205,7 @@ def _lists(values: pa.Array, column: Column, tensor: TensorMetadata, faults: _Fa
         InvalidInput.code,
         lambda _: f"column '{column.name}': expected {list(shape)} values a row, got a list of another shape",
     )
-    flat = values.filter(pa.array(good)) if not good.all() else values
+    flat = values.filter(from_numpy(good)) if not good.all() else values
     for _ in shape:
         flat = flat.flatten()
     inner = _Faults()
@@ -230,18 +231,26 @@ def _common_shape(values: pa.Array, tensor: TensorMetadata) -> tuple[int, ...]:
     return tuple(shape)
 
 
+def _list_lengths(values: pa.Array) -> NDArray[np.int64]:
+    """The length of each row's list, -1 for a null."""
+    lengths = to_numpy(pc.list_value_length(values)).astype(np.int64)
+    if values.null_count:
+        lengths[to_numpy(values.is_null())] = -1
+    return lengths
+
+
 def _lengths(values: pa.Array) -> NDArray[np.int64]:
-    return np.asarray(pc.list_value_length(values.drop_null()).to_numpy(zero_copy_only=False), dtype=np.int64)
+    return np.asarray(to_numpy(pc.list_value_length(values.drop_null())), dtype=np.int64)
 
 
 def _has_shape(values: pa.Array, shape: tuple[int, ...]) -> Mask:
     """Which rows are lists of exactly this shape, all the way down."""
     if not shape:
         return np.ones(len(values), dtype=np.bool_)
-    lengths = pc.list_value_length(values).fill_null(-1).to_numpy(zero_copy_only=False)
+    lengths = _list_lengths(values)
     good: Mask = np.asarray(lengths == shape[0])
     if len(shape) > 1 and good.any():
-        below = _has_shape(values.filter(pa.array(good)).flatten(), shape[1:])
+        below = _has_shape(values.filter(from_numpy(good)).flatten(), shape[1:])
         good[good] = below.reshape(-1, shape[0]).all(axis=1)
     return good
 
@@ -277,4 +286,4 @@ def as_arrow(values: Array, kind: pa.DataType) -> pa.Array:
         return pa.ListArray.from_arrays(np.arange(len(values) + 1, dtype=np.int32) * values.shape[1], inner)
     if values.dtype == np.float16:
         values = values.astype(np.float32)
-    return pa.array(np.ascontiguousarray(values), type=kind, from_pandas=False)
+    return from_numpy(values) if values.dtype.kind in "biuf" else pa.array(values, type=kind, from_pandas=False)

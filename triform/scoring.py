@@ -26,7 +26,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from triform import arrow
+from triform import arrow, buffers
 from triform.dead_letters import FOOTER_KEY, DeadLetter, sink
 from triform.dead_letters import write as write_dead_letters
 from triform.errors import InputChanged, InputUnreadable, ResourceExhausted, RunFailed, TooManyDeadLetters
@@ -58,7 +58,7 @@ class Layout(msgspec.Struct, frozen=True):
 
     key: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
-    scored_at: str = ""  # ISO 8601, UTC: the run's start, the same for all its parts
+    scored_at: str = "1970-01-01T00:00:00+00:00"  # ISO 8601 in whole seconds: the run's start, the same for all its parts
 
     @property
     def carried(self) -> list[str]:
@@ -144,6 +144,7 @@ class _Scoring:
         self.layout = layout
         self.max_dead = max_dead
         self.features = Features(predictor.signature, predictor.manifest.config)
+        self.scored_at = int(datetime.fromisoformat(layout.scored_at).timestamp()) * 1_000_000
         self.dead: list[DeadLetter] = []
         self.seconds = dict.fromkeys(STAGES, 0.0)
         self.rows_in = 0
@@ -227,10 +228,10 @@ class _Scoring:
         with self._timed("encode"):
             carried = batch.select(self.layout.carried)
             if len(rows) != batch.num_rows:
-                carried = carried.take(pa.array(rows))
+                carried = carried.take(buffers.from_numpy(rows))
             answers = arrow.to_arrow(self.features, outputs)
-            version = pa.repeat(pa.scalar(self.predictor.manifest.ref), len(rows))
-            stamp = pa.repeat(pa.scalar(_timestamp(self.layout.scored_at), schema.field("_scored_at").type), len(rows))
+            version = buffers.repeated_text(self.predictor.manifest.ref, len(rows))
+            stamp = buffers.repeated_instant(self.scored_at, len(rows))
             return pa.RecordBatch.from_arrays([*carried.columns, *answers.values(), version, stamp], schema=schema)
 
     def _bury(self, letters: Iterator[DeadLetter]) -> None:
@@ -298,7 +299,3 @@ def _halve(
             raise  # memory that one row does not get is the machine's trouble, not the row's
         else:
             failed.append((start, error.code, str(error)))
-
-
-def _timestamp(iso: str) -> datetime | None:
-    return datetime.fromisoformat(iso) if iso else None

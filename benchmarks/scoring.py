@@ -1,0 +1,97 @@
+"""How fast one process scores the flights from Parquet to Parquet, beside the loop one would write by hand.
+
+    python -m benchmarks.scoring [--data build/flights]
+
+The hand-written loop reads a file whole, stacks its columns, runs ONNX Runtime, and writes the answers: no dead letters (it
+drops rows with nulls), no streaming, no checks, no fsync. Both get one ONNX Runtime thread. Interleaved rounds, medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.table import Table
+
+from batch import inputs
+from batch.plan import Pinned, Plan, make_plan
+from examples.flights import build
+from triform.features import Features
+from triform.package import ModelPackage
+from triform.predictor import Predictor
+from triform.repository import open_repository
+from triform.runtime import RuntimeOptions, open_session
+from triform.scoring import Layout, score_part
+
+ROUNDS = 5
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", type=Path, default=Path("build/flights"), help="the flights example; built if it is not there")
+    data = parser.parse_args().data
+    build.build(data)
+    files = [file for file, _ in inputs.read_files(inputs.find([str(data / "input")]))]
+    layout = Layout(key=("id",), keep=("carrier",))
+    table = Table("model", "by hand, rows/s", "triform.scoring, rows/s", "ratio", "spread", title="flights, one process")
+    for version in 1, 2:
+        package = open_repository(data / "repository").package("flight-delay", version)
+        pinned = Pinned(package.manifest.ref, package.manifest.digest)
+        plan = make_plan(files, layout, model="flight-delay", pinned=pinned, repository="")
+        table.add_row(package.manifest.ref, *compare(plan, package))
+    Console(width=110).print(table)
+
+
+def compare(plan: Plan, package: ModelPackage) -> list[str]:
+    predictor = Predictor.load(package)
+    session = open_session(package.model_path, RuntimeOptions(), threads=1)
+    features = Features(package.manifest.signature, package.manifest.config)
+    ways: list[Callable[[Path], None]] = [
+        lambda folder: by_hand(plan, session, features, folder),
+        lambda folder: with_triform(plan, predictor, folder),
+    ]
+    seconds: list[list[float]] = [[], []]
+    for way in ways:
+        timed(way)  # imports and caches
+    for _ in range(ROUNDS):
+        for way, times in zip(ways, seconds, strict=True):
+            times.append(timed(way))
+    hand, ours = (plan.rows / statistics.median(times) for times in seconds)
+    spread = (max(seconds[1]) - min(seconds[1])) / statistics.median(seconds[1])
+    return [f"{hand:,.0f}", f"{ours:,.0f}", f"{ours / hand:.2f}", f"{spread:.0%}"]
+
+
+def timed(way: Callable[[Path], None]) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        way(Path(folder))
+        return time.perf_counter() - started
+
+
+def by_hand(plan: Plan, session: object, features: Features, folder: Path) -> None:
+    for part in plan.parts:
+        table = pq.read_table(part.path, columns=[*features.columns, "id"]).drop_null()
+        feed = {}
+        for feature in features.inputs:
+            columns = [table.column(c.name).to_numpy() for c in feature.columns]
+            feed[feature.tensor.name] = np.column_stack(columns).astype(feature.tensor.dtype)
+        _, probabilities = session.run(None, feed)  # type: ignore[attr-defined]
+        answers = table.select(["id", "carrier"]).append_column("p_late", [probabilities[:, 1]])
+        pq.write_table(answers, folder / f"{part.number}.parquet", compression="zstd", compression_level=1)
+
+
+def with_triform(plan: Plan, predictor: Predictor, folder: Path) -> None:
+    for part in plan.parts:
+        data, dead = folder / f"{part.number}.parquet", folder / f"{part.number}.dead.parquet"
+        score_part(part, predictor, plan.layout, data=data, dead_letters=dead)
+
+
+if __name__ == "__main__":
+    main()
