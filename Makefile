@@ -46,7 +46,7 @@ lint: setup ## ruff, mypy --strict, import contracts
 	$(BIN)/lint-imports
 
 bench: setup ## run the benchmarks; each prints one table
-	@for script in benchmarks/[a-z]*.py; do $(BIN)/python $$script; done
+	@for name in predict scoring; do $(BIN)/python -m benchmarks.$$name; done
 
 lock: setup ## rewrite requirements/*.txt from pyproject.toml
 	@compile="$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate"; \

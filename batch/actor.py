@@ -38,6 +38,11 @@ def pinned_predictor(plan: Plan, options: RuntimeOptions) -> Predictor:
     return Predictor.load(package, options)
 
 
+def _told(error: TriformError | OSError) -> tuple[str, str]:
+    """Code and message; an `OSError` means that the output's disk is full, gone or not ours to write."""
+    return (error.code, str(error)) if isinstance(error, TriformError) else (StoreError.code, f"the output failed: {error}")
+
+
 class PartScorer:
     """The callable class of `map_batches`: a batch has the part numbers in "part", its answer the outcomes in "outcome"."""
 
@@ -65,11 +70,18 @@ class PartScorer:
             if self.error is not None:
                 raise self.error
             placed = self.folder.adopt(number) or self._attempt(number)
-        except TriformError as error:
-            return Outcome(number, None, error.code, str(error), self.worker, self.load_seconds)
-        except OSError as error:  # the output's disk is full, gone or not ours to write
-            return Outcome(number, None, StoreError.code, f"the output failed: {error}", self.worker, self.load_seconds)
+        except (TriformError, OSError) as error:
+            if (quicker := self._of_another(number)) is None:
+                return Outcome(number, None, *_told(error), self.worker, self.load_seconds)
+            placed = quicker
         return Outcome(number, placed, worker=self.worker, load_seconds=self.load_seconds)
+
+    def _of_another(self, number: int) -> ScoredPart | None:
+        """The part as another driver has done it meanwhile; it may have committed the run and tidied up since."""
+        try:
+            return self.folder.record(number)
+        except (TriformError, OSError):
+            return None
 
     def _attempt(self, number: int) -> ScoredPart:
         attempt, data, dead = self.folder.attempt_files(number)

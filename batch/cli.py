@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -10,13 +11,12 @@ import msgspec
 import orjson
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from batch import commit, job
 from batch.folder import RunFolder
 from batch.spec import read_spec
 from triform.cli.output import exit_code
-from triform.errors import TriformError
+from triform.errors import StoreError, TriformError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -48,7 +48,7 @@ def run(
     console = Console(stderr=json)
     summary = job.run(read_spec(spec, given), console)
     if json:
-        sys.stdout.buffer.write(orjson.dumps(msgspec.to_builtins(summary), default=str, option=orjson.OPT_INDENT_2) + b"\n")
+        sys.stdout.buffer.write(orjson.dumps(msgspec.to_builtins(summary, enc_hook=str), option=orjson.OPT_INDENT_2) + b"\n")
     else:
         print_summary(summary, console)
 
@@ -64,25 +64,26 @@ def verify(
     if json:
         sys.stdout.buffer.write(orjson.dumps({"run": str(folder), "ok": True, "checked": checked}) + b"\n")
     else:
-        Console().print("\n".join([*checked, f"ok: {folder}"]), highlight=False, soft_wrap=True)
+        Console().print("\n".join([*checked, f"ok: {folder}"]), markup=False, highlight=False, soft_wrap=True)
 
 
 def print_summary(summary: job.Summary, console: Console) -> None:
     """What came of a run, for a person."""
     done = summary.manifest
-    table = Table(show_header=False, box=None, padding=(0, 2))
-    table.add_row("model", f"{done.pinned.ref} (digest {done.pinned.digest[:12]})")
-    table.add_row("rows", f"{done.rows_in:,} in = {done.rows_out:,} answered + {done.rows_dead:,} dead letters")
-    for code, rows in done.dead.items():
-        table.add_row("", f"{rows:,} {code}")
+    rows = [
+        ("model", f"{done.pinned.ref} (digest {done.pinned.digest[:12]})"),
+        ("rows", f"{done.rows_in:,} in = {done.rows_out:,} answered + {done.rows_dead:,} dead letters"),
+        *(("", f"{dead:,} {code}") for code, dead in done.dead.items()),
+    ]
     if summary.scored:
         speed = f"{summary.rows_per_second:,.0f} rows/s while scoring ({summary.scoring_seconds:.1f} s)"
-        table.add_row("speed", f"{speed}; {summary.seconds:.1f} s with the start of Ray and the commit")
-    table.add_row("output", str(summary.data))
+        rows.append(("speed", f"{speed}; {summary.seconds:.1f} s with the start of Ray and the commit"))
+    rows.append(("output", str(summary.data)))
     if done.dead:
-        table.add_row("dead letters", str(summary.folder / "dead_letters"))
-    table.add_row("verify", f"python -m batch verify {summary.folder}")
-    console.print(table, highlight=False, soft_wrap=True)
+        rows.append(("dead letters", str(summary.folder / "dead_letters")))
+    rows.append(("verify", f"python -m batch verify {shlex.quote(str(summary.folder))}"))
+    for name, value in rows:  # a table would cut long paths short
+        console.print(f"  {name:<14}{value}", markup=False, highlight=False, soft_wrap=True)
 
 
 def main() -> None:
@@ -92,6 +93,11 @@ def main() -> None:
     except TriformError as error:
         Console(stderr=True, soft_wrap=True).print(f"error: {error} [{error.code}]", style="red", markup=False, highlight=False)
         sys.exit(exit_code(error))
+    except OSError as error:  # the output cannot be written: full, gone or not ours
+        Console(stderr=True, soft_wrap=True).print(
+            f"error: the output failed: {error} [{StoreError.code}]", style="red", markup=False, highlight=False
+        )
+        sys.exit(exit_code(StoreError()))
     except KeyboardInterrupt:
         Console(stderr=True).print("stopped; the same command goes on from here", highlight=False)
         sys.exit(130)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import datetime
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -55,12 +56,15 @@ def commit(folder: RunFolder, plan: Plan, *, max_dead_letters: float) -> RunMani
     done = manifest(folder)
     if done is None:
         parts = [_record(folder, number) for number in range(len(plan.parts))]
-        if not folder.swapped():
-            folder.discard_strays()
-            check_inputs(plan.files)
-            reconcile(folder, plan, parts)
-            check_dead_letters(plan, parts, max_dead_letters)
-            check_keys(folder, plan, committed=False)
+        try:
+            if not folder.swapped():
+                check_inputs(plan.files)
+                reconcile(folder, plan, parts)
+                check_dead_letters(plan, parts, max_dead_letters)
+                check_keys(folder, plan, committed=False)
+        except (OSError, NotReconciled):
+            if not folder.swapped():  # else another driver has checked the same, and renamed the folders under our eyes
+                raise
         folder.swap()
         folder.write_manifest(_manifest(plan, parts))
         done = manifest(folder)
@@ -133,9 +137,7 @@ def check_inputs(files: tuple[InputFile, ...]) -> None:
 def reconcile(folder: RunFolder, plan: Plan, parts: list[ScoredPart]) -> None:
     """Raises `NotReconciled` unless every planned row is in the output or in the dead letters, by records and by files."""
     data, letters = folder.data(committed=False), folder.dead_letters(committed=False)
-    names = {part_name(p.part) for p in parts}
-    if strays := sorted({f.name for f in data.iterdir()} - names):
-        raise NotReconciled(f"{data} holds files of no part: {', '.join(strays[:5])}; move them away")
+    _check_strays(data, letters, parts)
     for planned, scored in zip(plan.parts, parts, strict=True):
         where = f"part {planned.number} ({planned.path}, row groups {list(planned.row_groups)})"
         if scored.rows_in != planned.rows or scored.rows_out + scored.rows_dead != planned.rows:
@@ -146,6 +148,13 @@ def reconcile(folder: RunFolder, plan: Plan, parts: list[ScoredPart]) -> None:
         _check_file(data / part_name(scored.part), scored.data, scored.rows_out, plan.run, where)
         if scored.dead_letters is not None:
             _check_file(letters / part_name(scored.part), scored.dead_letters, scored.rows_dead, plan.run, where)
+
+
+def _check_strays(data: Path, letters: Path, parts: Sequence[ScoredPart]) -> None:
+    for at, numbers in (data, {p.part for p in parts}), (letters, {p.part for p in parts if p.dead_letters}):
+        found = {file.name for file in at.iterdir()} if at.is_dir() else set()
+        if strays := sorted(found - {part_name(number) for number in numbers}):
+            raise NotReconciled(f"{at} holds files of no part: {', '.join(strays[:5])}; move them away")
 
 
 def _check_file(path: Path, entry: FileEntry, rows: int, run: str, where: str) -> None:
@@ -197,9 +206,7 @@ def verify(folder: RunFolder) -> list[str]:
         _check_digest(data / part_name(scored.part), scored.data, scored.rows_out)
         if scored.dead_letters is not None:
             _check_digest(letters / part_name(scored.part), scored.dead_letters, scored.rows_dead)
-    for at, wanted in ((data, {p.part for p in done.parts}), (letters, {p.part for p in done.parts if p.dead_letters})):
-        if strays := sorted({f.name for f in at.iterdir()} - {part_name(n) for n in wanted}):
-            raise NotReconciled(f"{at} holds files that the manifest does not list: {', '.join(strays[:5])}")
+    _check_strays(data, letters, done.parts)
     if (done.rows_in, done.rows_out + done.rows_dead) != (plan.rows, plan.rows):
         raise NotReconciled(f"the manifest counts {done.rows_out} + {done.rows_dead} rows, the plan {plan.rows}")
     check_keys(folder, plan, committed=True)

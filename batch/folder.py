@@ -182,8 +182,8 @@ class RunFolder:
         return {int(m[1]) for m in map(_RECORD.fullmatch, (p.name for p in self.parts.iterdir())) if m}
 
     def swapped(self) -> bool:
-        """Whether the commit has renamed `_data` to `data` already."""
-        return self.data(committed=True).is_dir()
+        """Whether the commit, all its checks passed, has begun to rename the folders."""
+        return self.dead_letters(committed=True).is_dir() or self.data(committed=True).is_dir()
 
     def swap(self) -> None:
         """Shows the finished files to readers: dead letters first, so that whoever sees data finds them."""
@@ -191,16 +191,13 @@ class RunFolder:
             (self.dead_letters(committed=False), self.dead_letters(committed=True)),
             (self.data(committed=False), self.data(committed=True)),
         ):
-            if not after.is_dir():
-                before.rename(after)
-        durable.fsync_folder(self.path)
-
-    def discard_strays(self) -> None:
-        """Takes away, before the commit, dead letter files that no record names: a losing attempt's."""
-        for file in self.dead_letters(committed=False).iterdir():
-            record = self.record(int(file.stem.removeprefix("part-")))
-            if record is None or record.dead_letters is None:
-                file.rename(self.temporary / f"stray-{uuid.uuid4().hex}-{file.name}")
+            try:
+                if not after.is_dir():
+                    before.rename(after)
+            except OSError:
+                if not after.is_dir():  # else another driver was quicker
+                    raise
+            durable.fsync_folder(self.path)
 
     def write_manifest(self, content: Any) -> bool:
         """The commit; False if another driver made it first."""
@@ -213,7 +210,8 @@ class RunFolder:
     def tidy(self, job: str) -> None:
         """After the commit: nobody needs the attempts' files, and the job has no open run."""
         shutil.rmtree(self.temporary, ignore_errors=True)
-        self._open(job).unlink(missing_ok=True)
+        if open_run(self.output, job) == self.run:
+            self._open(job).unlink(missing_ok=True)
 
     def _open(self, job: str) -> Path:
         return self.output / "_open" / f"{job}.json"
@@ -231,8 +229,12 @@ def part_name(part: int) -> str:
 
 
 def open_run(output: Path, job: str) -> str | None:
-    """The unfinished run of a job, if there is one."""
-    found = read_json(output / "_open" / f"{job}.json", OpenRun)
+    """The unfinished run of a job, if there is one and nobody has moved it away."""
+    marker = output / "_open" / f"{job}.json"
+    found = read_json(marker, OpenRun)
+    if found is not None and not RunFolder(output, found.run).path.is_dir():
+        marker.unlink(missing_ok=True)
+        return None
     return found.run if found else None
 
 

@@ -13,10 +13,10 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from triform import arrow
-from triform.errors import InputUnreadable, InvalidInput
+from triform import arrow, dead_letters
+from triform.errors import ConfigurationError, InputUnreadable, InvalidInput
 from triform.features import Features
-from triform.scoring import footer_digest
+from triform.scoring import Layout, footer_digest
 
 READERS: Final = 16
 # Extension types that are plain data. Others may run code when they are read (CVE-2023-47248, CVE-2026-41486).
@@ -40,30 +40,40 @@ class InputFile(msgspec.Struct, frozen=True):
 
 
 def find(patterns: Sequence[str]) -> list[Path]:
-    """The files that paths, folders (searched below for *.parquet) and globs name: absolute, sorted, each once.
+    """The files that paths, folders (searched below for *.parquet) and globs name: absolute, links followed, sorted, each once.
 
-    Names that begin with "_" or "." are not data, by the custom of Spark and Hive. Raises `InputUnreadable` for a pattern
-    that names nothing.
+    By the custom of Spark and Hive, names that begin with "." are not data, nor those with "_" that hold no "=". Raises
+    `InputUnreadable` for a pattern that names nothing, and for a name that is not Unicode, which no plan could hold.
     """
     found: set[Path] = set()
     for pattern in patterns:
-        files = list(_matches(pattern))
+        files = [file.resolve() for file in _matches(pattern)]
         if not files:
             raise InputUnreadable(f"input: nothing there: {pattern}")
         found.update(files)
+    if odd := [file for file in found if not _is_unicode(file)]:
+        raise InputUnreadable(f"input: the name is not Unicode, rename it: {os.fsencode(min(odd))!r}")
     return sorted(found)
+
+
+def _is_unicode(file: Path) -> bool:
+    return str(file).encode(errors="replace").decode() == str(file)
 
 
 def _matches(pattern: str) -> Iterator[Path]:
     path = Path(pattern)
     if path.is_file():
-        yield path.absolute()
+        yield path
         return
     for name in [pattern] if path.is_dir() else glob.glob(pattern, recursive=True):
         for file in sorted(Path(name).rglob("*.parquet")) if Path(name).is_dir() else [Path(name)]:
             below = file.relative_to(name).parts if Path(name).is_dir() else (file.name,)
-            if file.is_file() and not any(part.startswith(("_", ".")) for part in below):
-                yield file.absolute()
+            if file.is_file() and not any(_hidden(part) for part in below):
+                yield file
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or (name.startswith("_") and "=" not in name)
 
 
 def read_files(paths: Sequence[Path]) -> list[tuple[InputFile, pa.Schema]]:
@@ -99,6 +109,12 @@ def read_file(path: Path) -> tuple[InputFile, pa.Schema]:
     return InputFile(str(path), size, digest, tuple(RowGroup(g.num_rows, g.total_byte_size) for g in groups)), schema
 
 
+def check_apart(files: Sequence[InputFile], output: Path) -> None:
+    """Raises `ConfigurationError` if a file lies in the output: the next run would score what this one wrote."""
+    if inside := [file.path for file in files if Path(file.path).is_relative_to(output.resolve())]:
+        raise ConfigurationError(f"input: {inside[0]} lies in the output {output}: choose an output outside the input")
+
+
 def check_plain(field: pa.Field, path: Path) -> None:
     """Raises `InputUnreadable` for an extension type, nested ones too, that is not known to be plain data."""
     kind, name = field.type, (field.metadata or {}).get(b"ARROW:extension:name", b"").decode(errors="replace")
@@ -110,19 +126,21 @@ def check_plain(field: pa.Field, path: Path) -> None:
         check_plain(kind.field(i), path)
 
 
-def check_columns(files: Sequence[tuple[InputFile, pa.Schema]], features: Features, carried: Sequence[str]) -> None:
+def check_columns(files: Sequence[tuple[InputFile, pa.Schema]], features: Features, layout: Layout) -> None:
     """Raises `InvalidInput`, naming file and column, unless every file can feed the model and carries the same key and kept
     columns with the same types (they share one output, where they may not be called like an answer)."""
     taken = {c.name for c in features.outputs} | {"_model_version", "_scored_at"}
-    if clash := [name for name in carried if name in taken]:
+    if clash := [name for name in layout.carried if name in taken]:
         raise InvalidInput(f"the column '{clash[0]}' cannot be kept: the output has an answer of that name")
+    if clash := [name for name in layout.key if name in dead_letters.COLUMNS]:
+        raise InvalidInput(f"the column '{clash[0]}' cannot be a key: dead letters have a column of that name; rename it")
     first_file, first = files[0]
     for file, schema in files:
         try:
             arrow.check_schema(features.inputs, schema)
         except InvalidInput as error:
             raise InvalidInput(f"{file.path}: {error}") from error
-        for name in carried:
+        for name in layout.carried:
             if schema.names.count(name) != 1:
                 raise InvalidInput(f"{file.path}: no column '{name}' to carry over (it has: {', '.join(schema.names)})")
             here, there = schema.field(name).type, first.field(name).type

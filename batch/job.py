@@ -71,7 +71,7 @@ def run(spec: JobSpec, console: Console, telemetry: Telemetry | None = None) -> 
         if not folder.swapped():
             scored, scoring_seconds = score_missing(folder, plan, spec, console, telemetry or Silent())
     else:
-        console.print(f"run {plan.run} is committed already: nothing to score", highlight=False)
+        console.print(f"run {plan.run} is committed already: nothing to score", highlight=False, soft_wrap=True)
     done = commit(folder, plan, max_dead_letters=spec.max_dead_letters)
     return Summary(
         folder=folder.path,
@@ -88,24 +88,30 @@ def prepare(spec: JobSpec, console: Console) -> Plan:
     files = inputs.read_files(inputs.find(spec.input))
     footers = [file for file, _ in files]
     output = Path(spec.output).absolute()
+    inputs.check_apart(footers, output)
     layout = Layout(key=spec.key, keep=spec.keep, scored_at=utc_now())
     unfinished = open_run(output, job_id(footers, layout, spec.model))
     if unfinished is not None:
         plan = RunFolder(output, unfinished).plan()
-        console.print(f"going on with run {plan.run}, begun {plan.layout.scored_at} with {plan.pinned.ref}", highlight=False)
+        console.print(
+            f"going on with run {plan.run}, begun {plan.layout.scored_at} with {plan.pinned.ref}", highlight=False, soft_wrap=True
+        )
         return plan
     name, version = resolve(repository, spec.model)
     package = repository.package(name, version)
     package.verify("golden")
-    inputs.check_columns(files, Features(package.manifest.signature, package.manifest.config), layout.carried)
+    inputs.check_columns(files, Features(package.manifest.signature, package.manifest.config), layout)
     pinned = Pinned(package.manifest.ref, package.manifest.digest)
     if package.manifest.row_independence.kind == "dependent":
-        console.print(f"{pinned.ref}: rows depend on one another, so they are scored one by one, slowly", highlight=False)
+        console.print(
+            f"{pinned.ref}: rows depend on one another, so they are scored one by one, slowly", highlight=False, soft_wrap=True
+        )
     location = str(Path(spec.repository).absolute())
     plan = make_plan(footers, layout, model=spec.model, pinned=pinned, repository=location)
     console.print(
         f"run {plan.run}: {plan.rows:,} rows in {len(files)} file(s), {len(plan.parts)} part(s), model {pinned.ref}",
         highlight=False,
+        soft_wrap=True,
     )
     return plan
 
@@ -125,7 +131,9 @@ def score_missing(folder: RunFolder, plan: Plan, spec: JobSpec, console: Console
     done = folder.recorded()
     missing = [part.number for part in plan.parts if part.number not in done and folder.adopt(part.number) is None]
     if done and missing:
-        console.print(f"{len(plan.parts) - len(missing)} of {len(plan.parts)} parts were done before", highlight=False)
+        console.print(
+            f"{len(plan.parts) - len(missing)} of {len(plan.parts)} parts were done before", highlight=False, soft_wrap=True
+        )
     if not missing:
         return 0, 0.0
     rows = sum(plan.parts[number].rows for number in missing)
@@ -153,7 +161,7 @@ def _outcomes(
     threads = package.manifest.config.runtime.threads
     pool = size_pool(spec.actors, parts=len(missing), threads=threads, gpus=spec.gpus, cluster=cluster.resources())
     if pool.note:
-        console.print(pool.note, highlight=False)
+        console.print(pool.note, highlight=False, soft_wrap=True)
     yield from score_parts(
         pool,
         missing,

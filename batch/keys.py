@@ -23,6 +23,10 @@ from numpy.typing import NDArray
 Hashes = NDArray[np.uint64]
 BUCKET_ROWS: Final = 4_000_000  # 32 MB of hashes
 SUSPECTS: Final = 1_000  # hashes looked at again: enough to name examples
+_BYTES: Final = (
+    pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view,
+    pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary,
+)  # fmt: skip
 _GOLDEN: Final = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -34,19 +38,16 @@ def duplicates(files: Sequence[Path], key: Sequence[str], *, most: int = 5) -> l
         suspects = _suspects(files, key, bits, Path(folder))
     if not suspects.size:
         return []
-    seen: Counter[tuple[Any, ...]] = Counter()
+    seen: Counter[tuple[int | bytes | None, ...]] = Counter()
     for batch in _batches(files, key):
-        rows_at = np.flatnonzero(np.isin(hash_rows(batch), suspects))
-        for row in batch.take(pa.array(rows_at)).to_pylist():
-            seen[tuple(_comparable(row[name]) for name in key)] += 1
-    return [(found, n) for found, n in seen.most_common(most) if n > 1]
+        rows_at = pa.array(np.flatnonzero(np.isin(hash_rows(batch), suspects)))
+        columns = [_comparable(column).take(rows_at).to_pylist() for column in batch.columns]
+        seen.update(zip(*columns, strict=True))
+    return [(tuple(map(_shown, found)), n) for found, n in seen.most_common(most) if n > 1]
 
 
-def _comparable(value: Any) -> Any:
-    """Lists compare by content; every NaN is the same key."""
-    if isinstance(value, list):
-        return tuple(_comparable(v) for v in value)
-    return "NaN" if isinstance(value, float) and value != value else value
+def _shown(value: int | bytes | None) -> int | str | None:
+    return value.decode(errors="backslashreplace") if isinstance(value, bytes) else value
 
 
 def _suspects(files: Sequence[Path], key: Sequence[str], bits: int, folder: Path) -> Hashes:
@@ -98,25 +99,33 @@ def _mix(h: Hashes) -> Hashes:
 
 
 def _hash(column: pa.Array) -> Hashes:
-    if pa.types.is_integer(column.type) or pa.types.is_boolean(column.type):
-        plain = column.cast(pa.uint64() if pa.types.is_uint64(column.type) else pa.int64())
-        hashes = _mix(plain.fill_null(0).to_numpy(zero_copy_only=False).view(np.uint64) + _GOLDEN)
+    column = _comparable(column)
+    if pa.types.is_large_binary(column.type):
+        hashes = _hash_bytes(column)
     else:
-        hashes = _hash_bytes(_as_binary(column))
+        hashes = _mix(column.fill_null(0).to_numpy(zero_copy_only=False).view(np.uint64) + _GOLDEN)
     if column.null_count:
         hashes = np.where(column.is_null().to_numpy(zero_copy_only=False), np.uint64(1), hashes)
     return hashes
 
 
-def _as_binary(column: pa.Array) -> pa.LargeBinaryArray:
-    """Text as it is; dates, floats and decimals by their text, lists by their Python text: equal values, equal bytes."""
+def _comparable(column: pa.Array) -> pa.Int64Array | pa.UInt64Array | pa.LargeBinaryArray:
+    """The column so that equal keys are equal integers or bytes: text and binary as they are, dates, floats and decimals as
+    Arrow's text (0.0 is -0.0, each NaN the same), lists and structs as Python's."""
+    if isinstance(column.type, pa.BaseExtensionType):
+        column = column.storage
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    if pa.types.is_nested(column.type):
-        column = pa.array([str(v) for v in column.to_pylist()], pa.string())
-    if not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
+    kind = column.type
+    if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
+        return column.cast(pa.uint64() if pa.types.is_uint64(kind) else pa.int64())
+    if pa.types.is_nested(kind):
+        column = pa.array([None if v is None else str(v) for v in column.to_pylist()], pa.string())
+    elif pa.types.is_floating(kind):
+        column = pc.add(column.cast(pa.float64()), 0.0).cast(pa.string())
+    elif not any(holds(kind) for holds in _BYTES):
         column = column.cast(pa.string())
-    return pc.cast(column, pa.large_binary())
+    return column.cast(pa.large_binary())
 
 
 def _hash_bytes(values: pa.LargeBinaryArray) -> Hashes:

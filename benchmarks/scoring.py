@@ -1,6 +1,6 @@
 """How fast one process scores the flights from Parquet to Parquet, beside the loop one would write by hand.
 
-    python -m benchmarks.scoring [--data build/flights]
+    python -m benchmarks.scoring [--data build/flights] [--plot docs/img/scoring.svg]
 
 The hand-written loop reads a file whole, stacks its columns, runs ONNX Runtime, and writes the answers: no dead letters (it
 drops rows with nulls), no streaming, no checks, no fsync. Both get one ONNX Runtime thread. Interleaved rounds, medians.
@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -22,6 +23,7 @@ from rich.table import Table
 
 from batch import inputs
 from batch.plan import Pinned, Plan, make_plan
+from benchmarks.plot import bars
 from examples.flights import build
 from triform.features import Features
 from triform.package import ModelPackage
@@ -36,20 +38,41 @@ ROUNDS = 5
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, default=Path("build/flights"), help="the flights example; built if it is not there")
-    data = parser.parse_args().data
+    parser.add_argument("--plot", type=Path, help="also draw the table to this SVG")
+    options = parser.parse_args()
+    data: Path = options.data
     build.build(data)
     files = [file for file, _ in inputs.read_files(inputs.find([str(data / "input")]))]
     layout = Layout(key=("id",), keep=("carrier",))
     table = Table("model", "by hand, rows/s", "triform.scoring, rows/s", "ratio", "spread", title="flights, one process")
+    refs: list[str] = []
+    by_hand_rates: list[float] = []
+    our_rates: list[float] = []
     for version in 1, 2:
         package = open_repository(data / "repository").package("flight-delay", version)
         pinned = Pinned(package.manifest.ref, package.manifest.digest)
         plan = make_plan(files, layout, model="flight-delay", pinned=pinned, repository="")
-        table.add_row(package.manifest.ref, *compare(plan, package))
+        refs.append(package.manifest.ref)
+        measured = compare(plan, package)
+        by_hand_rates.append(measured.by_hand)
+        our_rates.append(measured.ours)
+        ratio = measured.ours / measured.by_hand
+        table.add_row(refs[-1], f"{measured.by_hand:,.0f}", f"{measured.ours:,.0f}", f"{ratio:.2f}", f"{measured.spread:.0%}")
     Console(width=110).print(table)
+    if options.plot:
+        series = {"by hand": by_hand_rates, "triform.scoring": our_rates}
+        bars(options.plot, "Scoring the flights in one process", refs, series, "rows/s")
 
 
-def compare(plan: Plan, package: ModelPackage) -> list[str]:
+class Measured(NamedTuple):
+    """Rows per second, medians; `spread` is (slowest - fastest) / median of our rounds."""
+
+    by_hand: float
+    ours: float
+    spread: float
+
+
+def compare(plan: Plan, package: ModelPackage) -> Measured:
     predictor = Predictor.load(package)
     session = open_session(package.model_path, RuntimeOptions(), threads=1)
     features = Features(package.manifest.signature, package.manifest.config)
@@ -65,7 +88,7 @@ def compare(plan: Plan, package: ModelPackage) -> list[str]:
             times.append(timed(way))
     hand, ours = (plan.rows / statistics.median(times) for times in seconds)
     spread = (max(seconds[1]) - min(seconds[1])) / statistics.median(seconds[1])
-    return [f"{hand:,.0f}", f"{ours:,.0f}", f"{ours / hand:.2f}", f"{spread:.0%}"]
+    return Measured(hand, ours, spread)
 
 
 def timed(way: Callable[[Path], None]) -> float:

@@ -2,10 +2,11 @@
 
 Importing this package costs nothing: take what you need from its modules, one noun a file.
 
-    from triform.repository import open_repository
+    from triform.repository import open_repository, resolve
     from triform.predictor import Predictor
 
-    predictor = Predictor.load(open_repository("models"), "flight-delay@stable")
+    repository = open_repository("models")
+    predictor = Predictor.load(repository.package(*resolve(repository, "flight-delay@stable")))
     outputs = predictor.predict({"x": array})
 """
 

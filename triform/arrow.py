@@ -86,20 +86,22 @@ def _fits(kind: pa.DataType, feature: Feature) -> bool:
         return False
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    if feature.scalar:
-        return _fits_value(kind, feature.tensor) or (
-            _is_list(kind) and len(feature.columns) == 1 and _fits_value(kind.value_type, feature.tensor)
-        )
     depth = 0
     while _is_list(kind):
         kind, depth = kind.value_type, depth + 1
+    if depth == 0:
+        return feature.scalar and (pa.types.is_null(kind) or _fits_value(kind, feature.tensor))  # null: it never had a value
+    if len(feature.columns) > 1 or pa.types.is_string_view(kind):  # lists of views cannot be filtered in Arrow yet
+        return False
     return depth == len(feature.tensor.row_shape) and _fits_value(kind, feature.tensor)
 
 
 def _fits_value(kind: pa.DataType, tensor: TensorMetadata) -> bool:
     if tensor.datatype == "BYTES":
         return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
-    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind) or pa.types.is_decimal(kind))
+    if pa.types.is_decimal(kind):  # read as FP64, which holds 15 digits
+        return bool(tensor.dtype.kind == "f" or kind.precision <= 15)
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind))
 
 
 def _is_list(kind: pa.DataType) -> bool:
@@ -111,6 +113,8 @@ def _column(batch: pa.RecordBatch, column: Column, tensor: TensorMetadata) -> pa
     values = batch.column(column.name)
     if pa.types.is_dictionary(values.type) and (tensor.datatype != "BYTES" or values.dictionary.null_count):
         values = values.dictionary_decode()
+    if pa.types.is_null(values.type):
+        return values.cast(pa.string() if tensor.datatype == "BYTES" else pa.float64())
     return values.cast(pa.float64()) if pa.types.is_decimal(values.type) else values
 
 
@@ -137,7 +141,7 @@ def _values(values: pa.Array, column: Column, tensor: TensorMetadata, faults: _F
     if null is not None and column.null == DEAD_LETTER:
         faults.add(null, MissingValue.code, lambda _: f"column '{column.name}' is null")
     if tensor.datatype == "BYTES":
-        return _text(values, "" if column.null == DEAD_LETTER else str(column.null))
+        return _text(values, column, faults)
     if null is None:
         return _numbers(to_numpy(values), column, tensor, faults)
     filled = _numbers(_zeroed(to_numpy(values), null), column, tensor, faults)
@@ -145,7 +149,7 @@ def _values(values: pa.Array, column: Column, tensor: TensorMetadata, faults: _F
         return filled
     if not filled.flags.writeable:
         filled = filled.copy()
-    filled[null] = null_value(column)
+    filled[null] = null_value(column, tensor)
     return filled
 
 
@@ -175,21 +179,36 @@ def _numbers(values: Array, column: Column, tensor: TensorMetadata, faults: _Fau
     return cast
 
 
-def _text(values: pa.Array, null: str) -> Array:
-    """Text as numpy `U` if it is short, else as `str` objects; [rows]. Nulls become `null`."""
+def _text(values: pa.Array, column: Column, faults: _Faults) -> Array:
+    """Text as numpy `U` if it is short, else as `str` objects; [rows]. Nulls become what the column says."""
     if not pa.types.is_dictionary(values.type):
         values = values.dictionary_encode()
-    words = values.dictionary.cast(pa.string())
+    words, broken = _words(values.dictionary.cast(pa.string()))
     codes = to_numpy(values.indices)
     if values.indices.null_count:
-        codes = codes.copy()
-        codes[to_numpy(values.indices.is_null())] = len(words)
-    distinct = np.array([*words.to_pylist(), null], dtype=object)
-    longest = max(pc.max(pc.utf8_length(words)).as_py() or 1, len(null))
-    ends_in_nul = pc.any(pc.ends_with(words, "\0")).as_py()  # numpy `U` would drop a NUL at the end
-    if longest <= MAX_TEXT_WIDTH and not ends_in_nul:
-        distinct = distinct.astype(f"U{longest}")
+        words.append("" if column.null == DEAD_LETTER else str(column.null))
+        codes = codes.astype(np.int64)
+        codes[to_numpy(values.indices.is_null())] = len(words) - 1
+    if broken:
+        faults.add(np.isin(codes, broken), InvalidInput.code, lambda _: f"column '{column.name}': the text is not UTF-8")
+    distinct = np.array(words or [""], dtype=object)
+    longest = max(map(len, words), default=0)
+    if longest <= MAX_TEXT_WIDTH and not any(word.endswith("\0") for word in words):  # numpy `U` would drop a NUL at the end
+        distinct = distinct.astype(f"U{longest or 1}")
     return np.asarray(distinct[codes])
+
+
+def _words(dictionary: pa.Array) -> tuple[list[str], list[int]]:
+    """The dictionary's words, and the positions of those that are not UTF-8 (Parquet files may hold such), which stand empty."""
+    try:
+        return dictionary.to_pylist(), []
+    except UnicodeDecodeError:
+        words, broken = [], []
+        for i, word in enumerate(dictionary.cast(pa.binary()).to_pylist()):
+            words.append(word.decode(errors="ignore"))
+            if words[-1].encode() != word:
+                broken.append(i)
+        return words, broken
 
 
 def _lists(values: pa.Array, column: Column, tensor: TensorMetadata, faults: _Faults) -> Array:
@@ -217,7 +236,7 @@ def _lists(values: pa.Array, column: Column, tensor: TensorMetadata, faults: _Fa
     if good.all():
         return elements.reshape(rows, *shape)
     padded = np.zeros((rows, *shape), dtype=elements.dtype)
-    padded[good] = elements.reshape(-1, *shape)
+    padded[good] = elements.reshape(len(positions), *shape)
     return padded
 
 
@@ -251,7 +270,7 @@ def _has_shape(values: pa.Array, shape: tuple[int, ...]) -> Mask:
     good: Mask = np.asarray(lengths == shape[0])
     if len(shape) > 1 and good.any():
         below = _has_shape(values.filter(from_numpy(good)).flatten(), shape[1:])
-        good[good] = below.reshape(-1, shape[0]).all(axis=1)
+        good[good] = below.reshape(int(good.sum()), shape[0]).all(axis=1)
     return good
 
 
@@ -282,7 +301,7 @@ def output_type(column: OutputColumn) -> pa.DataType:
 
 def as_arrow(values: Array, kind: pa.DataType) -> pa.Array:
     if pa.types.is_list(kind):
-        inner = as_arrow(values.reshape(-1, *values.shape[2:]), kind.value_type)
+        inner = as_arrow(values.reshape(len(values) * values.shape[1], *values.shape[2:]), kind.value_type)
         return pa.ListArray.from_arrays(np.arange(len(values) + 1, dtype=np.int32) * values.shape[1], inner)
     if values.dtype == np.float16:
         values = values.astype(np.float32)

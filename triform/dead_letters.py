@@ -6,15 +6,20 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from triform.errors import InputUnreadable
+
 FOOTER_KEY: Final = b"triform"
 READ_ROWS: Final = 16_384
+COLUMNS: Final = {
+    "source_file": pa.string(), "row_number": pa.int64(), "code": pa.string(), "reason": pa.string(), "raw_row": pa.string(),
+}  # fmt: skip
 
 
 class DeadLetter(msgspec.Struct, frozen=True):
@@ -25,9 +30,7 @@ class DeadLetter(msgspec.Struct, frozen=True):
 
 def schema_for(source: pa.Schema, key: Sequence[str]) -> pa.Schema:
     """The key columns, then `source_file`, `row_number` (in that file, from 0), `code`, `reason`, `raw_row` (JSON)."""
-    text = [pa.field(name, pa.string()) for name in ("code", "reason", "raw_row")]
-    place = [pa.field("source_file", pa.string()), pa.field("row_number", pa.int64())]
-    return pa.schema([*(source.field(name).remove_metadata() for name in key), *place, *text])
+    return pa.schema([*(plain_field(source.field(name)) for name in key), *COLUMNS.items()])
 
 
 def write(
@@ -44,13 +47,13 @@ def write(
     """Writes the letters, sorted by row, with all columns of their rows: only row groups that hold one are read again."""
     schema = schema_for(source.schema_arrow, key)
     with sink(path, schema) as writer:
-        for some, rows in _with_rows(source, row_groups, sorted(letters, key=lambda d: d.row)):
+        for some, rows in _with_rows(source, source_file, row_groups, sorted(letters, key=lambda d: d.row)):
             columns = {
                 "source_file": [source_file] * len(some),
                 "row_number": [first_row + d.row for d in some],
                 "code": [d.code for d in some],
                 "reason": [d.reason for d in some],
-                "raw_row": [_json(row) for row in rows.to_pylist()],
+                "raw_row": [_json(row) for row in _raw_rows(rows)],
             }
             keys = [rows.column(name) for name in key]
             arrays = [*keys, *(pa.array(values, schema.field(name).type) for name, values in columns.items())]
@@ -59,7 +62,7 @@ def write(
 
 
 def _with_rows(
-    source: pq.ParquetFile, row_groups: Sequence[int], letters: Sequence[DeadLetter]
+    source: pq.ParquetFile, name: str, row_groups: Sequence[int], letters: Sequence[DeadLetter]
 ) -> Iterator[tuple[list[DeadLetter], pa.RecordBatch]]:
     """The letters, some at a time, each with its row."""
     start, pending = 0, list(letters)
@@ -67,13 +70,34 @@ def _with_rows(
         rows = source.metadata.row_group(group).num_rows
         if pending and pending[0].row < start + rows:
             at = start
-            for batch in source.iter_batches(READ_ROWS, row_groups=[group], use_threads=False):
+            for batch in read(source, name, READ_ROWS, [group]):
                 mine = [d for d in pending[: batch.num_rows] if d.row < at + batch.num_rows]
                 if mine:
                     yield mine, batch.take(pa.array([d.row - at for d in mine]))
                     pending = pending[len(mine) :]
                 at += batch.num_rows
         start += rows
+
+
+def read(
+    source: pq.ParquetFile, name: str, rows: int, row_groups: Sequence[int], columns: Sequence[str] | None = None
+) -> Iterator[pa.RecordBatch]:
+    """The row groups in batches of up to `rows`. Raises `InputUnreadable`, with the file's name, for pages that are damaged."""
+    batches = source.iter_batches(rows, row_groups=row_groups, columns=columns, use_threads=False)
+    while True:
+        try:
+            batch = next(batches, None)
+        except (OSError, ValueError) as error:
+            raise InputUnreadable(f"{name}: row groups {list(row_groups)}: {error}") from error
+        if batch is None:
+            return
+        yield batch.cast(pa.schema(map(plain_field, batch.schema)))
+
+
+def plain_field(field: pa.Field) -> pa.Field:
+    """Without metadata; Arrow's text and binary views, of which it can take no rows yet, as plain text and binary."""
+    plain = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
+    return field.with_type(plain.get(field.type, field.type)).remove_metadata()
 
 
 @contextmanager
@@ -85,6 +109,22 @@ def sink(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
             yield writer
         file.flush()
         os.fsync(file.fileno())
+
+
+def _raw_rows(rows: pa.RecordBatch) -> list[dict[str, Any]]:
+    try:
+        return cast(list[dict[str, Any]], rows.to_pylist())
+    except (ValueError, OverflowError):  # Python has no text that is not UTF-8 and no year after 9999
+        return [{name: _value(rows.column(name)[i]) for name in rows.schema.names} for i in range(rows.num_rows)]
+
+
+def _value(cell: pa.Scalar) -> Any:
+    try:
+        return cell.as_py()
+    except (ValueError, OverflowError):
+        if pa.types.is_nested(cell.type):
+            return f"<{cell.type} that JSON cannot hold>"
+        return cell.cast(pa.string()).cast(pa.binary()).as_py().decode(errors="backslashreplace")
 
 
 def _json(row: Mapping[str, Any]) -> str:

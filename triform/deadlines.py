@@ -54,3 +54,7 @@ class Watchdog:
                     self._wake.wait(left)
                 else:
                     heapq.heappop(self._due)[2].terminate = True
+
+
+# One for the process: it has no state but what runs now, and a thread for each model that was ever loaded would stay for ever.
+watchdog = Watchdog()

@@ -9,6 +9,7 @@ a row. A null gets what its column declares: "nan", a value, or the row's refusa
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -115,9 +116,9 @@ def check_null_policy(column: Column, tensor: TensorMetadata) -> None:
         raise ConfigurationError(f"{key}: {error}") from error
 
 
-def null_value(column: Column) -> Any:
-    """What stands for a null in an array: NaN for "nan", else the value itself."""
-    return float("nan") if column.null == NAN else column.null
+def null_value(column: Column, tensor: TensorMetadata) -> Any:
+    """What stands for a null in an array: NaN for "nan" among floats, else the value itself."""
+    return float("nan") if column.null == NAN and tensor.dtype.kind == "f" else column.null
 
 
 def _output_columns(tensor: TensorMetadata, config: ModelConfig) -> list[OutputColumn]:
@@ -159,43 +160,95 @@ def _labelled(value: Array, column: OutputColumn) -> Array:
 
 
 def _tensor(feature: Feature, records: Sequence[Mapping[str, Any]]) -> Array:
-    if not feature.scalar:
-        return _cast([_value(feature.columns[0], r, i) for i, r in enumerate(records)], feature.columns[0], feature.tensor)
-    columns = [_cast([_value(c, r, i) for i, r in enumerate(records)], c, feature.tensor) for c in feature.columns]
-    for column, array in zip(feature.columns, columns, strict=True):
-        if array.ndim != 1:
-            raise InvalidInput(f"column '{column.name}': expected one value a row, got lists", input=column.name)
+    if not records:
+        return feature.tensor.no_rows()
+    if not feature.scalar or (feature.tensor.row_shape == (1,) and _holds_lists(feature.columns[0], records)):
+        return _lists(feature, records)
+    columns = [_cast([_value(c, r, i, feature) for i, r in enumerate(records)], c, feature) for c in feature.columns]
     return np.stack(columns, axis=1) if feature.row_shape else columns[0]
 
 
-def _value(column: Column, record: Mapping[str, Any], row: int) -> Any:
-    value = record.get(column.name)
+def _holds_lists(column: Column, records: Sequence[Mapping[str, Any]]) -> bool:
+    return any(isinstance(r.get(column.name), list) for r in records)
+
+
+def _lists(feature: Feature, records: Sequence[Mapping[str, Any]]) -> Array:
+    """A column of (nested) lists as [rows, ...]: each of the tensor's shape, and of the first row's where that is dynamic."""
+    column, tensor = feature.columns[0], feature.tensor
+    values = []
+    for row, record in enumerate(records):
+        if (value := record.get(column.name)) is None:
+            raise _missing(column, row)
+        values.append(_filled(value, column, row, feature))
+    with suppress(InvalidInput):
+        array = cast(values, tensor)
+        if _fits(array.shape[1:], tensor):
+            return array
+    for row, value in enumerate(values):
+        shape = _shape(value)
+        if shape is None or shape != _shape(values[0]) or not _fits(shape, tensor):
+            raise InvalidInput(
+                f"row {row}: column '{column.name}': expected {tensor}, got a row of another shape", input=column.name, row=row
+            )
+    return _cast(values, column, feature)
+
+
+def _fits(shape: tuple[int, ...], tensor: TensorMetadata) -> bool:
+    wanted = tensor.row_shape
+    return len(shape) == len(wanted) and all(w in (have, -1) or isinstance(w, str) for have, w in zip(shape, wanted, strict=True))
+
+
+def _filled(value: Any, column: Column, row: int, feature: Feature) -> Any:
+    """The list with its nulls replaced by the column's policy."""
+    if not isinstance(value, list):
+        return value
+    if value and isinstance(value[0], list):
+        return [_filled(v, column, row, feature) for v in value]
+    return [_present(v, column, row, feature) for v in value] if None in value else value
+
+
+def _shape(value: Any) -> tuple[int, ...] | None:
+    try:
+        shape: tuple[int, ...] = np.shape(value)
+    except ValueError:
+        return None
+    return shape
+
+
+def _value(column: Column, record: Mapping[str, Any], row: int, feature: Feature) -> Any:
+    value = _present(record.get(column.name), column, row, feature)
+    if isinstance(value, list):
+        raise InvalidInput(f"row {row}: column '{column.name}': expected one value, got a list", input=column.name, row=row)
+    return value
+
+
+def _present(value: Any, column: Column, row: int, feature: Feature) -> Any:
     if value is not None:
         return value
     if column.null == DEAD_LETTER:
-        raise MissingValue(f"row {row}: column '{column.name}' is missing or null", input=column.name, row=row)
-    return null_value(column)
+        raise _missing(column, row)
+    return null_value(column, feature.tensor)
 
 
-def _cast(values: list[Any], column: Column, tensor: TensorMetadata) -> Array:
-    """One column's Python values as an array of the tensor's dtype; errors name the column."""
+def _missing(column: Column, row: int) -> MissingValue:
+    return MissingValue(f"row {row}: column '{column.name}' is missing or null", input=column.name, row=row)
+
+
+def _cast(values: list[Any], column: Column, feature: Feature) -> Array:
+    """One column's Python values as an array of the tensor's dtype; errors name the column and the row."""
     try:
-        array = np.array(values, dtype=object) if tensor.datatype == "BYTES" else np.array(values)
-        if array.dtype.kind == "f" and tensor.dtype.kind in "iu":
-            array = _exact_integers(values, array)
-        return cast(array if values else array.astype(tensor.dtype), tensor)
+        return cast(values, feature.tensor)
     except InvalidInput as error:
-        raise InvalidInput(
-            str(error).replace(f"input '{tensor.name}'", f"column '{column.name}'"), input=column.name, row=error.row
-        ) from error
-    except (ValueError, OverflowError) as error:
-        raise InvalidInput(
-            f"column '{column.name}': expected {tensor.datatype}, got values that make no array ({error})"
-        ) from error
+        row = error.row if error.row is not None else _culprit(values, feature.tensor)
+        told = str(error).replace(f"input '{feature.tensor.name}'", f"column '{column.name}'")
+        raise InvalidInput(f"{told if row is None else f'row {row}: {told}'}", input=column.name, row=row) from error
 
 
-def _exact_integers(values: list[Any], array: Array) -> Array:
-    """Integers that stand among floats, kept to the digit: numpy would round them to floats first."""
-    if all(isinstance(v, int) or (isinstance(v, float) and v.is_integer()) for v in values):
-        return np.array([int(v) for v in values])
-    return array
+def _culprit(values: list[Any], tensor: TensorMetadata) -> int | None:
+    """The first row that makes no tensor by itself."""
+    for row, value in enumerate(values):
+        try:
+            cast([value], tensor)
+        except InvalidInput:
+            return row
+    return None

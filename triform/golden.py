@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -69,6 +70,8 @@ def read(path: Path) -> Golden:
                 raise PackageError(f"{path.name} unpacks to more than {MAX_GOLDEN_BYTES >> 20} MB")
         with np.load(path, allow_pickle=False) as stored:
             members = {key: stored[key] for key in stored.files}
+        if odd := [key for key, member in members.items() if not isinstance(member, np.ndarray)]:
+            raise ValueError(f"{odd[0]} is no array")
         texts = {k.removesuffix(".offsets") for k in members if k.endswith(".offsets")}
         texts = {k for k in texts if f"{k}.data" in members and f"{k}.shape" in members}
         parts = {f"{k}.{part}" for k in texts for part in ("data", "offsets", "shape")}
@@ -77,13 +80,17 @@ def read(path: Path) -> Golden:
             side, _, tensor = key.partition("/")
             arrays = golden.inputs if side == "in" else golden.outputs
             arrays[tensor] = _text(members, key) if key in texts else members[key]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise PackageError(f"{path.name} is not a readable file of plain arrays: {error}") from error
+    except PackageError:
+        raise
+    except Exception as error:  # numpy, zipfile, zlib and tokenize raise a dozen unrelated classes for what is no such file
+        raise PackageError(f"{path.name} is not a readable file of plain arrays: {str(error)[:200]}") from error
     return golden
 
 
 def _text(members: Mapping[str, Array], key: str) -> Array:
     data, offsets = members[f"{key}.data"].tobytes(), members[f"{key}.offsets"].tolist()
+    if offsets[0] != 0 or offsets[-1] != len(data) or offsets != sorted(offsets):
+        raise ValueError(f"{key}.offsets do not cut {key}.data")
     text = np.empty(len(offsets) - 1, dtype=object)
     for i, (start, stop) in enumerate(itertools.pairwise(offsets)):
         text[i] = data[start:stop].decode()
@@ -92,6 +99,8 @@ def _text(members: Mapping[str, Array], key: str) -> Array:
 
 def compare(recorded: Mapping[str, Array], got: Mapping[str, Array], tolerances: Mapping[str, Tolerance]) -> None:
     """Raises `GoldenMismatch`, naming the output and the worst element, if an output left its tolerance (by numpy dtype)."""
+    if recorded.keys() != got.keys():
+        raise GoldenMismatch(f"the recorded outputs are {', '.join(recorded) or 'none'}, the model's {', '.join(got)}")
     for name, want in recorded.items():
         have = got[name]
         if want.shape != have.shape:
@@ -127,7 +136,7 @@ def load_in_child(model: Path, *, seconds: float = 120.0, memory_bytes: int = 16
 
 
 def _in_child(path: Path, seconds: float, memory_bytes: int) -> None:
-    command = [sys.executable, "-m", "triform.golden", str(path)]
+    command = [sys.executable, "-m", "triform.golden", str(path), str(seconds)]
     pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(command, env=_child_env(), **pipes) as child:
         try:
@@ -168,12 +177,16 @@ def resident_bytes(pid: int) -> int:
         return 0
 
 
-def main(path: Path) -> int:
-    """The child: a package folder is loaded and warmed up, a file is only opened. Writes its error as JSON and exits with 1."""
+def main(path: Path, seconds: float) -> int:
+    """The child: a package folder is loaded and warmed up, a file is only opened. Writes its error as JSON and exits with 1.
+
+    An alarm ends it a little after its parent would, in case the parent was killed.
+    """
     from triform.package import ModelPackage
     from triform.predictor import Predictor
     from triform.runtime import RuntimeOptions, open_session
 
+    signal.alarm(int(seconds) + 5)
     try:
         if path.is_dir():
             Predictor.load(ModelPackage.open(path), verification="sealed")
@@ -186,4 +199,4 @@ def main(path: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(Path(sys.argv[1]), float(sys.argv[2])))

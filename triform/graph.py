@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
-from triform.errors import UnsafePackage, UnsupportedModel
+from triform.errors import InvalidRequest, UnsafePackage, UnsupportedModel
 from triform.package import FILE, RESERVED, check_no_links
 
 MAX_MODEL_BYTES: Final = 2**31 - 1  # what protobuf can parse
@@ -23,6 +23,7 @@ REDUCTIONS: Final = frozenset(
     {"ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum",
      "ReduceSumSquare"}
 )  # fmt: skip
+OPSET: Final = 9  # of the Identity in a model that had no standard operator
 ALONG_AXIS: Final = {"Softmax": -1, "LogSoftmax": -1, "Hardmax": -1, "ArgMax": 0, "ArgMin": 0, "CumSum": None, "TopK": -1}
 
 
@@ -34,7 +35,8 @@ class ZipMap(NamedTuple):
 
 
 def read_model(path: Path) -> ModelProto:
-    """The graph without its external data. Raises `UnsupportedModel` for what is not ONNX or more than protobuf's 2 GB."""
+    """The graph without its external data. Raises `UnsupportedModel` for what is not ONNX or more than protobuf's 2 GB,
+    `InvalidRequest` where there is no file to read."""
     try:
         size = path.stat().st_size
         if size > MAX_MODEL_BYTES:
@@ -44,7 +46,7 @@ def read_model(path: Path) -> ModelProto:
             )
         model = onnx.load(path, load_external_data=False)
     except OSError as error:
-        raise UnsupportedModel(f"{path} cannot be read: {error.strerror or error}") from error
+        raise InvalidRequest(f"{path}: cannot be read: {error.strerror or error}") from error
     except UnsupportedModel:
         raise
     except Exception as error:  # protobuf's DecodeError class differs from build to build
@@ -77,17 +79,17 @@ def _subgraphs(node: NodeProto) -> Iterator[GraphProto]:
 
 
 def _tensors(model: ModelProto) -> Iterator[TensorProto]:
-    graphs = [model.graph]
-    for graph in graphs:
-        yield from graph.initializer
-        for sparse in graph.sparse_initializer:
-            yield from (sparse.values, sparse.indices)
-        graphs.extend(g for node in graph.node for g in _subgraphs(node))
+    sparse = list(model.graph.sparse_initializer)
+    yield from model.graph.initializer
     for node in nodes_of(model):
+        for graph in _subgraphs(node):
+            yield from graph.initializer
+            sparse.extend(graph.sparse_initializer)
         for attribute in node.attribute:
-            if attribute.type == AttributeProto.TENSOR:
-                yield attribute.t
-            yield from attribute.tensors
+            yield from (attribute.t, *attribute.tensors)
+            sparse.extend((attribute.sparse_tensor, *attribute.sparse_tensors))
+    for one in sparse:
+        yield from (one.values, one.indices)
 
 
 def external_files(model: ModelProto, folder: Path) -> list[str]:
@@ -108,29 +110,22 @@ def external_files(model: ModelProto, folder: Path) -> list[str]:
 
 
 def drop_zipmap(model: ModelProto) -> list[ZipMap]:
-    """Takes every ZipMap off the graph's outputs, so that they give tensors; changes `model`."""
+    """Makes every ZipMap at the graph's outputs an Identity, so that they give tensors; changes `model`."""
     dropped = []
     outputs = {value.name: value for value in model.graph.output}
     for node in [n for n in model.graph.node if n.op_type == "ZipMap" and n.output[0] in outputs]:
-        name, tensor = node.output[0], node.input[0]
+        name = node.output[0]
         labels = tuple(_label(item) for a in node.attribute for item in (*a.ints, *a.strings))
-        model.graph.node.remove(node)
-        _rename(model.graph, tensor, name)
+        node.CopyFrom(onnx.helper.make_node("Identity", [node.input[0]], [name]))
         outputs[name].CopyFrom(onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, len(labels)]))
         dropped.append(ZipMap(name, labels))
+    if dropped and not any(opset.domain in ("", "ai.onnx") for opset in model.opset_import):
+        model.opset_import.append(onnx.helper.make_opsetid("", OPSET))
     return dropped
 
 
 def _label(item: int | bytes) -> str:
     return item.decode() if isinstance(item, bytes) else str(item)
-
-
-def _rename(graph: GraphProto, old: str, new: str) -> None:
-    for node in graph.node:
-        for names in (node.input, node.output):
-            for i, name in enumerate(names):
-                if name == old:
-                    names[i] = new
 
 
 def random_nodes(model: ModelProto) -> list[str]:
@@ -140,13 +135,13 @@ def random_nodes(model: ModelProto) -> list[str]:
     )
 
 
-def mixing_nodes(model: ModelProto, batch_dims: set[str]) -> list[str]:
-    """Why rows may depend on one another, one reason a node: quantisation by batch, training statistics, reductions and
-    softmax over an axis that shape inference says is the batch axis. `batch_dims` are the names of that dimension."""
+def mixing_nodes(model: ModelProto, batch_dims: set[str], outputs: set[str]) -> list[str]:
+    """Why rows of these outputs may depend on one another, one reason a node: quantisation by batch, training statistics,
+    reductions and softmax over an axis that shape inference says is the batch axis, which `batch_dims` has the names of."""
     shapes = _inferred_shapes(model)
     constants = {t.name: t for t in model.graph.initializer if t.data_location != TensorProto.EXTERNAL}
     reasons = set(random_nodes(model))
-    for node in nodes_of(model):
+    for node in [*_nodes(_feeding(model.graph, outputs)), *(n for f in model.functions for n in _nodes(f.node))]:
         if node.op_type == "DynamicQuantizeLinear":
             reasons.add("DynamicQuantizeLinear scales by the whole batch")
         elif node.op_type == "BatchNormalization" and _int(node, "training_mode", 0):
@@ -157,6 +152,17 @@ def mixing_nodes(model: ModelProto, batch_dims: set[str]) -> list[str]:
             if shape and axes is not None and any(shape[a] in batch_dims for a in axes if -len(shape) <= a < len(shape)):
                 reasons.add(f"{node.op_type} '{node.name or node.output[0]}' runs over the batch axis")
     return sorted(reasons)
+
+
+def _feeding(graph: GraphProto, outputs: set[str]) -> list[NodeProto]:
+    """The graph's own nodes that the outputs are computed from; ONNX has each node after those that feed it."""
+    wanted, feeding = set(outputs), []
+    for node in reversed(graph.node):
+        if wanted.intersection(node.output):
+            feeding.append(node)
+            wanted.update(name for inner in _nodes([node]) for name in inner.input)
+            wanted.update(value.name for inner in _nodes([node]) for g in _subgraphs(inner) for value in g.output)
+    return feeding
 
 
 def _inferred_shapes(model: ModelProto) -> dict[str, list[str | int]]:

@@ -27,6 +27,7 @@ Run = Callable[[Mapping[str, Array]], dict[str, Array]]
 # What rounding in another order may do; beyond it rows mix. By numpy dtype: (atol, rtol).
 CLOSE: Final = {"float64": (1e-9, 1e-7), "float32": (1e-5, 1e-3), "float16": (1e-2, 2e-2)}
 LARGE_BATCH: Final = 200
+LARGE_BATCH_BYTES: Final = 64 << 20  # of inputs; activations may take twenty times that
 MARGIN: Final = 4  # how far beyond the seen deviation the recorded tolerance reaches: samples are few, production is not
 
 
@@ -63,7 +64,8 @@ def deviation(run: Run, inputs: Mapping[str, Array], reference: Mapping[str, Arr
     strangers = extreme_rows(inputs)
     everyone = {n: np.concatenate([a, strangers[n]]) for n, a in inputs.items()}
     worst = difference(reference, alone(run, inputs))
-    for company in _companies(rows, rows_of(strangers)):
+    largest = min(LARGE_BATCH, LARGE_BATCH_BYTES * rows // max(sum(a.nbytes for a in inputs.values()), 1))
+    for company in _companies(rows, rows_of(strangers), largest):
         try:
             answers = run({n: a[company] for n, a in everyone.items()})
         except RunFailed:
@@ -76,7 +78,7 @@ def deviation(run: Run, inputs: Mapping[str, Array], reference: Mapping[str, Arr
     return Deviation(threads, worst.kind, _rounded(worst.max_abs), _rounded(worst.max_rel), worst.max_ulp)
 
 
-def _companies(rows: int, strangers: int) -> Iterator[NDArray[np.intp]]:
+def _companies(rows: int, strangers: int, largest: int) -> Iterator[NDArray[np.intp]]:
     """Row numbers to run together; those from `rows` on are extreme rows."""
     everyone = np.arange(rows)
     yield everyone
@@ -84,7 +86,7 @@ def _companies(rows: int, strangers: int) -> Iterator[NDArray[np.intp]]:
     yield np.roll(everyone, 1)
     for size in (2, 3, 7):
         yield from (everyone[at : at + size] for at in range(0, rows, size))
-    yield np.resize(everyone, max(LARGE_BATCH, rows))
+    yield np.resize(everyone, max(largest, rows))
     for stranger in range(rows, rows + strangers):
         yield np.insert(everyone, [0, rows // 2, rows], stranger)
 

@@ -9,13 +9,15 @@ axis is refused with what to write into model.toml.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
 from triform.config import InputConfig, ModelConfig
 from triform.errors import ConfigurationError, UnsupportedModel
 from triform.signature import ROWS, Array, Dim, TensorMetadata, datatype_of_onnx
+
+NAMELESS: Final = (None, "", "?")  # dynamic dimensions that are not one and the same ("?" is Paddle's)
 
 
 class Inputs(NamedTuple):
@@ -52,7 +54,7 @@ def _declared(node: Any, given: InputConfig) -> list[Dim]:
     if given.shape is not None:
         shape: list[Dim] = list(given.shape)
     else:
-        shape = [-1 if d is None or d == "" else d for d in node.shape]
+        shape = [-1 if d in NAMELESS else d for d in node.shape]
     if not shape:
         raise UnsupportedModel(
             f"input '{node.name}' is a scalar: it has no axis for rows. Fix its value in model.toml:\n"
@@ -114,7 +116,7 @@ def _output(node: Any, axis: int, free: bool, runs: Sequence[tuple[int, Mapping[
         if len(shape) <= axis or shape[axis] != rows:
             raise UnsupportedModel(_no_rows(node.name, axis, runs, shapes))
     came = [[d for i, d in enumerate(shape) if i != axis] for shape in shapes]
-    declared = [-1 if d in (None, "") else d for i, d in enumerate(node.shape or ()) if i != axis]
+    declared = [-1 if d in NAMELESS else d for i, d in enumerate(node.shape or ()) if i != axis]
     if len(declared) != len(came[0]):
         declared = [-1] * len(came[0])  # the declared rank lies: go by what came
     row_shape: list[Dim] = []
@@ -132,7 +134,8 @@ def _no_rows(name: str, axis: int, runs: Sequence[tuple[int, Any]], shapes: Sequ
     advice = (
         f"its rows are on axis {found[0]}: say so in model.toml:\n[outputs.{name}]\nbatch_axis = {found[0]}"
         if found and len(runs) > 1
-        else f"an answer must belong to a row; leave this output out in model.toml:\n[outputs.{name}]\ndrop = true"
+        else "an answer must belong to a row. If the inputs have their rows on another axis, say so in model.toml:\n"
+        f"[inputs.NAME]\nbatch_axis = 1\nIf this output is no answer to a row, leave it out:\n[outputs.{name}]\ndrop = true"
     )
     return f"output '{name}' has no rows on axis {axis} (shape {told}): {advice}"
 

@@ -35,7 +35,7 @@ from triform.package import (
     file_entry,
 )
 from triform.predictor import Predictor
-from triform.repository import ModelRepository, Ref, check_name
+from triform.repository import VERSION, ModelRepository, Ref, check_name
 from triform.rows import Rows, read
 from triform.runtime import RuntimeOptions, available_cpus, open_session, ort
 from triform.samples import invent
@@ -79,8 +79,8 @@ def package_model(
     `UnsupportedModel` or `ConfigurationError` with what to do, `UnsafePackage`, `VersionExists`, `StoreError`.
     """
     check_name(name)
-    if version is not None and version < 1:
-        raise ConfigurationError(f"version: expected a positive integer, got {version}")
+    if version is not None and not VERSION.fullmatch(str(version)):
+        raise ConfigurationError(f"version: expected a positive integer of up to nine digits, got {version}")
     if version in repository.versions(name):
         raise VersionExists(f"'{name}' already has a version {version}, and versions never change: publish the next")
     settings = read_config(config) if config else ModelConfig()
@@ -93,10 +93,9 @@ def package_model(
 
 def _publish(repository: ModelRepository, folder: Path, draft: Manifest, version: int | None, notes: list[str]) -> Packaged:
     """Seals the manifest with its version number and publishes; without a fixed number it takes the next that is free."""
-    verified = False
+    verified, refused = False, 0
     while True:
-        taken = repository.versions(draft.name)
-        number = version or max(taken, default=0) + 1
+        number = version or max([refused, *repository.versions(draft.name)]) + 1
         manifest = msgspec.structs.replace(draft, version=number).sealed()
         (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
         if not verified:
@@ -107,6 +106,7 @@ def _publish(repository: ModelRepository, folder: Path, draft: Manifest, version
         except VersionExists:
             if version is not None:
                 raise
+            refused = number  # taken meanwhile, or by something that is no version
             continue
         return Packaged(str(Ref(draft.name, version=number)), manifest.digest, notes, manifest)
 
@@ -162,7 +162,8 @@ class _Build:
         golden.write(self.folder / GOLDEN, recorded)
         if rows.columns:
             (self.folder / BASELINE).write_bytes(msgspec.json.encode(baseline.baseline(rows.columns), order="sorted"))
-        row_independence = self._conclude(found, graph.mixing_nodes(self.model, inputs.batch_dims))
+        kept = {t.name for t in signature.outputs}
+        row_independence = self._conclude(found, graph.mixing_nodes(self.model, inputs.batch_dims, kept))
         files = {str(p.relative_to(self.folder)): file_entry(p) for p in sorted(self.folder.rglob("*")) if p.is_file()}
         return msgspec.structs.replace(
             draft, row_independence=row_independence, tolerances=_tolerances(row_independence.tolerance), files=files
@@ -192,7 +193,7 @@ class _Build:
     def _samples(
         self, name: str, session: Any, inputs: layout.Inputs, file: Path | None
     ) -> tuple[Rows, list[tuple[int, dict[str, Array]]]]:
-        """Sample rows, given or made up, and what the bare graph returns for two numbers of them."""
+        """Sample rows, given or made up, all of which the bare graph takes, and what it returns for two numbers of them."""
         outputs = tuple(
             TensorMetadata(n.name, datatype_of_onnx(n.type, n.name).oip, (ROWS,))
             for n in layout.kept_outputs(session, self.config)
@@ -202,8 +203,14 @@ class _Build:
         )
         sizes = (inputs.fixed_rows,) if inputs.fixed_rows else (3, 2)
 
+        def run(arrays: Mapping[str, Array], start: int, size: int) -> dict[str, Array]:
+            at = np.arange(start, start + size)
+            return bare.run_graph({k: np.take(a, at, axis=0, mode="wrap") for k, a in arrays.items()})
+
         def try_out(arrays: Mapping[str, Array]) -> list[tuple[int, dict[str, Array]]]:
-            return [(n, bare.run_graph({k: np.resize(a, (n, *a.shape[1:])) for k, a in arrays.items()})) for n in sizes]
+            for start in range(sizes[0], rows_of(arrays), sizes[0]):
+                run(arrays, start, sizes[0])  # the model takes every row, not just the first ones
+            return [(n, run(arrays, 0, n)) for n in sizes]
 
         if file is None:
             arrays, runs = invent(inputs.tensors, MADE_ROWS, try_out)
@@ -212,6 +219,7 @@ class _Build:
         rows = read(file, Features(Signature(inputs.tensors, ()), self.config.without_outputs()))
         if not len(rows):
             raise InvalidInput(f"{file}: no rows; give a few dozen that look like production")
+        rows = Rows(_spread(rows.inputs, GOLDEN_ROWS), rows.columns)
         try:
             return rows, try_out(rows.inputs)
         except RunFailed as error:
@@ -274,12 +282,17 @@ class _Build:
 
 def _choose(inputs: Mapping[str, Array], run: independence.Run) -> dict[str, Array]:
     """Evenly spaced rows: at most GOLDEN_ROWS, fewer of a model that is large or slow (at least 4 where there are so many)."""
-    rows = rows_of(inputs)
     started = time.perf_counter()
     run({n: a[:1] for n, a in inputs.items()})
     seconds = time.perf_counter() - started
     row_bytes = sum(a[:1].nbytes for a in inputs.values())
     most = max(4, min(GOLDEN_ROWS, int(SECONDS_FOR_GOLDEN / max(seconds, 1e-6)), GOLDEN_BYTES // max(row_bytes, 1)))
+    return _spread(inputs, most)
+
+
+def _spread(inputs: Mapping[str, Array], most: int) -> dict[str, Array]:
+    """At most that many rows, evenly spaced."""
+    rows = rows_of(inputs)
     at = np.unique(np.linspace(0, rows - 1, min(rows, most)).astype(np.intp))
     return {n: a[at] for n, a in inputs.items()}
 

@@ -16,11 +16,19 @@ from typing import Any
 import numpy as np
 
 from triform import golden
-from triform.deadlines import Watchdog
-from triform.errors import DeadlineExceeded, PackageError, ResourceExhausted, RowsNotKept, RunFailed
+from triform.deadlines import watchdog
+from triform.errors import (
+    ConfigurationError,
+    DeadlineExceeded,
+    InvalidInput,
+    PackageError,
+    ResourceExhausted,
+    RowsNotKept,
+    RunFailed,
+)
 from triform.package import Independence, Manifest, ModelPackage, Verification
 from triform.runtime import RuntimeOptions, brief, open_session, ort, thread_count
-from triform.signature import BY_OIP, BY_ONNX, Array, Signature, rows_of
+from triform.signature import BY_OIP, BY_ONNX, Array, Signature, TensorMetadata, cast, rows_of
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +47,6 @@ class Predictor:
         self._axes = {n: c.batch_axis for n, c in manifest.config.inputs.items()}
         self._axes |= {n: c.batch_axis for n, c in manifest.config.outputs.items()}
         self._run_session = _run if provider == "CPUExecutionProvider" or _has_text(manifest.signature) else run_bound
-        self._watchdog = Watchdog()
 
     @classmethod
     def load(
@@ -133,7 +140,7 @@ class Predictor:
                 return self._run_session(self._session, self._outputs, feed, None)
             if time.monotonic() >= deadline:
                 raise DeadlineExceeded("the deadline passed before the model ran")
-            with self._watchdog.guard(options, deadline):
+            with watchdog.guard(options, deadline):
                 return self._run_session(self._session, self._outputs, feed, options)
         except DeadlineExceeded:
             raise
@@ -148,10 +155,7 @@ class Predictor:
 
     def _no_rows(self) -> dict[str, Array]:
         """Empty outputs: many graphs fail on zero rows, and there is nothing to ask them."""
-        return {
-            t.name: np.empty((0, *(d if isinstance(d, int) and d >= 0 else 0 for d in t.row_shape)), t.dtype)
-            for t in self.signature.outputs
-        }
+        return {t.name: t.no_rows() for t in self.signature.outputs}
 
     def _warm_up(self, samples: golden.Golden) -> None:
         """Runs the golden samples, and each shape of `pad_to`; raises `GoldenMismatch` where an answer left its tolerance."""
@@ -164,7 +168,7 @@ class Predictor:
                 outputs = self.run(inputs)
             for size in self.manifest.config.batching.pad_to:
                 self.run({n: _padded(a[:1], size) for n, a in inputs.items()})
-        except (RunFailed, ValueError, KeyError) as error:
+        except (RunFailed, InvalidInput, ValueError, KeyError) as error:
             raise PackageError(f"{self.manifest.ref}: the golden samples do not run: {error}") from error
         known = self.manifest.tolerances
         golden.compare(samples.outputs, outputs, known.get(self.provider, known.get("CPUExecutionProvider", {})))
@@ -194,13 +198,13 @@ def _padded(array: Array, size: int) -> Array:
 
 
 def _constants(session: Any, manifest: Manifest) -> dict[str, Array]:
-    """The inputs that model.toml fixes, as arrays of the graph's dtype."""
+    """The inputs that model.toml fixes, as arrays of the graph's dtype. Raises `ConfigurationError` for one that does not fit."""
     types = {node.name: node.type for node in session.get_inputs()}
-    return {
-        name: np.asarray(given.constant, dtype=BY_ONNX[types[name]].numpy)
-        for name, given in manifest.config.inputs.items()
-        if given.constant is not None
-    }
+    given = {name: i.constant for name, i in manifest.config.inputs.items() if i.constant is not None}
+    try:
+        return {name: cast(value, TensorMetadata(name, BY_ONNX[types[name]].oip, ())) for name, value in given.items()}
+    except InvalidInput as error:
+        raise ConfigurationError(f"model.toml: inputs.{error.input}.constant: {error}") from error
 
 
 def _has_text(signature: Signature) -> bool:

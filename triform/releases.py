@@ -99,12 +99,15 @@ class ReleaseLog:
         """
         now = self.current()
         if expect is not None and expect != (now.revision if now else 0):
+            by = f" (by {now.changed_by}: stable {now.stable}, {now.changed_at})" if now else ""
             raise ReleaseConflict(
-                f"'{self.model}' is at revision {now.revision if now else 0}, not {expect}: look again and decide anew"
+                f"'{self.model}' is at revision {now.revision if now else 0}{by}, not {expect}: look again and decide anew"
             )
-        if stable is None and now is None:
-            raise InvalidRequest(f"'{self.model}' was never released: name its first stable version with --stable")
-        wanted = self._next(now, stable or now.stable, canary, shadow, reason, changed_by)  # type: ignore[union-attr]  # one is set
+        if stable is None:
+            if now is None:
+                raise InvalidRequest(f"'{self.model}' was never released: name its first stable version with --stable")
+            stable = now.stable
+        wanted = self._next(now, stable, canary, shadow, reason, changed_by)
         for version in sorted(wanted.versions()):
             package = self._known(version)
             if now is None or version not in now.versions():

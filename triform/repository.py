@@ -20,7 +20,7 @@ from triform.package import NAME, ModelPackage
 from triform.releases import ReleaseLog
 
 Alias = Literal["stable", "canary", "shadow"]
-_VERSION: Final = re.compile(r"[1-9][0-9]{0,8}")
+VERSION: Final = re.compile(r"[1-9][0-9]{0,8}")
 
 
 class ModelRepository(Protocol):
@@ -68,7 +68,7 @@ class Ref(msgspec.Struct, frozen=True):
             if found and NAME.fullmatch(model):
                 if mark == "@" and rest in ("stable", "canary", "shadow"):
                     return cls(model, alias=rest)  # type: ignore[arg-type]  # narrowed by the line above
-                if mark == "/" and _VERSION.fullmatch(rest):
+                if mark == "/" and VERSION.fullmatch(rest):
                     return cls(model, version=int(rest))
         if NAME.fullmatch(text):
             return cls(text)

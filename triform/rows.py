@@ -9,6 +9,8 @@ Unlike a batch job this is all or nothing: a row that does not fit raises, namin
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -49,7 +51,7 @@ def read(path: Path, features: Features) -> Rows:
     except InvalidInput as error:
         message = str(error) if str(error).startswith(str(path)) else f"{path}: {error}"
         raise type(error)(message, input=error.input, row=error.row) from error
-    except (OSError, ValueError, EOFError) as error:  # ArrowInvalid and JSONDecodeError are ValueErrors
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:  # ArrowInvalid, JSONDecodeError: ValueErrors
         raise InvalidInput(f"{path}: cannot be read: {error}") from error
 
 
@@ -63,7 +65,14 @@ def _json(path: Path, features: Features) -> Rows:
 
 
 def _json_lines(path: Path, features: Features) -> Rows:
-    return _records([orjson.loads(line) for line in path.read_bytes().splitlines() if line.strip()], features)
+    return _records([_json_line(i, line) for i, line in enumerate(path.read_bytes().split(b"\n"), 1) if line.strip()], features)
+
+
+def _json_line(number: int, line: bytes) -> Any:
+    try:
+        return orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        raise InvalidInput(f"line {number}: {error}") from error
 
 
 def _records(records: list[Any], features: Features) -> Rows:
@@ -72,8 +81,10 @@ def _records(records: list[Any], features: Features) -> Rows:
 
 
 def _csv(path: Path, features: Features) -> Rows:
-    text = {c.name: pa.string() for f in features.inputs if f.tensor.datatype == "BYTES" for c in f.columns}
-    convert = pa.csv.ConvertOptions(column_types=text, strings_can_be_null=True)
+    """An empty cell is null, and nothing else is: "NA" may be a country. Numbers that Arrow would not guess right are named."""
+    named = {"BYTES": pa.string(), "UINT64": pa.uint64()}
+    types = {c.name: named[f.tensor.datatype] for f in features.inputs if f.tensor.datatype in named for c in f.columns}
+    convert = pa.csv.ConvertOptions(column_types=types, null_values=[""], strings_can_be_null=True)
     return _table(pa.csv.read_csv(path, convert_options=convert), features)
 
 
@@ -96,6 +107,8 @@ def _table(table: pa.Table, features: Features) -> Rows:
 
 
 def _npz(path: Path, features: Features) -> Rows:
+    if not zipfile.is_zipfile(path):
+        raise InvalidInput("not a npz file of plain arrays")
     with np.load(path, allow_pickle=False) as stored:
         return Rows(features.signature.validate({name: stored[name] for name in stored.files}), {})
 

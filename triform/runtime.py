@@ -29,6 +29,11 @@ def _import_onnxruntime() -> Any:
         import onnxruntime
     except ImportError as error:
         raise ConfigurationError(f"ONNX Runtime is not installed ({error}): install triform[cpu] or triform[gpu]") from error
+    if not hasattr(onnxruntime, "InferenceSession"):  # what is left when one of two builds was uninstalled
+        raise ConfigurationError(
+            "ONNX Runtime is installed in part only: uninstall onnxruntime and onnxruntime-gpu, then install exactly one of "
+            "triform[cpu] or triform[gpu]"
+        )
     site = Path(onnxruntime.__file__).parent.parent
     builds = {n.split("-")[0] for n in os.listdir(site) if n.startswith("onnxruntime") and n.endswith(".dist-info")}
     if {"onnxruntime", "onnxruntime_gpu"} <= builds:

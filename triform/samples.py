@@ -15,7 +15,8 @@ from triform.signature import Array, Dim, TensorMetadata
 
 SIZES: Final = (8, 32, 48, 64, 128, 224, 512, 1, 16, 256, 3)
 MAX_INTEGERS: Final = (100, 2)  # ids must stay inside vocabularies that nobody told us about
-MAX_BYTES: Final = 64 << 20
+MAX_BYTES: Final = 64 << 20  # of all rows: larger rows are fewer, but FEWEST
+FEWEST: Final = 2
 
 T = TypeVar("T")
 
@@ -23,7 +24,7 @@ T = TypeVar("T")
 def invent(
     tensors: Sequence[TensorMetadata], rows: int, try_out: Callable[[Mapping[str, Array]], T]
 ) -> tuple[dict[str, Array], T]:
-    """Made-up rows that the model takes, and what `try_out` returned for them.
+    """Made-up rows that the model takes, `rows` of them or fewer large ones, and what `try_out` returned for them.
 
     Raises `UnsupportedModel`, with the model's last complaint, where it takes none.
     """
@@ -44,9 +45,10 @@ def _candidates(tensors: Sequence[TensorMetadata], rows: int) -> Iterator[dict[s
     for size in SIZES if dynamic else SIZES[:1]:
         for largest in MAX_INTEGERS if any(t.dtype.kind in "iu" for t in tensors) else MAX_INTEGERS[:1]:
             shapes = [[size if _is_free(d) else int(d) for d in t.row_shape] for t in tensors]
-            if sum(rows * int(np.prod(s)) * 8 for s in shapes) <= MAX_BYTES:
-                random = np.random.default_rng(0)
-                yield {t.name: _made(t, (rows, *s), largest, random) for t, s in zip(tensors, shapes, strict=True)}
+            fitting = MAX_BYTES // max(sum(int(np.prod(s)) * 8 for s in shapes), 1)
+            if fitting >= FEWEST or not dynamic:
+                made, random = min(rows, max(fitting, FEWEST)), np.random.default_rng(0)
+                yield {t.name: _made(t, (made, *s), largest, random) for t, s in zip(tensors, shapes, strict=True)}
 
 
 def _is_free(dim: Dim) -> bool:

@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from triform import arrow, buffers
-from triform.dead_letters import FOOTER_KEY, DeadLetter, sink
+from triform.dead_letters import FOOTER_KEY, DeadLetter, plain_field, read, sink
 from triform.dead_letters import write as write_dead_letters
 from triform.errors import InputChanged, InputUnreadable, ResourceExhausted, RunFailed, TooManyDeadLetters
 from triform.features import Features
@@ -117,7 +117,7 @@ def score_part(
 
 def output_schema(features: Features, source: pa.Schema, layout: Layout) -> pa.Schema:
     """The schema of a part's file: key and kept columns as the source has them, the outputs, `_model_version`, `_scored_at`."""
-    carried = [source.field(name).remove_metadata() for name in layout.carried]
+    carried = [plain_field(source.field(name)) for name in layout.carried]
     stamps = [pa.field("_model_version", pa.string()), pa.field("_scored_at", pa.timestamp("us", tz="UTC"))]
     return pa.schema([*carried, *arrow.output_schema(features), *stamps])
 
@@ -128,7 +128,7 @@ def open_parquet(part: Part) -> pq.ParquetFile:
     try:
         if path.stat().st_size != part.size or footer_digest(path) != part.footer:
             raise InputChanged(f"{part.path} is not the file that was planned; start the job anew for its present content")
-        return pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
+        return pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True)
     except OSError as error:  # ArrowInvalid is a ValueError
         raise InputUnreadable(f"{part.path}: {error.strerror or error}") from error
     except ValueError as error:
@@ -200,13 +200,10 @@ class _Scoring:
         groups = [source.metadata.row_group(i) for i in self.part.row_groups]
         row_bytes = sum(g.total_byte_size for g in groups) / max(1, sum(g.num_rows for g in groups))
         size = int(np.clip(BATCH_BYTES / max(row_bytes, 1), 1, BATCH_ROWS))
-        batches = source.iter_batches(size, row_groups=list(self.part.row_groups), columns=columns, use_threads=False)
+        batches = read(source, self.part.path, size, self.part.row_groups, columns)
         while True:
             with self._timed("read"):
-                try:
-                    batch = next(batches, None)
-                except (OSError, ValueError) as error:
-                    raise InputUnreadable(f"{self.part.path}: row groups {list(self.part.row_groups)}: {error}") from error
+                batch = next(batches, None)
             if batch is None:
                 return
             yield batch

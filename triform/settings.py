@@ -40,9 +40,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             if name not in kinds:
                 raise ConfigurationError(f"{key}: no such setting; there are {', '.join(PREFIX + k.upper() for k in kinds)}")
             text = environ[key]
-            values[name] = _parse(key, text.split(",") if name == "required_providers" and text else text, kinds[name])
+            listed = name == "required_providers"
+            values[name] = _parse(key, [t.strip() for t in text.split(",") if t.strip()] if listed else text, kinds[name])
         settings = cls(**values | {k: v for k, v in explicit.items() if v is not None})
-        settings.runtime()
+        try:
+            settings.runtime()
+        except ConfigurationError as error:
+            name, _, told = str(error).partition(": ")
+            raise ConfigurationError(f"{PREFIX + name.upper() if explicit.get(name) is None else name}: {told}") from error
         return settings
 
     def runtime(self) -> RuntimeOptions:

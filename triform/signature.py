@@ -81,6 +81,10 @@ class TensorMetadata(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def row_shape(self) -> tuple[Dim, ...]:
         return self.shape[1:]
 
+    def no_rows(self) -> Array:
+        """The array of zero rows; a dynamic dimension is 0 too."""
+        return np.empty((0, *(d if isinstance(d, int) and d >= 0 else 0 for d in self.row_shape)), self.dtype)
+
     def __str__(self) -> str:
         dims = ", ".join("?" if d == -1 else str(d) for d in self.shape)
         return f"{self.name} {self.datatype}[{dims}]"
@@ -148,7 +152,7 @@ def cast(value: Any, tensor: TensorMetadata) -> Array:
     Refused with `InvalidInput`: overflow (a finite value that becomes infinite, an integer out of range), a fraction or NaN
     for an integer, an integer beyond a float's mantissa, text for numbers and numbers for text.
     """
-    array = np.asarray(value)
+    array = _as_array(value, tensor)
     if tensor.datatype == "BYTES":
         return _as_text(array, tensor.name)
     if array.dtype == tensor.dtype:
@@ -157,21 +161,64 @@ def cast(value: Any, tensor: TensorMetadata) -> Array:
         raise InvalidInput(f"input '{tensor.name}': expected {tensor.datatype}, got {_kind(array)}", input=tensor.name)
     bad = unrepresentable(array, tensor.dtype)
     if bad is not None and bad.any():
-        at = tuple(int(i) for i in np.argwhere(bad)[0])
-        raise InvalidInput(
-            f"input '{tensor.name}': {array[at]!s} cannot be held as {tensor.datatype} without changing it (at {list(at)})",
-            input=tensor.name,
-            row=at[0] if at else None,
-        )
+        raise _changed(array, np.argwhere(bad)[0], tensor)
     with np.errstate(over="ignore", invalid="ignore"):
         return array.astype(tensor.dtype)
 
 
+def _changed(array: Array, at: Iterable[int], tensor: TensorMetadata) -> InvalidInput:
+    place = tuple(map(int, at))
+    return InvalidInput(
+        f"input '{tensor.name}': {array[place]!s:.80} cannot be held as {tensor.datatype} without changing it (at {list(place)})",
+        input=tensor.name,
+        row=place[0] if place else None,
+    )
+
+
+def _as_array(value: Any, tensor: TensorMetadata) -> Array:
+    """`value` as numpy reads it, but that nothing is lost: numpy rounds integers beside floats, and cuts a NUL off text."""
+    if isinstance(value, np.ndarray):
+        return value
+    try:
+        if tensor.datatype == "BYTES":
+            return np.asarray(value, dtype=object)
+        array = np.asarray(value)
+        return _unrounded(np.asarray(value, dtype=object), array, tensor) if _may_be_rounded(array, tensor.dtype) else array
+    except (ValueError, OverflowError) as error:
+        raise InvalidInput(
+            f"input '{tensor.name}': expected {tensor.datatype}, got values that make no array ({error})", input=tensor.name
+        ) from error
+
+
+def _may_be_rounded(array: Array, target: np.dtype[Any]) -> bool:
+    """Whether numbers that numpy made an array of may have been integers that a float or 64 bits do not hold."""
+    if array.dtype.kind != "f":
+        return array.dtype.kind == "O"
+    return bool((np.abs(array) >= 2.0 ** (np.finfo(target).nmant + 1 if target.kind == "f" else 53)).any())
+
+
+def _unrounded(items: Array, array: Array, tensor: TensorMetadata) -> Array:
+    """The Python numbers in `items`, integers to the digit; `array` if they are not all numbers, or no integers for integers."""
+    flat = items.ravel().tolist()
+    if not all(isinstance(v, int | float) for v in flat):
+        return array
+    if tensor.dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            changed = [isinstance(v, int) and float(tensor.dtype.type(v)) != v for v in flat]
+        if any(changed):
+            raise _changed(items, np.argwhere(np.reshape(changed, items.shape))[0], tensor)
+        return items.astype(np.float64)
+    if all(isinstance(v, int) or v.is_integer() for v in flat):
+        return np.array([int(v) for v in flat]).reshape(items.shape)
+    return array
+
+
 def unrepresentable(array: Array, target: np.dtype[Any]) -> NDArray[np.bool_] | None:
     """Which elements of a bool, integer or float array would change if cast to `target`; None if the dtypes rule it out."""
-    if np.can_cast(array.dtype, target, "safe"):
-        return None
     source, wanted = array.dtype.kind, target.kind
+    rounds = source in "iu" and wanted == "f" and array.dtype.itemsize == 8  # which numpy calls safe all the same
+    if np.can_cast(array.dtype, target, "safe") and not rounds:
+        return None
     with np.errstate(over="ignore", invalid="ignore"):
         if wanted == "b":
             return np.asarray((array != 0) & (array != 1))
@@ -181,6 +228,7 @@ def unrepresentable(array: Array, target: np.dtype[Any]) -> NDArray[np.bool_] | 
             return ~_same_integer(array, array.astype(target))
         info = np.iinfo(target)
         if source == "f":
+            array = array.astype(np.float64)  # the bounds of wide integers are infinite in half precision
             inside = (array >= float(info.min)) & (array < float(info.max) + 1.0)
             return np.asarray(~inside | (np.trunc(array) != array))
         return np.asarray((array < info.min) | (array > info.max))
@@ -228,7 +276,7 @@ def _kind(array: Array) -> str:
     words = {
         "U": "text",
         "S": "bytes",
-        "O": "objects or ragged lists",
+        "O": "objects, ragged lists or integers beyond 64 bits",
         "M": "dates",
         "m": "durations",
         "c": "complex numbers",

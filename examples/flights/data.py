@@ -95,7 +95,7 @@ def _columns(joined: pd.DataFrame) -> pd.DataFrame:
     return joined.assign(
         id=range(len(joined)),
         month_of_year=joined["month"],
-        day_of_week=date.dt.dayofweek + 1,
+        day_of_week=date.dt.day_of_week + 1,
         sched_dep_minute=_minutes(joined["sched_dep_time"]),
         sched_arr_minute=_minutes(joined["sched_arr_time"]),
         arr_delay=joined["arr_delay"].astype("Int16"),

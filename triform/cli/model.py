@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from pathlib import Path
@@ -12,14 +13,12 @@ import numpy as np
 import orjson
 import typer
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Column, Table
+from rich.table import Table
 
-from triform.cli.output import print_json
+from triform.cli.output import make_table, print_json
 from triform.errors import ConfigurationError, InvalidRequest
 from triform.features import Features
-from triform.package import BASELINE, Manifest, ModelPackage
-from triform.packaging import package_model
+from triform.package import BASELINE, MANIFEST, Manifest, ModelPackage
 from triform.predictor import Predictor
 from triform.repository import open_repository, resolve
 from triform.settings import Settings
@@ -45,10 +44,17 @@ def repository_location(given: str | None) -> str:
 
 def find_package(model: str, repository: str | None) -> ModelPackage:
     """The package of a reference in the repository, or of a folder that holds one."""
-    if (Path(model) / "manifest.json").is_file():
+    if _holds_package(Path(model)):
         return ModelPackage.open(Path(model))
     found = open_repository(repository_location(repository))
     return found.package(*resolve(found, model))
+
+
+def _holds_package(folder: Path) -> bool:
+    try:
+        return (folder / MANIFEST).is_file()
+    except OSError:  # a name that is too long for a file
+        return False
 
 
 def package(
@@ -62,6 +68,8 @@ def package(
     json: Json = False,
 ) -> None:
     """Check an ONNX model, record how it answers, and publish it as a version."""
+    from triform.packaging import package_model  # brings onnx: only this command waits for it
+
     done = package_model(
         model,
         name=name,
@@ -105,16 +113,10 @@ def inspect(model: Model, repository: Repository = None, json: Json = False) -> 
     console.print(_files(found))
 
 
-def _table(*headers: str, **settings: Any) -> Table:
-    """A table that folds what is too wide: digests are for copying."""
-    return Table(*(Column(header, overflow="fold") for header in headers), title_justify="left", **settings)
-
-
 def _overview(package: ModelPackage) -> Table:
     manifest = package.manifest
     seen = manifest.row_independence
-    table = _table("", "", title=manifest.ref, show_header=False)
-    rows = {
+    facts = {
         "description": manifest.config.description,
         "digest": manifest.digest,
         "size": f"{package.size():,} bytes in {len(manifest.files)} files",
@@ -126,10 +128,7 @@ def _overview(package: ModelPackage) -> Table:
         "golden": f"{rows_of(package.golden().inputs)} rows",
         "evaluation": ", ".join(f"{k} {v:g}" for k, v in manifest.evaluation.items()),
     }
-    for name, value in rows.items():
-        if value:
-            table.add_row(name, escape(value))
-    return table
+    return make_table("", "", rows=[fact for fact in facts.items() if fact[1]], title=manifest.ref, show_header=False)
 
 
 def _independence(manifest: Manifest) -> str:
@@ -142,28 +141,23 @@ def _independence(manifest: Manifest) -> str:
 
 
 def _tensors(features: Features) -> Table:
-    table = _table("", "tensor", "filled from / gives", title="signature")
-    for feature in features.inputs:
-        table.add_row("in", escape(str(feature.tensor)), ", ".join(c.name for c in feature.columns))
-    for tensor in features.signature.outputs:
-        table.add_row("out", escape(str(tensor)), ", ".join(c.name for c in features.outputs if c.tensor == tensor))
-    return table
+    takes = [("in", f.tensor, ", ".join(c.name for c in f.columns)) for f in features.inputs]
+    gives = [("out", t, ", ".join(c.name for c in features.outputs if c.tensor == t)) for t in features.signature.outputs]
+    return make_table("", "tensor", "filled from / gives", rows=[*takes, *gives], title="signature")
 
 
 def _columns(features: Features) -> Table:
-    table = _table("output column", "type", "labels", title="output schema")
+    rows = []
     for column in features.outputs:
         shape = "".join(f"[{d if d != -1 else '?'}]" for d in column.row_shape)
         kind = f"{'text' if column.labels else column.tensor.datatype}{shape}"
-        table.add_row(column.name, escape(kind), escape(", ".join(column.labels)))
-    return table
+        rows.append((column.name, kind, ", ".join(column.labels)))
+    return make_table("output column", "type", "labels", rows=rows, title="output schema")
 
 
 def _files(package: ModelPackage) -> Table:
-    table = _table("file", "bytes", "sha256", title="files")
-    for name, entry in sorted(package.manifest.files.items()):
-        table.add_row(name, f"{entry.size:,}", entry.sha256)
-    return table
+    rows = [(name, f"{entry.size:,}", entry.sha256) for name, entry in sorted(package.manifest.files.items())]
+    return make_table("file", "bytes", "sha256", rows=rows, title="files")
 
 
 def verify(model: Model, repository: Repository = None, json: Json = False) -> None:
@@ -202,7 +196,7 @@ def predict(
     except OSError as error:
         raise InvalidRequest(f"{output}: cannot be written: {error.strerror or error}") from error
     if output:
-        Console(stderr=True).print(f"{len(next(iter(columns.values()), ())):,} rows to {output}", highlight=False)
+        Console(stderr=True).print(f"{len(next(iter(columns.values()), ())):,} rows to {output}", markup=False, highlight=False)
 
 
 def _records(columns: dict[str, Array]) -> list[dict[str, Any]]:
@@ -247,11 +241,8 @@ def _arrow(features: Features, columns: dict[str, Array]) -> Any:
 
 
 def _write_table(_: Path | None, __: Features, columns: dict[str, Array]) -> None:
-    table = Table(*columns)
-    for row in list(zip(*columns.values(), strict=True))[:20]:
-        table.add_row(*(str(value) for value in row))
     console = Console()
-    console.print(table)
+    console.print(make_table(*columns, rows=itertools.islice(zip(*columns.values(), strict=True), 20)))
     rows = len(next(iter(columns.values()), ()))
     if rows > 20:
         console.print(f"... and {rows - 20:,} rows more; --output FILE writes all", highlight=False)

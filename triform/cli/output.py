@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 import orjson
 from rich.console import Console
+from rich.table import Column, Table
+from rich.text import Text
 
 from triform.errors import ConfigurationError, InvalidRequest, TriformError
 
@@ -33,4 +36,22 @@ def print_error(error: TriformError, *, as_json: bool = False) -> None:
     if as_json:
         print_json({"error": str(error), "code": error.code})
     else:
-        Console(stderr=True, soft_wrap=True).print(f"error: {error} [{error.code}]", style="red", markup=False, highlight=False)
+        message = "\n".join(map(printable, str(error).split("\n")))
+        Console(stderr=True, soft_wrap=True).print(f"error: {message} [{error.code}]", style="red", markup=False, highlight=False)
+
+
+def printable(value: object) -> str:
+    """The value's text with control characters escaped: names and reasons are other people's."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(value))
+
+
+def make_table(
+    *headers: str, rows: Iterable[Iterable[object]], title: str | None = None, unfolded: int = 0, **settings: Any
+) -> Table:
+    """A table that folds what is too wide (digests are for copying), but for the first `unfolded` columns, and shows text as it
+    is, without rich's markup."""
+    columns = (Column(Text(printable(h)), overflow="fold", no_wrap=i < unfolded) for i, h in enumerate(headers))
+    table = Table(*columns, title=Text(title) if title else None, title_justify="left", **settings)
+    for row in rows:
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    return table

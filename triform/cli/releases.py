@@ -6,10 +6,9 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from triform.cli.model import Json, Repository, repository_location
-from triform.cli.output import print_json
+from triform.cli.output import make_table, print_json
 from triform.errors import AliasNotFound, InvalidRequest, ModelNotFound
 from triform.releases import Canary, Release, ReleaseLog, Shadow
 from triform.repository import open_repository
@@ -33,24 +32,18 @@ def _log(model: str, repository: str | None) -> ReleaseLog:
 def list_models(repository: Repository = None, json: Json = False) -> None:
     """The models with their versions and what is released."""
     found = open_repository(repository_location(repository))
-    models = []
-    for name in found.models():
-        current = ReleaseLog(found, name).current()
-        models.append({"model": name, "versions": found.versions(name), "release": current})
+    models = [(name, found.versions(name), ReleaseLog(found, name).current()) for name in found.models()]
     if json:
-        print_json({"repository": found.location, "models": models})
+        entries = [{"model": name, "versions": versions, "release": now} for name, versions, now in models]
+        print_json({"repository": found.location, "models": entries})
         return
-    table = Table("model", "versions", "stable", "canary", "shadow", "revision")
-    for entry in models:
-        now = entry["release"]
-        released = _cells(now) if isinstance(now, Release) else ["-"] * 4
-        table.add_row(str(entry["model"]), ", ".join(map(str, found.versions(str(entry["model"])))), *released)
-    Console(soft_wrap=True).print(table)
+    rows = [(name, ", ".join(map(str, versions)), *(_cells(now) if now else "----")) for name, versions, now in models]
+    Console(soft_wrap=True).print(make_table("model", "versions", "stable", "canary", "shadow", "revision", rows=rows))
 
 
 def _cells(now: Release) -> list[str]:
-    canary = f"{now.canary.version} ({now.canary.weight:.2%})" if now.canary else "-"
-    shadow = f"{now.shadow.version} ({now.shadow.sample:.2%})" if now.shadow else "-"
+    canary = f"{now.canary.version} ({100 * now.canary.weight:.4g}%)" if now.canary else "-"
+    shadow = f"{now.shadow.version} ({100 * now.shadow.sample:.4g}%)" if now.shadow else "-"
     return [str(now.stable), canary, shadow, str(now.revision)]
 
 
@@ -119,8 +112,10 @@ def _show(releases: list[Release], *, json: bool) -> None:
     if json:
         print_json(releases[0])
         return
-    table = Table("revision", "stable", "previous", "canary", "shadow", "by", "at (UTC)", "reason")
+    rows = []
     for one in releases:
         stable, canary, shadow, revision = _cells(one)
-        table.add_row(revision, stable, str(one.previous or "-"), canary, shadow, one.changed_by, one.changed_at, one.reason)
-    Console(soft_wrap=True).print(table)
+        who_and_why = f"{one.changed_by}: {one.reason}" if one.reason else one.changed_by
+        rows.append((revision, stable, one.previous or "-", canary, shadow, one.changed_at[:16], who_and_why))
+    headers = ("rev", "stable", "prev", "canary", "shadow", "at (UTC)", "who and why")
+    Console(soft_wrap=True).print(make_table(*headers, rows=rows, unfolded=len(headers) - 1))

@@ -33,7 +33,11 @@ def create_exclusively(path: Path, content: bytes) -> bool:
 def replace(path: Path, content: bytes) -> None:
     """Writes `path` so that a reader sees the old content or the new."""
     temporary = write_temporary(path, content)
-    temporary.replace(path)
+    try:
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink()
+        raise
     fsync_folder(path.parent)
 
 

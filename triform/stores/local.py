@@ -20,14 +20,13 @@ from functools import wraps
 from pathlib import Path
 from typing import Final, ParamSpec, TypeVar
 
-from triform.errors import StoreError, VersionExists, VersionNotFound
+from triform.errors import StoreError, UnsafePackage, VersionExists, VersionNotFound
 from triform.package import MANIFEST, NAME, ModelPackage
-from triform.repository import check_name
+from triform.repository import VERSION, check_name
 from triform.stores import durable
 
 P = ParamSpec("P")
 R = TypeVar("R")
-_NUMBER: Final = re.compile(r"[1-9][0-9]*")
 _REVISION: Final = re.compile(r"([0-9]{6,})\.json")
 
 
@@ -62,13 +61,19 @@ class LocalRepository:
         folder = self.root / check_name(model)
         if not folder.is_dir():
             return []
-        return sorted(int(f.name) for f in folder.iterdir() if _NUMBER.fullmatch(f.name) and (f / MANIFEST).is_file())
+        return sorted(int(f.name) for f in folder.iterdir() if VERSION.fullmatch(f.name) and (f / MANIFEST).is_file())
 
+    @_storage
     def package(self, model: str, version: int) -> ModelPackage:
         folder = self.root / check_name(model) / str(version)
         if not (folder / MANIFEST).is_file():
             raise VersionNotFound(f"'{model}' has no version {version}")
-        return ModelPackage.open(folder)
+        package = ModelPackage.open(folder)
+        if package.manifest.ref != f"{model}/{version}":
+            raise UnsafePackage(
+                f"what lies in the place of {model}/{version} is {package.manifest.ref}: versions are never moved"
+            )
+        return package
 
     @contextmanager
     def staging(self, model: str) -> Iterator[Path]:
@@ -79,6 +84,8 @@ class LocalRepository:
             raise StoreError(f"cannot write to the model repository {self.location}: {error.strerror}") from error
         try:
             yield folder
+        except OSError as error:
+            raise StoreError(f"the package could not be written: {error.strerror or error}") from error
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -98,6 +105,7 @@ class LocalRepository:
                 ) from None
             raise
         durable.fsync_folder(target.parent)
+        durable.fsync_folder(self.root)
 
     @_storage
     def latest_revision(self, model: str) -> int:
@@ -117,6 +125,7 @@ class LocalRepository:
     def create_release(self, model: str, revision: int, content: bytes) -> bool:
         folder = self._releases(model)
         folder.mkdir(exist_ok=True)
+        durable.fsync_folder(folder.parent)
         return durable.create_exclusively(folder / f"{revision:06d}.json", content)
 
     def _releases(self, model: str) -> Path:

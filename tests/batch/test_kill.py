@@ -1,0 +1,131 @@
+"""`python -m batch run`, killed with kill -9 at any moment: the same command finishes, each row exactly once."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.batch.workbench import Workbench, assert_each_row_once, visible
+
+FILES, ROWS = 20, 2000  # some seconds of work
+
+
+def recorded(bench: Workbench) -> int:
+    return len(list(bench.output.glob("run=*/_parts/[0-9]*.json")))
+
+
+@contextmanager
+def driver(bench: Workbench, *args: str) -> Iterator[subprocess.Popen[str]]:
+    """The command in a session of its own. Whatever descends from it has ended afterwards."""
+    command = [
+        sys.executable, "-m", "batch", "run", "--repository", bench.repository, "--model", "lookup@stable",
+        "--input", bench.input, "--output", bench.output, "--key", "id",
+        "--keep", "note", "--max-dead-letters", "0.5", "--actors", "1", *args,
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        [str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    try:
+        yield process
+    finally:
+        for left in family(process.pid):
+            left.kill()
+        process.wait()
+        process.communicate()
+
+
+def family(pid: int) -> list[psutil.Process]:
+    try:
+        process = psutil.Process(pid)
+        return [*process.children(recursive=True), process]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def left_after(seconds: float, processes: list[psutil.Process]) -> list[str]:
+    """What still runs then. A process that nobody reaped (a zombie) has ended. Ray's agents, which score nothing, may take a
+    minute to notice, and are ended here."""
+
+    def runs(process: psutil.Process) -> bool:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+    deadline = time.monotonic() + seconds
+    agents = [p for p in processes if runs(p) and "Agent" in p.name()]
+    while (left := [p for p in processes if p not in agents and runs(p)]) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    names = [f"{process.pid} {process.name()}" for process in left]
+    for process in [*agents, *left]:
+        process.kill()
+    return names
+
+
+def kill_when(bench: Workbench, moment: Callable[[], bool], *args: str) -> bool:
+    """Starts the command and kills its driver, and only that, as soon as `moment()` holds; False if it ended before.
+
+    The Ray that it started ends by itself.
+    """
+    with driver(bench, *args) as process:
+        while not moment():
+            if process.poll() is not None:
+                assert process.returncode == 0, process.stdout.read() if process.stdout else ""
+                return False
+            time.sleep(0.002)
+        started = [p for p in family(process.pid) if p.pid != process.pid]
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        if not list(bench.output.glob("run=*/_manifest/0*.json")):
+            shown = [path for path in visible(bench.output) if path.parts[1] == "data"]
+            assert len(shown) in (0, FILES)  # all, if the folders were renamed already
+        assert left_after(20, started) == []
+    return True
+
+
+def finish(bench: Workbench, *args: str) -> None:
+    with driver(bench, *args) as process:
+        said, _ = process.communicate(timeout=240)
+        assert process.returncode == 0, said
+    (run,) = bench.output.glob("run=*")
+    assert_each_row_once(run, FILES * ROWS)
+    assert "Traceback" not in said
+
+
+def test_a_killed_run_is_finished_by_the_same_command(workbench: Workbench, ray_cluster: Any) -> None:
+    """Once with a Ray of its own, and once in a cluster that outlives the driver, so that its actors may be zombies."""
+    for i in range(FILES):
+        workbench.write(f"{i:02d}.parquet", i * ROWS, ROWS)
+    there = "--address", ray_cluster.get_runtime_context().gcs_address
+    assert kill_when(workbench, lambda: recorded(workbench) >= 3)
+    after_first = recorded(workbench)
+    assert 3 <= after_first < FILES
+    assert kill_when(workbench, lambda: recorded(workbench) >= after_first + 5, *there)
+    assert visible(workbench.output) == []
+    finish(workbench, *there)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_killed_five_times_at_random_moments(workbench: Workbench, seed: int) -> None:
+    """At the start, between parts, while it commits."""
+    chance = random.Random(seed)  # noqa: S311 - moments, not secrets
+    for i in range(FILES):
+        workbench.write(f"{i:02d}.parquet", i * ROWS, ROWS)
+    for _ in range(5):
+        parts, seconds, began = chance.choice([0, 1, chance.randrange(FILES), FILES]), chance.random() * 2, time.monotonic()
+        if parts == 0:
+            seconds *= 8
+
+        def moment(parts: int = parts, began: float = began, seconds: float = seconds) -> bool:
+            return recorded(workbench) >= parts and time.monotonic() - began >= seconds
+
+        kill_when(workbench, moment)
+    finish(workbench)

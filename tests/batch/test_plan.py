@@ -1,0 +1,111 @@
+"""The plan is pure: every row in exactly one part, limits kept, identities changed by what matters and nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from batch.inputs import InputFile, RowGroup
+from batch.plan import PART_BYTES, PART_ROWS, Pinned, Plan, make_plan
+from triform.scoring import Layout
+
+GROUPS = st.builds(
+    RowGroup,
+    rows=st.sampled_from([0, 1, 100, PART_ROWS // 2, PART_ROWS, PART_ROWS + 1]),
+    size=st.sampled_from([0, 10, PART_BYTES // 3, PART_BYTES, PART_BYTES + 1]),
+)
+FILES = st.lists(st.lists(GROUPS, max_size=12), min_size=1, max_size=5).map(
+    lambda files: [InputFile(f"/in/{i}.parquet", 1000 + i, f"digest {i}", tuple(groups)) for i, groups in enumerate(files)]
+)
+PINNED = Pinned("m/1", "d" * 64)
+
+
+def plan(files: list[InputFile], layout: Layout | None = None, **changes: Any) -> Plan:
+    options = {"model": "m@stable", "pinned": PINNED, "repository": "/models"} | changes
+    return make_plan(files, layout or Layout(scored_at="2026-01-01T00:00:00+00:00"), **options)
+
+
+@given(FILES)
+def test_every_row_is_in_exactly_one_part_in_order(files: list[InputFile]) -> None:
+    made = plan(files)
+    assert [part.number for part in made.parts] == list(range(len(made.parts)))
+    rows = [(part.path, row) for part in made.parts for row in (part.first_row, part.first_row + part.rows)]
+    assert rows == sorted(rows)
+    for file in files:
+        mine = [part for part in made.parts if part.path == file.path]
+        groups = [n for part in mine for n in part.row_groups]
+        assert groups == sorted(set(groups))
+        assert {n for n, group in enumerate(file.row_groups) if group.rows} <= set(groups)
+        assert sum(part.rows for part in mine) == file.rows
+        for part in mine:
+            assert part.rows == sum(file.row_groups[n].rows for n in part.row_groups) > 0
+            assert part.first_row == sum(group.rows for group in file.row_groups[: part.row_groups[0]])
+            assert part.row_groups == tuple(range(part.row_groups[0], part.row_groups[-1] + 1))
+            assert (part.size, part.footer) == (file.size, file.footer)
+    assert made.rows == sum(file.rows for file in files)
+
+
+@given(FILES)
+def test_parts_keep_the_limits_and_are_not_cut_needlessly(files: list[InputFile]) -> None:
+    made = plan(files)
+    groups = {(file.path, n): group for file in files for n, group in enumerate(file.row_groups)}
+
+    def fits(path: str, numbers: tuple[int, ...]) -> bool:
+        together = [groups[path, n] for n in numbers]
+        return sum(g.rows for g in together) <= PART_ROWS and sum(g.size for g in together) <= PART_BYTES
+
+    for part in made.parts:
+        assert len(part.row_groups) == 1 or fits(part.path, part.row_groups)
+    for part, following in zip(made.parts, made.parts[1:], strict=False):
+        if part.path == following.path and part.row_groups[-1] + 1 == following.row_groups[0]:
+            assert not fits(part.path, (*part.row_groups, following.row_groups[0]))
+
+
+@given(FILES)
+def test_a_plan_survives_being_frozen(files: list[InputFile]) -> None:
+    made = plan(files)
+    assert msgspec.json.decode(msgspec.json.encode(made), type=Plan) == made
+
+
+FILE = InputFile("/in/a.parquet", 1000, "digest", (RowGroup(10, 100),))
+OTHER = InputFile("/in/b.parquet", 1000, "digest", (RowGroup(10, 100),))
+
+
+@pytest.mark.parametrize(
+    ("changes", "run", "job"),
+    [
+        ({}, False, False),
+        ({"repository": "/elsewhere"}, False, False),
+        ({"layout": Layout(scored_at="2027-01-01T00:00:00+00:00")}, False, False),
+        ({"pinned": Pinned("m/9", PINNED.digest)}, False, False),
+        ({"pinned": Pinned("m/1", "e" * 64)}, True, False),
+        ({"model": "m/1"}, False, True),
+        ({"layout": Layout(key=("id",))}, True, True),
+        ({"layout": Layout(keep=("id",))}, True, True),
+        ({"files": [FILE, OTHER]}, True, True),
+        ({"files": [msgspec.structs.replace(FILE, path="/in/c.parquet")]}, True, True),
+        ({"files": [msgspec.structs.replace(FILE, size=1001)]}, True, True),
+        ({"files": [msgspec.structs.replace(FILE, footer="other")]}, True, True),
+    ],
+    ids=str,
+)
+def test_identities_change_with_what_matters_and_nothing_else(changes: dict[str, Any], run: bool, job: bool) -> None:
+    """Actors, addresses and limits cannot matter: the planner is not told of them."""
+    before, after = plan([FILE]), plan(**{"files": [FILE]} | changes)
+    assert (after.run != before.run, after.job != before.job) == (run, job)
+
+
+def test_key_and_kept_columns_are_not_mistaken_for_one_another() -> None:
+    columns = [(("a", "b"), ()), (("a",), ("b",)), ((), ("a", "b")), (("a,b",), ()), (("b", "a"), ())]
+    layouts = [Layout(key, keep) for key, keep in columns]
+    assert len({plan([FILE], layout).run for layout in layouts}) == len(layouts)
+
+
+def test_identities_are_the_same_for_ever() -> None:
+    """An unfinished run of an earlier release is found again; a change here is a new PLAN_VERSION."""
+    made = plan([FILE], Layout(key=("id",), keep=("kept",)))
+    assert (made.run, made.job) == ("d4e5791d83a7c085", "19b8c33b7d964288")

@@ -1,0 +1,111 @@
+"""Small jobs on real files: a `Workbench` writes inputs, scores parts in this process, and says where each row went."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import Console
+
+from batch import job
+from batch.actor import Outcome, PartScorer
+from batch.folder import RunFolder
+from batch.plan import Plan
+from batch.spec import JobSpec
+from triform.runtime import RuntimeOptions
+
+
+def x_of(row: int) -> int | None:
+    """What the model is asked: 10 rows of 100 are null, 4 make its run fail, the others are answered with ten times it."""
+    return None if row % 10 == 3 else 99 if row % 25 == 7 else row % 10
+
+
+DEAD_OF_100 = {"missing_value": 10, "run_failed": 4}
+
+
+class Workbench:
+    """One job in a folder of its own. `said` is what it printed."""
+
+    def __init__(self, root: Path, repository: Path, output: str = "output") -> None:
+        self.root = root
+        self.repository = repository
+        self.input = root / "input"
+        self.output = root / output
+        self._said = io.StringIO()
+        self.console = Console(file=self._said, width=200)
+
+    @property
+    def said(self) -> str:
+        return self._said.getvalue()
+
+    def write(self, name: str, start: int, rows: int = 100, *, group: int = 40, **more: Sequence[Any]) -> Path:
+        """A file of rows `start`... with the columns id, x, note, and those in `more`."""
+        path = self.input / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        ids = range(start, start + rows)
+        columns = {"id": pa.array(ids, pa.int64()), "x": pa.array(map(x_of, ids), pa.int64()), "note": [f"n{i}" for i in ids]}
+        pq.write_table(pa.table(columns | more), path, row_group_size=group)
+        return path
+
+    def write_some(self, files: int = 3) -> Workbench:
+        for i in range(files):
+            self.write(f"{i}.parquet", 100 * i)
+        return self
+
+    def spec(self, **changes: Any) -> JobSpec:
+        spec = JobSpec(
+            repository=str(self.repository),
+            model="lookup@stable",
+            input=(str(self.input),),
+            output=str(self.output),
+            key=("id",),
+            keep=("note",),
+            max_dead_letters=0.5,
+        )
+        return msgspec.structs.replace(spec, **changes)
+
+    def begin(self, **changes: Any) -> tuple[RunFolder, Plan]:
+        plan = job.prepare(self.spec(**changes), self.console)
+        folder = RunFolder(self.output, plan.run)
+        return folder, folder.begin(plan)
+
+    def score(self, *parts: int, max_dead: int = 1000, **changes: Any) -> list[Outcome]:
+        """Does in this process what the actors do; all parts where none are named."""
+        folder, plan = self.begin(**changes)
+        scorer = PartScorer(str(self.output), folder.run, RuntimeOptions(), max_dead)
+        return [scorer.score(number) for number in parts or range(len(plan.parts))]
+
+    def run(self, **changes: Any) -> job.Summary:
+        """The whole job. It starts Ray only for the parts that `score` has not done."""
+        return job.run(self.spec(**changes), self.console)
+
+    def score_and_run(self, **changes: Any) -> job.Summary:
+        assert all(outcome.scored for outcome in self.score(**changes))
+        return self.run(**changes)
+
+
+def read_rows(folder: Path) -> pa.Table:
+    """All rows of a folder of Parquet files."""
+    return pa.concat_tables([pq.read_table(file, partitioning=None) for file in sorted(folder.glob("*.parquet"))])
+
+
+def assert_each_row_once(run: Path, rows: int) -> None:
+    """Rows 0.. stand in a committed run's data or its dead letters, each where it belongs, with the right answer and reason."""
+    data, dead = read_rows(run / "data"), read_rows(run / "dead_letters")
+    counts = Counter(data["id"].to_pylist()) + Counter(dead["id"].to_pylist())
+    assert counts == Counter(range(rows))
+    assert data["y"].to_pylist() == [10.0 * x_of(row) for row in data["id"].to_pylist()]  # type: ignore[operator]
+    reasons = {None: "missing_value", 99: "run_failed"}
+    assert dead["code"].to_pylist() == [reasons[x_of(row)] for row in dead["id"].to_pylist()]
+
+
+def visible(output: Path) -> list[Path]:
+    """What a reader may look at: everything but names that begin with "_" or "."."""
+    found = (path.relative_to(output) for path in output.rglob("*") if path.is_file())
+    return [path for path in found if not any(part.startswith(("_", ".")) for part in path.parts)]

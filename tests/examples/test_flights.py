@@ -1,0 +1,122 @@
+"""The flights example on its real data: built, scored on Ray, and held against what happened."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+
+from batch import commit, job
+from batch.folder import RunFolder
+from batch.job import Summary
+from batch.spec import JobSpec
+from examples.flights import build, evaluate
+from examples.flights.data import read_partitions
+from examples.flights.mapping import read_columns
+from triform.predictor import Predictor
+from triform.releases import ReleaseLog
+from triform.repository import open_repository
+
+ROWS, DEAD = 336_776, 1_573
+
+
+@pytest.fixture(scope="session")
+def flights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("flights")
+    build.build(root)
+    return root
+
+
+@pytest.fixture(scope="session")
+def scored(flights: Path, ray_cluster: object) -> Summary:
+    spec = JobSpec(
+        repository=str(flights / "repository"),
+        model="flight-delay@stable",
+        input=(str(flights / "input"),),
+        output=str(flights / "scored"),
+        key=("id",),
+        keep=("carrier",),
+        actors=2,
+    )
+    return job.run(spec, Console(quiet=True))
+
+
+def read(folder: Path) -> pa.Table:
+    return pa.concat_tables([pq.read_table(file, partitioning=None) for file in sorted(folder.glob("*.parquet"))])
+
+
+def test_the_input_is_every_flight_once(flights: Path) -> None:
+    table = read_partitions(flights / "input")
+    assert table.num_rows == ROWS == len(pc.unique(table["id"]))
+    assert len(list((flights / "input").glob("month=2013-*/part-0.parquet"))) == 12
+
+
+def test_both_versions_verify_in_full_and_the_first_is_stable(flights: Path) -> None:
+    repository = open_repository(flights / "repository")
+    for version in 1, 2:
+        package = repository.package("flight-delay", version)
+        package.verify("full")
+        assert Predictor.load(package).independence in ("exact", "close")
+        assert package.manifest.evaluation["auc"] > 0.65
+    release = ReleaseLog(repository, "flight-delay").current()
+    assert release is not None
+    assert (release.stable, release.canary) == (1, None)
+
+
+def test_every_flight_is_scored_or_a_dead_letter(flights: Path, scored: Summary) -> None:
+    assert (scored.manifest.rows_in, scored.manifest.dead) == (ROWS, {"missing_value": DEAD})
+    dead, data = read(scored.folder / "dead_letters"), read(scored.data)
+    assert Counter(data["id"].to_pylist()) + Counter(dead["id"].to_pylist()) == Counter(range(ROWS))
+    given = read_partitions(flights / "input")
+    incomplete = pc.or_(pc.is_null(given["temp"]), pc.is_null(given["visib"]))
+    assert sorted(dead["id"].to_pylist()) == sorted(given.filter(incomplete)["id"].to_pylist())
+    assert set(read_columns().required) >= {"temp", "visib"}
+    commit.verify(RunFolder(scored.folder.parent, scored.manifest.run))
+
+
+def test_dead_letters_lead_back_to_their_rows(scored: Summary) -> None:
+    dead = read(scored.folder / "dead_letters").slice(0, 50).to_pylist()
+    for letter in dead:
+        row = pq.read_table(letter["source_file"], partitioning=None).slice(letter["row_number"], 1).to_pylist()[0]
+        raw = json.loads(letter["raw_row"])
+        assert row["id"] == letter["id"] == raw["id"]
+        assert (raw["carrier"], raw["temp"]) == (row["carrier"], row["temp"])
+        assert letter["reason"].startswith("column '")
+
+
+def test_the_scored_output_is_as_good_as_the_manifest_says(flights: Path, scored: Summary) -> None:
+    """October to December, which the model has not seen: the graph in the batch job gives what training measured."""
+    package = open_repository(flights / "repository").package("flight-delay", 1)
+    said, found = package.manifest.evaluation, evaluate.evaluate(scored.data, flights / "input")
+    assert found["rows"] == said["rows"]
+    for figure in "auc", "brier", "log_loss":
+        assert found[figure] == pytest.approx(said[figure], abs=1e-6)
+
+
+def test_the_output_answers_a_query(scored: Summary) -> None:
+    query = f"SELECT count(*), count(DISTINCT carrier), min(p_late) >= 0, max(p_late) <= 1 FROM '{scored.data}/*.parquet'"  # noqa: S608
+    assert duckdb.sql(query).fetchall() == [(ROWS - DEAD, 16, True, True)]
+
+
+def test_a_second_build_leaves_what_stands(flights: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in flights.rglob("*.onnx")}
+    build.build(flights)
+    assert before == {path: path.stat().st_mtime_ns for path in flights.rglob("*.onnx")}
+
+
+@pytest.mark.slow
+def test_the_same_data_gives_the_same_digests(flights: Path, tmp_path: Path) -> None:
+    build.build(tmp_path / "again")
+
+    def digests(root: Path) -> list[str]:
+        repository = open_repository(root / "repository")
+        return [repository.package("flight-delay", version).manifest.digest for version in (1, 2)]
+
+    assert digests(tmp_path / "again") == digests(flights)

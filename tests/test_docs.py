@@ -1,0 +1,76 @@
+"""What a user can call, set, see or get is documented, and the documents point at things that exist."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import msgspec
+import pytest
+import typer.main
+
+from batch.cli import app as batch_app
+from triform.cli.app import app
+from triform.errors import TriformError
+from triform.settings import Settings
+from triform.telemetry import VOCABULARY
+
+ROOT = Path(__file__).parent.parent
+REFERENCE = (ROOT / "docs/reference.md").read_text()
+BATCH = (ROOT / "docs/batch.md").read_text()
+DOCS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")])
+
+
+def commands(group: click.Command, path: str) -> Iterator[tuple[str, click.Command]]:
+    children = getattr(group, "commands", None)
+    if children is None:
+        yield path, group
+        return
+    for name, child in children.items():
+        yield from commands(child, f"{path} {name}")
+
+
+def error_codes(kind: type[TriformError] = TriformError) -> Iterator[str]:
+    yield kind.code
+    for child in kind.__subclasses__():
+        yield from error_codes(child)
+
+
+COMMANDS = [*commands(typer.main.get_command(app), "triform"), *commands(typer.main.get_command(batch_app), "python -m batch")]
+
+
+@pytest.mark.parametrize("name", [name for name, _ in COMMANDS])
+def test_every_command_is_in_the_reference(name: str) -> None:
+    assert f"`{name}" in REFERENCE
+
+
+@pytest.mark.parametrize(("name", "command"), COMMANDS, ids=[name for name, _ in COMMANDS])
+def test_every_option_is_documented_and_explains_itself(name: str, command: click.Command) -> None:
+    pages = REFERENCE + BATCH if name.startswith("python -m batch") else REFERENCE
+    for parameter in command.params:
+        if parameter.param_type_name == "option" and parameter.name != "help":
+            assert f"`{parameter.opts[0]}`" in pages, f"{name} {parameter.opts[0]}"
+            assert getattr(parameter, "help", None), f"{name} {parameter.opts[0]} has no help"
+
+
+def test_every_setting_is_in_the_reference() -> None:
+    missing = [f.name for f in msgspec.structs.fields(Settings) if f"`TRIFORM_{f.name.upper()}`" not in REFERENCE]
+    assert missing == []
+
+
+def test_every_metric_is_in_the_reference_with_its_labels() -> None:
+    missing = [m.name for m in VOCABULARY if f"| `{m.name}` | {m.kind} | {', '.join(m.labels)} |" not in REFERENCE]
+    assert missing == []
+
+
+def test_every_error_code_is_in_the_reference() -> None:
+    assert [code for code in error_codes() if f"`{code}`" not in REFERENCE] == []
+
+
+@pytest.mark.parametrize("page", DOCS, ids=[str(p.relative_to(ROOT)) for p in DOCS])
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)\)", page.read_text()):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"

@@ -1,0 +1,192 @@
+"""Whether a row's answer depends on its company: found by the graph's scan where it can tell, by runs where it cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+
+from triform import independence, testing
+from triform.errors import RunFailed
+from triform.golden import Tolerance
+from triform.package import Deviation
+from triform.signature import Array
+from triform.testing import save, value
+
+Pack = Callable[..., Any]
+
+
+def node(op: str, inputs: str, outputs: str, **attributes: Any) -> Any:
+    return helper.make_node(op, inputs.split(), outputs.split(), **attributes)
+
+
+def on_x(path: Path, nodes: list[Any], **constants: Any) -> Path:
+    return save(path, nodes, [value("x", "FP32", ["N", 4])], [value("y", "FP32", ["N", 4])], constants)
+
+
+def quantised(path: Path) -> Path:
+    return on_x(path, [node("DynamicQuantizeLinear", "x", "q s z"), node("DequantizeLinear", "q s z", "y")])
+
+
+def softmax_over_rows(path: Path) -> Path:
+    return on_x(path, [node("Softmax", "x", "y", axis=0)])
+
+
+def softmax_over_features(path: Path) -> Path:
+    return on_x(path, [node("Softmax", "x", "y", axis=-1)])
+
+
+def sum_over_an_opaque_axis(path: Path) -> Path:
+    """The axis is computed, so that only a run can tell."""
+    nodes = [node("Sub", "one one", "axis"), node("ReduceSum", "x axis", "s", keepdims=1), node("Sub", "x s", "y")]
+    return on_x(path, nodes, one=np.array([1]))
+
+
+def mean_in_a_loop(path: Path) -> Path:
+    """Centred in a Loop's body, where shapes are not inferred by name."""
+    h, h2 = (helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("h", "h2"))
+    body = helper.make_graph(
+        [node("ReduceMean", "h", "m", axes=[0], keepdims=1), node("Sub", "h m", "h2"), node("Identity", "go", "on")],
+        "body",
+        [value("i", "INT64", []), value("go", "BOOL", []), h],
+        [value("on", "BOOL", []), h2],
+    )
+    return on_x(path, [node("Loop", "n go x", "y", body=body)], n=np.array(1), go=np.array(True))
+
+
+def reversed_rows(path: Path) -> Path:
+    """Each answer belongs to another row: right only for a row that is alone."""
+    nodes = [node("Slice", "x last first axis back", "y")]
+    return on_x(path, nodes, last=np.array([-1]), first=np.array([-(2**31)]), axis=np.array([0]), back=np.array([-1]))
+
+
+CASES = [
+    (lambda p: testing.linear(p, features=4, outputs=4), "exact", ""),
+    (softmax_over_features, "exact", ""),
+    (testing.centred, "dependent", "ReduceMean 'm' runs over the batch axis"),
+    (quantised, "dependent", "DynamicQuantizeLinear scales by the whole batch"),
+    (softmax_over_rows, "dependent", "Softmax 'y' runs over the batch axis"),
+    (sum_over_an_opaque_axis, "dependent", "answers moved by up to"),
+    (mean_in_a_loop, "dependent", "answers moved by up to"),
+    (reversed_rows, "dependent", "answers moved by up to"),
+]
+
+
+@pytest.mark.parametrize(("build", "kind", "reason"), CASES)
+def test_the_kind_is_recorded_and_the_reason_told(pack: Pack, tmp_path: Path, build: Any, kind: str, reason: str) -> None:
+    packed = pack(build(tmp_path / "m.onnx"))
+    seen = packed.manifest.row_independence
+    assert seen.kind == kind
+    assert seen.by_threads[0].threads == 1
+    assert reason in packed.notes
+    assert bool(seen.reasons) is ("runs over" in reason or "scales" in reason)
+    if kind == "exact":
+        assert {d.kind for d in seen.by_threads} == {"exact"}
+        assert seen.tolerance == Tolerance(0, 0)
+
+
+def test_a_dependent_package_still_verifies_and_answers_a_row_alone(pack: Pack, tmp_path: Path) -> None:
+    packed = pack(testing.centred(tmp_path / "c.onnx"))
+    packed.package.verify("full")
+    assert packed.predict(x=np.array([[5, 7]], np.float32))["y"].tolist() == [[0, 0]]
+
+
+ROWS = {"x": np.arange(10, dtype=np.float32).reshape(5, 2) - 3, "n": np.arange(5)}
+
+
+def running(change: Callable[[Array, int], Array]) -> independence.Run:
+    return lambda inputs: {"y": change(inputs["x"], len(inputs["x"]))}
+
+
+def fails_on_extremes(x: Array, _: int) -> Array:
+    if not np.isfinite(x).all() or np.abs(x).max() > 100:
+        raise RunFailed("out of range")
+    return x
+
+
+def fails_in_company(x: Array, rows: int) -> Array:
+    if rows > 3:
+        raise RunFailed("too many")
+    return x
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        (lambda x, _: 2 * x, "exact"),
+        (lambda x, rows: x + np.float32(1e-6) * (rows > 2), "close"),  # rounding by batch size
+        (lambda x, rows: x + np.float32(0.1) * (rows > 100), "dependent"),  # in a large batch only
+        (lambda x, _: x - np.nan_to_num(x).max() * (np.abs(x) > 1e3).any(), "dependent"),  # beside an extreme row only
+        (lambda x, _: x + np.isnan(x).any(), "dependent"),  # beside a NaN only
+        (lambda x, rows: np.where(np.arange(rows)[:, None] == 1, x + 1, x), "dependent"),  # at one position only
+        (lambda x, rows: np.nan_to_num(x + 0.001 * (rows > 1) + 0.9995).astype(np.int64), "dependent"),  # a class that flips
+        (fails_on_extremes, "exact"),
+    ],
+)
+def test_company_of_every_kind_is_tried(change: Callable[[Array, int], Array], kind: str) -> None:
+    run = running(change)
+    assert independence.deviation(run, ROWS, independence.alone(run, ROWS), 1).kind == kind
+
+
+def test_a_model_that_fails_in_its_own_rows_company_is_an_error() -> None:
+    run = running(fails_in_company)
+    with pytest.raises(RunFailed):
+        independence.deviation(run, ROWS, independence.alone(run, ROWS), 1)
+
+
+@pytest.mark.parametrize(
+    ("want", "have", "kind", "ulp"),
+    [
+        ([1.0, np.nan], [1.0, np.nan], "exact", 0),
+        ([1.0], [np.nextafter(np.float32(1), np.float32(2))], "close", 1),
+        ([0.0], [-0.0], "close", 1),
+        ([-1e-45], [1e-45], "close", 2),
+        ([1.0], [1.1], "dependent", None),
+        ([1.0], [np.nan], "dependent", None),
+        ([np.inf], [np.inf], "exact", 0),
+        ([np.inf], [-np.inf], "dependent", None),
+        ([1.0], [1.0, 1.0], "dependent", None),
+    ],
+)
+def test_differences_are_measured_in_bits(want: list[float], have: list[float], kind: str, ulp: int | None) -> None:
+    seen = independence.difference({"y": np.array(want, np.float32)}, {"y": np.array(have, np.float32)})
+    assert seen.kind == kind
+    assert ulp is None or seen.max_ulp == ulp
+
+
+def test_extreme_rows_keep_dtypes_and_stay_inside_what_integers_showed() -> None:
+    samples = {**ROWS, "t": np.array(["a"] * 5, dtype=object), "b": np.array([True] * 5), "h": np.full(5, 60000, np.float16)}
+    extreme = independence.extreme_rows(samples)
+    assert {n: a.dtype for n, a in extreme.items()} == {n: a.dtype for n, a in samples.items()}
+    assert extreme["x"][:, 0].tolist()[:3] == [0, 6001, -6001]
+    assert np.isnan(extreme["x"][3]).all()
+    assert np.isfinite(extreme["h"][:3]).all()
+    assert set(extreme["n"].tolist()) == {0, 4}
+
+
+def test_the_recorded_tolerance_reaches_beyond_what_was_seen() -> None:
+    seen = [Deviation(1, "close", 1e-6, 2e-6, 9), Deviation(2, "close", 3e-6, 1e-6, 9)]
+    assert independence.tolerance(seen) == Tolerance(1.2e-5, 8e-6)
+
+
+def test_a_large_batch_of_large_rows_stays_within_memory() -> None:
+    """200 photographs at once would take gigabytes where one takes five megabytes."""
+    sizes = []
+
+    def run(x: Array, rows: int) -> Array:
+        sizes.append(x.nbytes)
+        return x[:, 0, 0, 0]
+
+    photographs = {"x": np.zeros((2, 3, 640, 640), np.float32)}
+    assert independence.deviation(running(run), photographs, {"y": np.zeros(2, np.float32)}, 1).kind == "exact"
+    assert 32 << 20 < max(sizes) <= 64 << 20
+
+
+def test_the_instruction_set_is_read_from_cpuinfo(tmp_path: Path) -> None:
+    (tmp_path / "cpuinfo").write_text("processor : 0\nflags : fpu avx2 fma sse\n")
+    assert independence.instruction_set(tmp_path / "cpuinfo").endswith(" avx2 fma")
+    assert independence.instruction_set(tmp_path / "none")
