@@ -94,9 +94,12 @@ class PartScorer:
                 dead_letters=dead,
                 footer={"run": self.plan.run, "attempt": attempt},
                 max_dead=self.max_dead,
+                on_rows=lambda rows: self.folder.note_rows(attempt, rows),
             )
         except BaseException:
             data.unlink(missing_ok=True)
             dead.unlink(missing_ok=True)
             raise
+        finally:
+            self.folder.forget_rows(attempt)
         return self.folder.place(attempt, scored)

@@ -24,7 +24,7 @@ from batch.inputs import READERS, InputFile
 from batch.plan import Pinned, Plan
 from triform.errors import InputChanged, InputUnreadable, JobError, NotReconciled, TooManyDeadLetters
 from triform.package import FileEntry, file_entry
-from triform.scoring import ScoredPart, footer_digest
+from triform.scoring import ScoredPart, fingerprint
 
 
 class RunManifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,7 +121,7 @@ def check_inputs(files: tuple[InputFile, ...]) -> None:
 
     def same(file: InputFile) -> bool:
         try:
-            return Path(file.path).stat().st_size == file.size and footer_digest(Path(file.path)) == file.footer
+            return Path(file.path).stat().st_size == file.size and fingerprint(Path(file.path)) == file.fingerprint
         except (OSError, InputUnreadable):
             return False
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from triform import arrow, dead_letters
 from triform.errors import ConfigurationError, InputUnreadable, InvalidInput
 from triform.features import Features
-from triform.scoring import Layout, footer_digest
+from triform.scoring import Layout, fingerprint
 
 READERS: Final = 16
 # Extension types that are plain data. Others may run code when they are read (CVE-2023-47248, CVE-2026-41486).
@@ -31,7 +31,7 @@ class RowGroup(msgspec.Struct, frozen=True, array_like=True):
 class InputFile(msgspec.Struct, frozen=True):
     path: str
     size: int
-    footer: str
+    fingerprint: str
     row_groups: tuple[RowGroup, ...]
 
     @property
@@ -97,7 +97,7 @@ def read_files(paths: Sequence[Path]) -> list[tuple[InputFile, pa.Schema]]:
 def read_file(path: Path) -> tuple[InputFile, pa.Schema]:
     """One file's size, footer digest and row groups, and its schema, which holds no type that runs code."""
     try:
-        digest = footer_digest(path)
+        version = fingerprint(path)
         metadata = pq.read_metadata(path)
         schema = metadata.schema.to_arrow_schema()
         size = path.stat().st_size
@@ -106,7 +106,7 @@ def read_file(path: Path) -> tuple[InputFile, pa.Schema]:
     for field in schema:
         check_plain(field, path)
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
-    return InputFile(str(path), size, digest, tuple(RowGroup(g.num_rows, g.total_byte_size) for g in groups)), schema
+    return InputFile(str(path), size, version, tuple(RowGroup(g.num_rows, g.total_byte_size) for g in groups)), schema
 
 
 def check_apart(files: Sequence[InputFile], output: Path) -> None:

@@ -90,7 +90,8 @@ def prepare(spec: JobSpec, console: Console) -> Plan:
     output = Path(spec.output).absolute()
     inputs.check_apart(footers, output)
     layout = Layout(key=spec.key, keep=spec.keep, scored_at=utc_now())
-    unfinished = open_run(output, job_id(footers, layout, spec.model))
+    location = str(Path(spec.repository).absolute())
+    unfinished = open_run(output, job_id(footers, layout, spec.model, location))
     if unfinished is not None:
         plan = RunFolder(output, unfinished).plan()
         console.print(
@@ -106,7 +107,6 @@ def prepare(spec: JobSpec, console: Console) -> Plan:
         console.print(
             f"{pinned.ref}: rows depend on one another, so they are scored one by one, slowly", highlight=False, soft_wrap=True
         )
-    location = str(Path(spec.repository).absolute())
     plan = make_plan(footers, layout, model=spec.model, pinned=pinned, repository=location)
     console.print(
         f"run {plan.run}: {plan.rows:,} rows in {len(files)} file(s), {len(plan.parts)} part(s), model {pinned.ref}",
@@ -137,7 +137,10 @@ def score_missing(folder: RunFolder, plan: Plan, spec: JobSpec, console: Console
     if not missing:
         return 0, 0.0
     rows = sum(plan.parts[number].rows for number in missing)
-    with Cluster(spec.address) as cluster, RunProgress(console, rows=rows, parts=len(missing)) as progress:
+    with (
+        Cluster(spec.address) as cluster,
+        RunProgress(console, rows=rows, parts=len(missing), under_way=folder.rows_under_way) as progress,
+    ):
         failed: list[Outcome] = []
         for outcome in _outcomes(folder, plan, spec, cluster, missing, console):
             _record(outcome, plan, telemetry)

@@ -1,7 +1,7 @@
 """The plan of a run: pure. Footers, model and options in; parts and identities out; frozen to `_run.json`.
 
-Two identities: the *job* (inputs, key, kept columns, the model as it was named) finds an unfinished run again even if the
-alias has moved since; the *run* (the same, with the package digest in place of the name) is what the output is called.
+Two identities: the *job* (inputs, key, kept columns, repository and the model as it was named) finds an unfinished run again even
+if the alias has moved since; the *run* (the same, with the package digest in place of the name) is what the output is called.
 Actors, addresses and limits count for neither: they change how rows are scored, not what comes out.
 """
 
@@ -44,8 +44,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         return sum(part.rows for part in self.parts)
 
 
-def job_id(files: Sequence[InputFile], layout: Layout, model: str) -> str:
-    return _identity([_inputs(files), layout.key, layout.keep, "model", model])
+def job_id(files: Sequence[InputFile], layout: Layout, model: str, repository: str) -> str:
+    return _identity([_inputs(files), layout.key, layout.keep, "model", model, repository])
 
 
 def run_id(files: Sequence[InputFile], layout: Layout, pinned: Pinned) -> str:
@@ -54,7 +54,7 @@ def run_id(files: Sequence[InputFile], layout: Layout, pinned: Pinned) -> str:
 
 
 def _inputs(files: Sequence[InputFile]) -> list[tuple[str, int, str]]:
-    return [(file.path, file.size, file.footer) for file in files]
+    return [(file.path, file.size, file.fingerprint) for file in files]
 
 
 def _identity(content: list[Any]) -> str:
@@ -62,11 +62,12 @@ def _identity(content: list[Any]) -> str:
 
 
 def make_plan(files: Sequence[InputFile], layout: Layout, *, model: str, pinned: Pinned, repository: str) -> Plan:
-    """Parts in the order of the files; a file without rows has none."""
-    parts = (part for file in files for part in _parts(file))
+    """Parts in the order of the files. A file without rows has none; if no file has any, one empty part gives the output its
+    schema."""
+    parts = [part for file in files for part in _parts(file)] or [_part(file, (), 0, 0) for file in files[:1]]
     return Plan(
         run=run_id(files, layout, pinned),
-        job=job_id(files, layout, model),
+        job=job_id(files, layout, model, repository),
         model=model,
         pinned=pinned,
         repository=repository,
@@ -76,13 +77,17 @@ def make_plan(files: Sequence[InputFile], layout: Layout, *, model: str, pinned:
     )
 
 
+def _part(file: InputFile, row_groups: Sequence[int], first_row: int, rows: int) -> Part:
+    return Part(0, file.path, file.size, file.fingerprint, tuple(row_groups), first_row, rows)
+
+
 def _parts(file: InputFile) -> Iterator[Part]:
     """Neighbouring row groups together, up to PART_ROWS or PART_BYTES; one that is larger by itself stands alone."""
     first_row = 0
     for numbers, groups in _packed(file.row_groups):
         rows = sum(group.rows for group in groups)
         if rows:
-            yield Part(0, file.path, file.size, file.footer, tuple(numbers), first_row, rows)
+            yield _part(file, numbers, first_row, rows)
         first_row += rows
 
 

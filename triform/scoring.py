@@ -14,7 +14,7 @@ import hashlib
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -47,7 +47,7 @@ class Part(msgspec.Struct, frozen=True):
     number: int
     path: str
     size: int  # of the whole file, bytes
-    footer: str  # sha256 of the file's footer: what the plan was made from
+    fingerprint: str  # of the file that the plan was made from
     row_groups: tuple[int, ...]
     first_row: int
     rows: int
@@ -82,8 +82,12 @@ class ScoredPart(msgspec.Struct, frozen=True):
         return sum(self.dead.values())
 
 
-def footer_digest(path: Path) -> str:
-    """sha256 of a Parquet file's footer. It holds the offset, size and statistics of every column chunk, and is short to read."""
+def fingerprint(path: Path) -> str:
+    """What tells a local file from the one that was there before: sha256 of its Parquet footer and modification time.
+
+    The footer alone would not do: it holds each column chunk's place, size and extremes, and a value between them can change
+    without a trace. Raises `InputUnreadable` for what is no Parquet file.
+    """
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         if size < 12:
@@ -94,7 +98,8 @@ def footer_digest(path: Path) -> str:
         if tail[4:] != b"PAR1" or length > size - 12:
             raise InputUnreadable(f"{path}: no Parquet file, or cut off: its last bytes are not a Parquet footer")
         file.seek(-8 - length, os.SEEK_END)
-        return hashlib.sha256(file.read(length)).hexdigest()
+        modified = os.fstat(file.fileno()).st_mtime_ns
+        return hashlib.sha256(file.read(length) + modified.to_bytes(16, "little", signed=True)).hexdigest()
 
 
 def score_part(
@@ -106,13 +111,15 @@ def score_part(
     dead_letters: Path,
     footer: Mapping[str, Any] | None = None,
     max_dead: int | None = None,
+    on_rows: Callable[[int], None] | None = None,
 ) -> ScoredPart:
     """Writes the part's answers to `data` and, if there are any, its dead letters to `dead_letters`; both synced to disk.
 
-    `footer` is stored, with the counts, in the files' metadata. More than `max_dead` dead letters end the work early. Raises
-    `InputUnreadable`, `InputChanged` (the file is no longer the planned one), `TooManyDeadLetters`.
+    `footer` is stored, with the counts, in the files' metadata. More than `max_dead` dead letters end the work early. `on_rows`
+    is told, after each batch, how many rows have been read so far. Raises `InputUnreadable`, `InputChanged` (the file is no
+    longer the planned one), `TooManyDeadLetters`.
     """
-    return _Scoring(part, predictor, layout, max_dead).run(data, dead_letters, dict(footer or {}))
+    return _Scoring(part, predictor, layout, max_dead, on_rows).run(data, dead_letters, dict(footer or {}))
 
 
 def output_schema(features: Features, source: pa.Schema, layout: Layout) -> pa.Schema:
@@ -126,7 +133,7 @@ def open_parquet(part: Part) -> pq.ParquetFile:
     """The part's file, checked to be the one that was planned."""
     path = Path(part.path)
     try:
-        if path.stat().st_size != part.size or footer_digest(path) != part.footer:
+        if path.stat().st_size != part.size or fingerprint(path) != part.fingerprint:
             raise InputChanged(f"{part.path} is not the file that was planned; start the job anew for its present content")
         return pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True)
     except OSError as error:  # ArrowInvalid is a ValueError
@@ -138,11 +145,14 @@ def open_parquet(part: Part) -> pq.ParquetFile:
 class _Scoring:
     """The work on one part; used once."""
 
-    def __init__(self, part: Part, predictor: Predictor, layout: Layout, max_dead: int | None) -> None:
+    def __init__(
+        self, part: Part, predictor: Predictor, layout: Layout, max_dead: int | None, on_rows: Callable[[int], None] | None
+    ) -> None:
         self.part = part
         self.predictor = predictor
         self.layout = layout
         self.max_dead = max_dead
+        self.on_rows = on_rows
         self.features = Features(predictor.signature, predictor.manifest.config)
         self.scored_at = int(datetime.fromisoformat(layout.scored_at).timestamp()) * 1_000_000
         self.dead: list[DeadLetter] = []
@@ -161,6 +171,8 @@ class _Scoring:
                 ):
                     for batch in batches:
                         behind.put(self._score(batch, schema))
+                        if self.on_rows is not None:
+                            self.on_rows(self.rows_in)
                 if self.rows_in != self.part.rows:
                     raise InputUnreadable(f"{self.part.path}: {self.rows_in} rows came, the plan says {self.part.rows}")
                 counts = {

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -39,7 +40,9 @@ def test_a_commit_counts_every_row(workbench: Workbench) -> None:
 def test_no_rows_are_committed_too(workbench: Workbench) -> None:
     workbench.write("empty.parquet", 0, 0)
     summary = workbench.score_and_run()
-    assert (summary.manifest.rows_in, summary.manifest.parts) == (0, ())
+    assert (summary.manifest.rows_in, summary.manifest.rows_out) == (0, 0)
+    empty = duckdb.read_parquet(f"{summary.data}/*.parquet", hive_partitioning=False)
+    assert (empty.columns, empty.fetchall()) == (["id", "note", "y", "_model_version", "_scored_at"], [])
     commit.verify(folder_of(summary))
 
 

@@ -15,7 +15,7 @@ import pytest
 from triform import testing
 from triform.errors import InputChanged, InputUnreadable, InvalidInput, JobError, TooManyDeadLetters
 from triform.predictor import Predictor
-from triform.scoring import BATCH_ROWS, Layout, Part, ScoredPart, footer_digest, score_part
+from triform.scoring import BATCH_ROWS, Layout, Part, ScoredPart, fingerprint, score_part
 
 LINEAR = '[inputs.x]\ncolumns = ["a", { name = "b", null = "nan" }, { name = "c", null = 7 }]\n'
 Scored = tuple[ScoredPart, pa.Table, pa.Table | None]
@@ -43,7 +43,7 @@ def part_of(path: Path, *groups: int) -> Part:
     rows = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
     chosen = groups or tuple(range(len(rows)))
     first = sum(rows[: chosen[0]]) if chosen else 0
-    return Part(3, str(path), path.stat().st_size, footer_digest(path), chosen, first, sum(rows[i] for i in chosen))
+    return Part(3, str(path), path.stat().st_size, fingerprint(path), chosen, first, sum(rows[i] for i in chosen))
 
 
 def score(part: Part, predictor: Predictor, layout: Layout | None = None, **options: Any) -> Scored:
@@ -230,19 +230,28 @@ def test_a_file_that_was_replaced_or_removed_is_named(tmp_path: Path, predictors
         score(part, predictors("lookup"))
 
 
+def test_a_value_that_moves_no_statistic_still_makes_another_file(tmp_path: Path, predictors: Callable[[str], Predictor]) -> None:
+    file = write(tmp_path / "in.parquet", {"x": [0, 5, 6, 9]})
+    part = part_of(file)
+    write(file, {"x": [0, 6, 5, 9]})
+    assert file.stat().st_size == part.size
+    with pytest.raises(InputChanged, match=r"in\.parquet"):
+        score(part, predictors("lookup"))
+
+
 @pytest.mark.parametrize("damage", [b"", b"PAR1", b"x" * 100, b"PAR1" + b"x" * 100 + b"PAR1", b"PAR1\xff\xff\xff\x7fPAR1"])
 def test_what_is_no_parquet_file_is_unreadable(tmp_path: Path, damage: bytes) -> None:
     file = tmp_path / "in.parquet"
     file.write_bytes(damage)
     with pytest.raises(InputUnreadable, match=r"in\.parquet"):
-        footer_digest(file)
+        fingerprint(file)
 
 
 def test_a_cut_file_is_unreadable(tmp_path: Path) -> None:
     file = write(tmp_path / "in.parquet", {"x": range(1000)})
     file.write_bytes(file.read_bytes()[:-20])
     with pytest.raises(InputUnreadable, match="cut off"):
-        footer_digest(file)
+        fingerprint(file)
 
 
 @pytest.mark.parametrize("column", ["x", "other"])
@@ -258,10 +267,9 @@ def test_a_corrupt_page_is_unreadable(
     middle = chunk.data_page_offset + chunk.total_compressed_size // 2
     content = bytearray(file.read_bytes())
     content[middle : middle + 8] = b"\xa5" * 8
-    part = part_of(file)
     file.write_bytes(content)
     with pytest.raises(InputUnreadable, match=r"in\.parquet"):
-        score(part, predictors("lookup"))
+        score(part_of(file), predictors("lookup"))
 
 
 def test_every_refusal_of_a_part_is_an_error_of_ours(tmp_path: Path, predictors: Callable[[str], Predictor]) -> None:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from triform import testing
-from triform.scoring import footer_digest
+from triform.scoring import fingerprint
 
 CHILD = """
 import re, sys
@@ -43,7 +43,7 @@ def test_one_huge_row_group_needs_no_more_memory_than_a_small_one(tmp_path: Path
         file = tmp_path / f"{size}.parquet"
         pq.write_table(pa.table({"id": np.arange(size), "a": x[0], "b": x[1], "c": x[2]}), file, row_group_size=size)
         assert pq.read_metadata(file).num_row_groups == 1
-        args = [str(tmp_path / "models"), str(file), str(size), footer_digest(file)]
+        args = [str(tmp_path / "models"), str(file), str(size), fingerprint(file)]
         done = subprocess.run([sys.executable, "-c", CHILD, *args], capture_output=True, text=True, check=True)
         peaks.append(int(done.stdout) >> 10)
     print(f"peaks {peaks} MB; the larger file has {rows * 20 >> 20} MB")
