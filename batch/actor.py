@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from batch.folder import RunFolder
 from batch.plan import Plan
@@ -25,8 +23,6 @@ class Outcome(msgspec.Struct, frozen=True):
     scored: ScoredPart | None = None
     code: str = ""
     error: str = ""
-    worker: str = ""  # who did it
-    load_seconds: float = 0.0  # of that worker's model
 
 
 def pinned_predictor(plan: Plan, options: RuntimeOptions) -> Predictor:
@@ -38,9 +34,13 @@ def pinned_predictor(plan: Plan, options: RuntimeOptions) -> Predictor:
     return Predictor.load(package, options)
 
 
-def _told(error: TriformError | OSError) -> tuple[str, str]:
+def _told(error: Exception) -> tuple[str, str]:
     """Code and message; an `OSError` means that the output's disk is full, gone or not ours to write."""
-    return (error.code, str(error)) if isinstance(error, TriformError) else (StoreError.code, f"the output failed: {error}")
+    if isinstance(error, TriformError):
+        return error.code, str(error)
+    if isinstance(error, OSError):
+        return StoreError.code, f"the output failed: {error}"
+    return TriformError.code, f"a fault of Triform's, please report it: {type(error).__name__}: {error}"
 
 
 class PartScorer:
@@ -49,18 +49,15 @@ class PartScorer:
     def __init__(self, output: str, run: str, options: RuntimeOptions, max_dead: int) -> None:
         import pyarrow as pa
 
-        started = time.perf_counter()
         pa.set_cpu_count(1)  # the CPU this actor asked for
         self.folder = RunFolder(Path(output), run)
         self.plan = self.folder.plan()
         self.max_dead = max_dead
-        self.worker = f"{np.random.default_rng().integers(1 << 32):08x}"
         self.error: TriformError | None = None
         try:
             self.predictor = pinned_predictor(self.plan, options)
         except TriformError as error:  # an actor that fails to start would be started again, for ever
             self.error = error
-        self.load_seconds = time.perf_counter() - started
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         return {"outcome": [msgspec.json.encode(self.score(int(number))) for number in batch["part"]]}
@@ -70,11 +67,11 @@ class PartScorer:
             if self.error is not None:
                 raise self.error
             placed = self.folder.adopt(number) or self._attempt(number)
-        except (TriformError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - told as data: raised here, Ray would take it for a dead worker and try again
             if (quicker := self._of_another(number)) is None:
-                return Outcome(number, None, *_told(error), self.worker, self.load_seconds)
+                return Outcome(number, None, *_told(error))
             placed = quicker
-        return Outcome(number, placed, worker=self.worker, load_seconds=self.load_seconds)
+        return Outcome(number, placed)
 
     def _of_another(self, number: int) -> ScoredPart | None:
         """The part as another driver has done it meanwhile; it may have committed the run and tidied up since."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -13,10 +14,11 @@ import typer
 from rich.console import Console
 
 from batch import commit, job
-from batch.folder import RunFolder
+from batch.folder import RunFolder, current
 from batch.spec import read_spec
-from triform.cli.output import exit_code
-from triform.errors import StoreError, TriformError
+from triform.cli.output import exit_code, print_error, print_json
+from triform.errors import JobError, StoreError, TriformError
+from triform.settings import Settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -46,11 +48,27 @@ def run(
         "gpus": gpus, "provider": provider, "max_dead_letters": max_dead_letters, "if_exists": if_exists, "address": address,
     }  # fmt: skip
     console = Console(stderr=json)
-    summary = job.run(read_spec(spec, given), console)
+    summary = job.run(read_spec(spec, given, Settings.from_env(os.environ)), console)
     if json:
         sys.stdout.buffer.write(orjson.dumps(msgspec.to_builtins(summary, enc_hook=str), option=orjson.OPT_INDENT_2) + b"\n")
     else:
         print_summary(summary, console)
+
+
+@app.command("current")
+def current_run(
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="the folder that was given to `run` as --output")],
+    json: Annotated[bool, typer.Option("--json", help="print the entry as JSON")] = False,
+) -> None:
+    """Print the data folder of the run that the output stands for: what a reader should read."""
+    now = current(output.absolute())
+    if now is None:
+        raise JobError(f"{output} stands for no run yet: none was committed")
+    data = RunFolder(output.absolute(), now.run).data(committed=True)
+    if json:
+        print_json({"run": now.run, "previous": now.previous, "committed_at": now.committed_at, "data": str(data)})
+    else:
+        typer.echo(data)
 
 
 @app.command()
@@ -91,13 +109,12 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except TriformError as error:
-        Console(stderr=True, soft_wrap=True).print(f"error: {error} [{error.code}]", style="red", markup=False, highlight=False)
+        print_error(error, as_json="--json" in sys.argv)
         sys.exit(exit_code(error))
     except OSError as error:  # the output cannot be written: full, gone or not ours
-        Console(stderr=True, soft_wrap=True).print(
-            f"error: the output failed: {error} [{StoreError.code}]", style="red", markup=False, highlight=False
-        )
-        sys.exit(exit_code(StoreError()))
+        failed = StoreError(f"the output failed: {error}")
+        print_error(failed, as_json="--json" in sys.argv)
+        sys.exit(exit_code(failed))
     except KeyboardInterrupt:
         Console(stderr=True).print("stopped; the same command goes on from here", highlight=False)
         sys.exit(130)

@@ -7,7 +7,7 @@
                      /data/, dead_letters/  what readers read
                      /_manifest/000001.json the commit
     <output>/_open/<job>.json               the unfinished run of a job
-    <output>/_current.json                  the run that the output now stands for
+    <output>/_current/000001.json           the runs that the output has stood for, the latest last
 
 A part: its dead letters are durable in _tmp before its data file is linked to the final name. That link decides which attempt
 counts; whoever comes later (the attempt itself, a resume, a zombie) completes the winner's work and never adds their own.
@@ -16,6 +16,7 @@ counts; whoever comes later (the attempt itself, a resume, a zombie) completes t
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shutil
 import time
@@ -29,7 +30,7 @@ import pyarrow.parquet as pq
 
 from batch.plan import Plan
 from triform.dead_letters import FOOTER_KEY
-from triform.errors import JobError, NotReconciled
+from triform.errors import JobError, NotReconciled, OutputExists
 from triform.package import file_entry
 from triform.scoring import ScoredPart
 from triform.stores import durable
@@ -40,7 +41,7 @@ _RECORD: Final = re.compile(r"(\d{5,})\.json")
 
 
 class Current(msgspec.Struct, frozen=True):
-    """`_current.json`."""
+    """An entry of `_current/`."""
 
     run: str
     previous: str | None
@@ -132,6 +133,11 @@ class RunFolder:
 
     def forget_rows(self, attempt: str) -> None:
         (self.temporary / f"{attempt}.rows").unlink(missing_ok=True)
+
+    def forget_all_rows(self) -> None:
+        """Before a driver begins: what is noted is of attempts that were killed (or of another driver's, who notes it again)."""
+        for note in self.temporary.glob("*.rows"):
+            note.unlink(missing_ok=True)
 
     def rows_under_way(self) -> int:
         """The rows of the attempts that go on now; a note that was left alone for long is of one that was killed."""
@@ -258,13 +264,35 @@ def open_run(output: Path, job: str) -> str | None:
 
 
 def current(output: Path) -> Current | None:
-    """The run that the output stands for."""
-    return read_json(output / "_current.json", Current)
+    """The run that the output stands for: the latest of the log `_current/`."""
+    latest = _latest(output)
+    return read_json(output / "_current" / f"{latest:06d}.json", Current) if latest else None
 
 
-def point_at(output: Path, run: str, committed_at: str) -> None:
-    """Moves the output's pointer to a committed run."""
+def _latest(output: Path) -> int:
+    log = output / "_current"
+    return max((int(m[1]) for m in map(_RECORD.fullmatch, os.listdir(log)) if m), default=0) if log.is_dir() else 0
+
+
+def check_output(output: Path, run: str, if_exists: str) -> None:
+    """Raises `OutputExists` if the output stands for another run and may not be replaced."""
     now = current(output)
-    if now is None or now.run != run:
+    if now is not None and now.run != run and if_exists == "fail":
+        raise OutputExists(
+            f"{output} already stands for run {now.run}, committed {now.committed_at}, of other inputs or another model. "
+            "Use --if-exists replace to let this run take its place (the old one stays readable), or another --output"
+        )
+
+
+def point_at(output: Path, run: str, committed_at: str, if_exists: str) -> None:
+    """Lets the output stand for a committed run: the next entry of `_current/`, created exclusively, so that of two runs that
+    come at once each knows of the other. Raises `OutputExists`."""
+    (output / "_current").mkdir(exist_ok=True)
+    while True:
+        check_output(output, run, if_exists)
+        latest, now = _latest(output), current(output)
+        if now is not None and now.run == run:
+            return
         content = Current(run, now.run if now else None, committed_at)
-        durable.replace(output / "_current.json", msgspec.json.encode(content))
+        if durable.create_exclusively(output / "_current" / f"{latest + 1:06d}.json", msgspec.json.encode(content)):
+            return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -65,11 +66,17 @@ def _matches(pattern: str) -> Iterator[Path]:
     if path.is_file():
         yield path
         return
+    root = path if path.is_dir() else _fixed(path)
     for name in [pattern] if path.is_dir() else glob.glob(pattern, recursive=True):
         for file in sorted(Path(name).rglob("*.parquet")) if Path(name).is_dir() else [Path(name)]:
-            below = file.relative_to(name).parts if Path(name).is_dir() else (file.name,)
-            if file.is_file() and not any(_hidden(part) for part in below):
+            if file.is_file() and not any(_hidden(part) for part in file.relative_to(root).parts):
                 yield file
+
+
+def _fixed(pattern: Path) -> Path:
+    """The folder that a glob names outright: what is hidden above it was asked for."""
+    fixed = itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parent.parts)
+    return Path(*fixed)
 
 
 def _hidden(name: str) -> bool:

@@ -19,15 +19,14 @@ from rich.console import Console
 from batch import inputs
 from batch.actor import Outcome
 from batch.commit import RunManifest, allowed_dead, commit, utc_now
-from batch.folder import RunFolder, current, open_run
+from batch.folder import RunFolder, check_output, open_run
 from batch.plan import Pinned, Plan, job_id, make_plan
 from batch.pool import Cluster, score_parts, size_pool
 from batch.progress import RunProgress
 from batch.spec import JobSpec
-from triform.errors import JobError, OutputExists, TooManyDeadLetters, TriformError, by_code
+from triform.errors import JobError, TooManyDeadLetters, TriformError, by_code
 from triform.features import Features
 from triform.repository import Ref, open_repository, resolve
-from triform.runtime import RuntimeOptions
 from triform.scoring import Layout
 from triform.telemetry import InferenceRecord, Silent, Telemetry
 
@@ -72,7 +71,7 @@ def run(spec: JobSpec, console: Console, telemetry: Telemetry | None = None) -> 
             scored, scoring_seconds = score_missing(folder, plan, spec, console, telemetry or Silent())
     else:
         console.print(f"run {plan.run} is committed already: nothing to score", highlight=False, soft_wrap=True)
-    done = commit(folder, plan, max_dead_letters=spec.max_dead_letters)
+    done = commit(folder, plan, max_dead_letters=spec.max_dead_letters, if_exists=spec.if_exists)
     return Summary(
         folder=folder.path,
         manifest=done,
@@ -116,16 +115,6 @@ def prepare(spec: JobSpec, console: Console) -> Plan:
     return plan
 
 
-def check_output(output: Path, run: str, if_exists: str) -> None:
-    """Raises `OutputExists` if the output stands for another run and may not be replaced."""
-    now = current(output)
-    if now is not None and now.run != run and if_exists == "fail":
-        raise OutputExists(
-            f"{output} already stands for run {now.run}, committed {now.committed_at}, of other inputs or another model. "
-            "Use --if-exists replace to let this run take its place (the old one stays readable), or another --output"
-        )
-
-
 def score_missing(folder: RunFolder, plan: Plan, spec: JobSpec, console: Console, telemetry: Telemetry) -> tuple[int, float]:
     """Scores the parts without a record; returns the rows scored, and the seconds since the first part was begun."""
     done = folder.recorded()
@@ -162,7 +151,7 @@ def _outcomes(
     ref = Ref.parse(plan.pinned.ref)
     package = open_repository(plan.repository).package(ref.model, ref.version or 0)
     threads = package.manifest.config.runtime.threads
-    pool = size_pool(spec.actors, parts=len(missing), threads=threads, gpus=spec.gpus, cluster=cluster.resources())
+    pool = size_pool(spec.actors, parts=len(missing), threads=threads, gpus=spec.gpus, cluster=cluster.nodes())
     if pool.note:
         console.print(pool.note, highlight=False, soft_wrap=True)
     yield from score_parts(
@@ -170,7 +159,7 @@ def _outcomes(
         missing,
         output=folder.output,
         run=plan.run,
-        options=RuntimeOptions(provider=spec.provider),
+        options=spec.runtime(),
         max_dead=allowed_dead(plan.rows, spec.max_dead_letters),
     )
 

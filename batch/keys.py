@@ -1,6 +1,6 @@
 """Is every key there once? Exact, at bounded memory whatever the number of rows.
 
-    key columns -> 64-bit hashes -> buckets on disk by their high bits -> each sorted -> hashes that occur twice
+    key columns -> 64-bit hashes -> buckets on disk by their bits, split until they fit -> each sorted -> hashes that occur twice
                 -> the rows with those hashes, read again -> keys compared as they are
 
 A hash only ever points at rows to compare, so two keys that share one are not taken for duplicates.
@@ -8,11 +8,12 @@ A hash only ever points at rows to compare, so two keys that share one are not t
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +22,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 Hashes = NDArray[np.uint64]
-BUCKET_ROWS: Final = 4_000_000  # 32 MB of hashes
+BUCKET_ROWS: Final = 4_000_000  # 32 MB of hashes: what is sorted at once
+SPLIT_BITS: Final = 6  # more rows are split into 64 files, and those again: few files are open at once
 SUSPECTS: Final = 1_000  # hashes looked at again: enough to name examples
 _BYTES: Final = (
     pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view,
@@ -30,12 +32,16 @@ _BYTES: Final = (
 _GOLDEN: Final = np.uint64(0x9E3779B97F4A7C15)
 
 
-def duplicates(files: Sequence[Path], key: Sequence[str], *, most: int = 5) -> list[tuple[tuple[Any, ...], int]]:
-    """Up to `most` keys that occur more than once over all the Parquet files, each with its count."""
+def duplicates(
+    files: Sequence[Path], key: Sequence[str], *, most: int = 5, scratch: Path | None = None
+) -> list[tuple[tuple[Any, ...], int]]:
+    """Up to `most` keys that occur more than once over all the Parquet files, each with its count.
+
+    Two nulls are the same key. `scratch`: where the buckets go, 8 bytes a row if there are many; None: the system's folder.
+    """
     rows = sum(pq.read_metadata(file).num_rows for file in files)
-    bits = max(0, int(rows - 1).bit_length() - BUCKET_ROWS.bit_length() + 1)
-    with tempfile.TemporaryDirectory(prefix="triform-keys-") as folder:
-        suspects = _suspects(files, key, bits, Path(folder))
+    with tempfile.TemporaryDirectory(prefix="triform-keys-", dir=scratch) as folder:
+        suspects = _suspects(map(hash_rows, _batches(files, key)), rows, 64, Path(folder))
     if not suspects.size:
         return []
     seen: Counter[tuple[int | bytes | None, ...]] = Counter()
@@ -50,30 +56,44 @@ def _shown(value: int | bytes | None) -> int | str | None:
     return value.decode(errors="backslashreplace") if isinstance(value, bytes) else value
 
 
-def _suspects(files: Sequence[Path], key: Sequence[str], bits: int, folder: Path) -> Hashes:
-    """Hashes that occur more than once, SUSPECTS at most."""
-    buckets = [(folder / f"{i:06d}").open("wb") for i in range(1 << bits)]
-    try:
-        for batch in _batches(files, key):
-            hashes = np.sort(hash_rows(batch))
-            for bucket, some in zip(buckets, _by_high_bits(hashes, bits), strict=True):
-                some.tofile(bucket)
-    finally:
-        for bucket in buckets:
-            bucket.close()
+def _suspects(hashes: Iterable[Hashes], rows: int, bits: int, folder: Path) -> Hashes:
+    """Hashes that occur more than once, SUSPECTS at most. Their `bits` low bits are still to be told apart by."""
+    if bits < SPLIT_BITS:  # all bits are the same but these few: the hashes are as good as counted
+        counts: Counter[np.uint64] = Counter()
+        for some in hashes:
+            counts.update(dict(zip(*np.unique(some, return_counts=True), strict=True)))
+        return np.array([h for h, n in counts.items() if n > 1], dtype=np.uint64)
+    if rows <= BUCKET_ROWS:
+        ordered = np.sort(np.concatenate([np.empty(0, dtype=np.uint64), *hashes]))
+        return np.unique(ordered[1:][ordered[1:] == ordered[:-1]])[:SUSPECTS]
+    buckets = [(folder / f"{bits}-{i}").open("w+b") for i in range(1 << SPLIT_BITS)]
     found = np.empty(0, dtype=np.uint64)
-    for bucket in buckets:
-        hashes = np.sort(np.fromfile(bucket.name, dtype=np.uint64))
-        found = np.concatenate([found, np.unique(hashes[1:][hashes[1:] == hashes[:-1]])])[:SUSPECTS]
+    with contextlib.ExitStack() as stack:
+        for bucket in buckets:
+            stack.enter_context(bucket)
+        for some in hashes:
+            for bucket, mine in zip(buckets, _split(some, bits), strict=True):
+                mine.tofile(bucket)
+        for bucket in buckets:
+            size = bucket.tell() // 8
+            bucket.seek(0)
+            more = _suspects(_stored(bucket), size, bits - SPLIT_BITS, folder)
+            bucket.truncate(0)
+            found = np.concatenate([found, more])[:SUSPECTS]
     return found
 
 
-def _by_high_bits(hashes: Hashes, bits: int) -> list[Hashes]:
-    """Sorted hashes cut where their high bits change."""
-    if bits == 0:
-        return [hashes]
-    edges = np.arange(1, 1 << bits, dtype=np.uint64) << np.uint64(64 - bits)
-    return np.split(hashes, np.searchsorted(hashes, edges))
+def _stored(file: BinaryIO) -> Iterator[Hashes]:
+    while (some := np.fromfile(file, dtype=np.uint64, count=65_536)).size:
+        yield some
+
+
+def _split(hashes: Hashes, bits: int) -> list[Hashes]:
+    """The hashes by the highest SPLIT_BITS of their `bits` low bits."""
+    number = (hashes >> np.uint64(bits - SPLIT_BITS)) & np.uint64((1 << SPLIT_BITS) - 1)
+    order = np.argsort(number, kind="stable")
+    edges = np.searchsorted(number[order], np.arange(1, 1 << SPLIT_BITS, dtype=np.uint64))
+    return np.split(hashes[order], edges)
 
 
 def _batches(files: Sequence[Path], key: Sequence[str]) -> Iterator[pa.RecordBatch]:

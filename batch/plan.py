@@ -93,11 +93,12 @@ def _parts(file: InputFile) -> Iterator[Part]:
 
 def _packed(groups: Sequence[RowGroup]) -> Iterator[tuple[list[int], list[RowGroup]]]:
     numbers: list[int] = []
+    rows = size = 0
     for i, group in enumerate(groups):
-        together = [*(groups[n] for n in numbers), group]
-        if numbers and (sum(g.rows for g in together) > PART_ROWS or sum(g.size for g in together) > PART_BYTES):
+        if numbers and (rows + group.rows > PART_ROWS or size + group.size > PART_BYTES):
             yield numbers, [groups[n] for n in numbers]
-            numbers = []
+            numbers, rows, size = [], 0, 0
         numbers.append(i)
+        rows, size = rows + group.rows, size + group.size
     if numbers:
         yield numbers, [groups[n] for n in numbers]

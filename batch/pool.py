@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +29,7 @@ MAX_ATTEMPTS = 2  # Ray's own retries of a part whose worker died; Ray's default
 
 
 class Resources(NamedTuple):
-    """What a cluster has, in Ray's units."""
+    """What a node has, in Ray's units."""
 
     cpus: float
     gpus: float
@@ -43,18 +45,16 @@ class Pool(NamedTuple):
     note: str = ""
 
 
-def size_pool(actors: str | int | None, *, parts: int, threads: int, gpus: float, cluster: Resources) -> Pool:
+def size_pool(actors: str | int | None, *, parts: int, threads: int, gpus: float, cluster: Sequence[Resources]) -> Pool:
     """The pool for a job: as many actors as asked (None: as fit), never more than fit or than there are parts.
 
     Raises `ConfigurationError` where not even one fits.
     """
-    fit = int(cluster.cpus // threads)
-    if gpus:
-        fit = min(fit, int(cluster.gpus / gpus + 1e-9))
+    fit = sum(_fit(node, threads, gpus) for node in cluster)
     if fit < 1:
         raise ConfigurationError(
             f"no actor fits the cluster: each needs {threads} CPU(s) and {gpus:g} GPU(s), "
-            f"and there are {cluster.cpus:g} and {cluster.gpus:g}"
+            f"and its nodes have {', '.join(f'{node.cpus:g} and {node.gpus:g}' for node in cluster[:8])}"
         )
     smallest, largest = actor_range(actors) or (fit, fit)
     note = ""
@@ -62,6 +62,12 @@ def size_pool(actors: str | int | None, *, parts: int, threads: int, gpus: float
         note = f"{largest} actors asked for, the cluster has room for {fit}: going on with {fit}"
     largest = max(1, min(largest, fit, parts))
     return Pool(min(smallest, largest), largest, float(threads), gpus, note)
+
+
+def _fit(node: Resources, threads: int, gpus: float) -> int:
+    """How many actors one node has room for: an actor does not span nodes."""
+    fit = int(node.cpus // threads)
+    return min(fit, int(node.gpus / gpus + 1e-9)) if gpus else fit
 
 
 class Cluster:
@@ -73,14 +79,13 @@ class Cluster:
 
     def __enter__(self) -> Cluster:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault(
-            "RAY_BACKEND_LOG_LEVEL", "fatal"
-        )  # its C++ side writes into the progress; faults reach us as errors
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ side writes into the progress; errors are raised
         import ray
 
         if not ray.is_initialized():
             local: dict[str, Any] = {"include_dashboard": False, "object_store_memory": 200 << 20} if self.address is None else {}
-            ray.init(address=self.address, logging_level=logging.ERROR, log_to_driver=False, **local)
+            with _without_stderr():
+                ray.init(address=self.address, logging_level=logging.ERROR, log_to_driver=False, **local)
             self._started = True
         return self
 
@@ -90,11 +95,25 @@ class Cluster:
         if self._started:
             ray.shutdown()
 
-    def resources(self) -> Resources:
+    def nodes(self) -> list[Resources]:
         import ray
 
-        total = ray.cluster_resources()
-        return Resources(total.get("CPU", 0.0), total.get("GPU", 0.0))
+        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        return [Resources(found.get("CPU", 0.0), found.get("GPU", 0.0)) for found in alive]
+
+
+@contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Ray's C++ side announces there that it was told to be quiet; what goes wrong is raised."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with Path(os.devnull).open("w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def score_parts(

@@ -6,12 +6,16 @@ import math
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
 from triform.config import convert
 from triform.errors import ConfigurationError
+from triform.runtime import RuntimeOptions
+from triform.settings import Settings
+
+FROM_SETTINGS: Final = ("repository", "provider", "required_providers", "gpu_mem_limit")
 
 
 class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -27,7 +31,9 @@ class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     gpus: float = 0.0
     max_dead_letters: float = 0.01
     if_exists: Literal["fail", "replace"] = "fail"
-    provider: str = "cpu"
+    provider: str | None = None  # None: cuda where an actor has GPUs, else cpu
+    required_providers: tuple[str, ...] = ()
+    gpu_mem_limit: int | None = None  # bytes
     address: str | None = None  # of a Ray cluster; None: one is started here
 
     def __post_init__(self) -> None:
@@ -37,6 +43,15 @@ class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         for name, columns in ("key", self.key), ("keep", self.keep):
             _require(all(columns) and len(set(columns)) == len(columns), name, "each column once", ", ".join(columns))
         actor_range(self.actors)
+        self.runtime()
+
+    def runtime(self) -> RuntimeOptions:
+        """How an actor runs the model."""
+        return RuntimeOptions(
+            provider=self.provider or ("cuda" if self.gpus else "cpu"),
+            required_providers=self.required_providers,
+            gpu_mem_limit=self.gpu_mem_limit,
+        )
 
 
 def _require(holds: bool, key: str, expected: str, got: object) -> None:
@@ -57,8 +72,11 @@ def actor_range(actors: str | int | None) -> tuple[int, int] | None:
     return found
 
 
-def read_spec(file: Path | None, options: Mapping[str, Any]) -> JobSpec:
-    """The job of a TOML file, overridden by the options that were given (those that are not None)."""
+def read_spec(file: Path | None, options: Mapping[str, Any], settings: Settings | None = None) -> JobSpec:
+    """The job of a TOML file, overridden by the options that were given (those that are not None).
+
+    What neither says comes from the settings. Raises `ConfigurationError` naming the key.
+    """
     content: dict[str, Any] = {}
     if file is not None:
         try:
@@ -70,5 +88,13 @@ def read_spec(file: Path | None, options: Mapping[str, Any]) -> JobSpec:
         for name in "input", "key", "keep":
             if isinstance(content.get(name), str):
                 content[name] = [content[name]]
+    known = {name: getattr(settings, name) for name in FROM_SETTINGS} if settings else {}
+    plain = {name: getattr(Settings(), name) for name in FROM_SETTINGS}
+    base = {name: value for name, value in known.items() if value != plain[name]}
     given = {name: value for name, value in options.items() if value not in (None, [])}
-    return convert(content | given, JobSpec, str(file) if file else "command line")
+    made = base | content | given
+    for name in "repository", "model", "input", "output":
+        if name not in made:
+            also = " or set TRIFORM_REPOSITORY" if name == "repository" else ""
+            raise ConfigurationError(f"{name}: missing; give --{name}, name it in a job file{also}")
+    return convert(made, JobSpec, str(file) if file else "command line")

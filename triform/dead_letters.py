@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -128,7 +129,16 @@ def _value(cell: pa.Scalar) -> Any:
 
 
 def _json(row: Mapping[str, Any]) -> str:
-    return orjson.dumps(row, default=_plain, option=orjson.OPT_NON_STR_KEYS).decode()
+    return orjson.dumps(_finite(row), default=_plain, option=orjson.OPT_NON_STR_KEYS).decode()
+
+
+def _finite(value: Any) -> Any:
+    """NaN and infinity as the text "nan", "inf" and "-inf": JSON has neither, and null would be another value."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _plain(value: Any) -> Any:

@@ -28,7 +28,7 @@ class Feature(NamedTuple):
     @property
     def scalar(self) -> bool:
         """Whether a column brings one value a row (else a list)."""
-        return len(self.columns) > 1 or self.tensor.row_shape in ((), (1,)) or self.tensor.row_shape == (len(self.columns),)
+        return len(self.columns) > 1 or self.tensor.row_shape in ((), (1,))
 
     @property
     def row_shape(self) -> tuple[int, ...]:

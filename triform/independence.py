@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from triform.errors import RunFailed
 from triform.golden import Tolerance
 from triform.package import Deviation, Independence
+from triform.predictor import joined
 from triform.signature import Array, rows_of
 
 Run = Callable[[Mapping[str, Array]], dict[str, Array]]
@@ -55,7 +56,7 @@ class Difference(NamedTuple):
 def alone(run: Run, inputs: Mapping[str, Array]) -> dict[str, Array]:
     """The answers of the rows when each is run by itself: the reference, and what golden.npz records."""
     rows = [run({n: a[i : i + 1] for n, a in inputs.items()}) for i in range(rows_of(inputs))]
-    return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+    return joined(rows)
 
 
 def deviation(run: Run, inputs: Mapping[str, Array], reference: Mapping[str, Array], threads: int) -> Deviation:

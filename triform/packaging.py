@@ -19,7 +19,7 @@ import numpy as np
 
 from triform import baseline, golden, graph, independence, layout
 from triform.config import ModelConfig, RuntimeNeeds, read_config
-from triform.errors import ConfigurationError, InvalidInput, RunFailed, UnsupportedModel, VersionExists
+from triform.errors import ConfigurationError, InvalidInput, RowsNotKept, RunFailed, UnsupportedModel, VersionExists
 from triform.features import Features
 from triform.golden import Golden, Tolerance
 from triform.package import (
@@ -226,7 +226,7 @@ class _Build:
             raise UnsupportedModel(f"the model does not take the rows of {file}: {error}") from error
 
     def _draft(self, name: str, signature: Signature, evaluation: Mapping[str, float]) -> Manifest:
-        unknown = RowIndependence("dependent", Tolerance(0.0, 0.0), ())
+        untried = RowIndependence("exact", Tolerance(0.0, 0.0), ())
         return Manifest(
             name=name,
             version=1,
@@ -236,7 +236,7 @@ class _Build:
             producer=f"{self.model.producer_name} {self.model.producer_version}".strip(),
             onnxruntime=ort.__version__,
             precision=graph.precision(self.model),
-            row_independence=unknown,
+            row_independence=untried,
             tolerances={},
             evaluation=dict(evaluation),
             files={},
@@ -247,7 +247,10 @@ class _Build:
         packaged = self.config.runtime.threads
         run = self._runner(draft, packaged)
         chosen = _choose(inputs, run)
-        reference = independence.alone(run, chosen)
+        try:
+            reference = independence.alone(run, chosen)
+        except RowsNotKept as error:
+            raise UnsupportedModel(f"{error}; pad them in the graph, or leave the output out with `drop = true`") from error
         if independence.difference(reference, independence.alone(run, chosen)).kind == "dependent":
             why = ", ".join(graph.random_nodes(self.model)) or "no random operator was found"
             raise UnsupportedModel(

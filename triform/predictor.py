@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -101,15 +101,15 @@ class Predictor:
         rows = rows_of(inputs)
         if rows == 0:
             return self._no_rows()
-        chunks = [self._execute(inputs, start, stop, size, deadline) for start, stop, size in self._chunks(rows)]
-        if len(chunks) == 1:
-            return chunks[0]
-        return {name: np.concatenate([c[name] for c in chunks]) for name in self._outputs}
+        return joined([self._execute(inputs, start, stop, size, deadline) for start, stop, size in self._chunks(rows)])
 
     def _chunks(self, rows: int) -> Iterator[tuple[int, int, int]]:
-        """Cuts the rows into runs: (first row, row after the last, rows to run at, which padding fills)."""
+        """Cuts the rows into runs: (first row, row after the last, rows to run at, which padding fills).
+
+        Rows of a `dependent` model run alone, whoever asks: that is the only answer that is theirs.
+        """
         batching = self.manifest.config.batching
-        largest = batching.pad_to[-1] if batching.pad_to else batching.max_rows
+        largest = 1 if self.independence == "dependent" else batching.pad_to[-1] if batching.pad_to else batching.max_rows
         for start in range(0, rows, largest):
             stop = min(start + largest, rows)
             yield start, stop, next((p for p in batching.pad_to if p >= stop - start), stop - start)
@@ -161,17 +161,29 @@ class Predictor:
         """Runs the golden samples, and each shape of `pad_to`; raises `GoldenMismatch` where an answer left its tolerance."""
         try:
             inputs = self.signature.validate(samples.inputs)
-            if self.independence == "dependent":
-                rows = [self.run({n: a[i : i + 1] for n, a in inputs.items()}) for i in range(rows_of(inputs))]
-                outputs = {n: np.concatenate([r[n] for r in rows]) for n in self._outputs}
-            else:
-                outputs = self.run(inputs)
+            outputs = self.run(inputs)
             for size in self.manifest.config.batching.pad_to:
                 self.run({n: _padded(a[:1], size) for n, a in inputs.items()})
         except (RunFailed, InvalidInput, ValueError, KeyError) as error:
             raise PackageError(f"{self.manifest.ref}: the golden samples do not run: {error}") from error
         known = self.manifest.tolerances
         golden.compare(samples.outputs, outputs, known.get(self.provider, known.get("CPUExecutionProvider", {})))
+
+
+def joined(runs: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
+    """The answers of runs one after another, as one. Raises `RowsNotKept` where they differ in more than their rows."""
+    if len(runs) == 1:
+        return dict(runs[0])
+    outputs = {}
+    for name in runs[0]:
+        values = [run[name] for run in runs]
+        if len(shapes := {value.shape[1:] for value in values}) > 1:
+            first, second, *_ = sorted(shapes)
+            raise RowsNotKept(
+                f"output '{name}': its rows differ in shape ({list(first)} and {list(second)}), so they make no tensor"
+            )
+        outputs[name] = np.concatenate(values)
+    return outputs
 
 
 def _run(session: Any, outputs: list[str], feed: dict[str, Array], options: Any) -> list[Any]:

@@ -117,13 +117,18 @@ class ReleaseLog:
     def rollback(self, *, reason: str = "rollback", changed_by: str | None = None) -> Release:
         """Away from what is new: a canary or shadow is taken off; without one, `previous` becomes stable again.
 
-        Re-reads and retries until it wins. Needs neither the new version nor anything that runs.
+        What is to be left is fixed at the first look, so that two who roll back at once do not undo each other: whoever comes
+        second finds it gone, and gets the release that the first one made. Re-reads and retries until it wins. Needs neither
+        the new version nor anything that runs.
         """
+        seen = now = self.current()
         for _ in range(ROLLBACK_ATTEMPTS):
-            now = self.current()
-            if now is None:
+            if seen is None or now is None:
                 raise AliasNotFound(f"'{self.model}' was never released: there is nothing to roll back")
-            target = now.stable if now.canary or now.shadow else now.previous
+            if now is not seen and _left(seen, now):
+                return now
+            back = not (seen.canary or seen.shadow) and now.stable == seen.stable
+            target = now.previous if back else now.stable
             if target is None:
                 raise AliasNotFound(
                     f"'{self.model}' has had no stable version before {now.stable}: there is nothing to roll back to"
@@ -132,7 +137,7 @@ class ReleaseLog:
             try:
                 return self._append(self._next(now, target, None, None, reason, changed_by))
             except ReleaseConflict:
-                continue
+                now = self.current()
         raise ReleaseConflict(f"'{self.model}': {ROLLBACK_ATTEMPTS} other writers were first, one after another; try again")
 
     def _known(self, version: int) -> ModelPackage:
@@ -176,6 +181,12 @@ class ReleaseLog:
             f"revision {release.revision} of '{self.model}' was taken by {winner.changed_by} "
             f"(stable {winner.stable}, {winner.changed_at}): look again and decide anew"
         )
+
+
+def _left(before: Release, after: Release) -> bool:
+    """Whether what was new in `before` is no longer in `after`: its canary and shadow, or else its stable version."""
+    new = {beside.version for beside in (before.canary, before.shadow) if beside} or {before.stable}
+    return not new & after.versions()
 
 
 def _check_share(what: str, share: float) -> None:

@@ -33,7 +33,7 @@ from triform.errors import InputChanged, InputUnreadable, ResourceExhausted, Run
 from triform.features import Features
 from triform.package import FileEntry, file_entry
 from triform.pipeline import Behind, ahead
-from triform.predictor import Predictor
+from triform.predictor import Predictor, joined
 from triform.signature import Array, rows_of
 
 BATCH_ROWS: Final = 16_384
@@ -274,19 +274,12 @@ class _Scoring:
 def predict_isolating(predictor: Predictor, inputs: Mapping[str, Array]) -> tuple[dict[str, Array], list[tuple[int, str, str]]]:
     """The answers of the rows that can be answered, and (row, code, reason) of those that make a run fail.
 
-    A run that raises is tried again in halves until the rows at fault stand alone; rows of a `dependent` model always run alone.
+    A run that raises is tried again in halves until the rows at fault stand alone.
     """
-    rows = rows_of(inputs)
-    size = 1 if predictor.independence == "dependent" else max(rows, 1)
     answered: list[dict[str, Array]] = []
     failed: list[tuple[int, str, str]] = []
-    for start in range(0, rows, size):
-        _halve(predictor, inputs, start, min(start + size, rows), answered, failed)
-    if len(answered) == 1:
-        return answered[0], failed
-    if not answered:
-        return predictor.run({n: a[:0] for n, a in inputs.items()}), failed
-    return {n: np.concatenate([a[n] for a in answered]) for n in answered[0]}, failed
+    _halve(predictor, inputs, 0, rows_of(inputs), answered, failed)
+    return joined(answered or [predictor.run({n: a[:0] for n, a in inputs.items()})]), failed
 
 
 def _halve(

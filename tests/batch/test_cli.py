@@ -13,6 +13,7 @@ import pytest
 
 from batch import cli
 from tests.batch.workbench import Workbench, assert_each_row_once, visible
+from triform.runtime import RuntimeOptions
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -147,3 +148,32 @@ def test_the_module_runs(workbench: Workbench) -> None:
     workbench.write_some(1).score()
     done = subprocess.run([sys.executable, "-m", "batch", "run", *options(workbench)], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_errors_are_json_where_json_was_asked_for(call: Cli, workbench: Workbench) -> None:
+    code, out, _ = call("run", *options(workbench.write_some(1)), "--if-exists=fail", "--model=nobody", "--json")
+    assert code == 1
+    assert json.loads(out)["code"] == "model_not_found"
+
+
+def test_current_prints_what_a_reader_should_read(call: Cli, workbench: Workbench) -> None:
+    assert call("current", workbench.output)[0] == 1
+    summary = workbench.write_some(1).score_and_run()
+    assert call("current", workbench.output)[:2] == (0, f"{summary.data}\n")
+    assert json.loads(call("current", workbench.output, "--json")[1])["run"] == summary.manifest.run
+
+
+def test_the_environment_names_repository_and_providers(call: Cli, workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = [option for option in options(workbench.write_some(1)) if not option.startswith("--repository")]
+    code, _, err = call("run", *given)
+    assert (code, "TRIFORM_REPOSITORY" in err) == (2, True)
+    monkeypatch.setenv("TRIFORM_REPOSITORY", str(workbench.repository))
+    workbench.score()
+    assert call("run", *given)[0] == 0
+    monkeypatch.setenv("TRIFORM_BOGUS", "1")
+    assert call("run", *given)[0] == 2
+
+
+def test_required_providers_fail_closed_in_a_job(workbench: Workbench) -> None:
+    (outcome,) = workbench.write_some(1).score(0, options=RuntimeOptions(required_providers=("CUDAExecutionProvider",)))
+    assert outcome.code == "provider_unavailable"

@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from batch import commit
-from batch.folder import RunFolder, current
+from batch.folder import Current, RunFolder, current, point_at
 from batch.job import Summary
 from tests.batch.workbench import DEAD_OF_100, Workbench, assert_each_row_once, visible
-from triform.errors import InputChanged, JobError, NotReconciled, TooManyDeadLetters
+from triform.errors import InputChanged, JobError, NotReconciled, OutputExists, TooManyDeadLetters
 
 
 def folder_of(summary: Summary) -> RunFolder:
@@ -190,3 +190,33 @@ def test_a_second_commit_is_the_first(workbench: Workbench) -> None:
     summary = workbench.write_some(1).score_and_run()
     folder = folder_of(summary)
     assert commit.commit(folder, folder.plan(), max_dead_letters=0.0) == summary.manifest
+
+
+def test_of_two_jobs_that_commit_at_once_the_second_is_told(workbench: Workbench) -> None:
+    """Both began when the output stood for nothing."""
+    workbench.write_some(2)
+    one, two = ({"input": (str(workbench.input / f"{i}.parquet"),)} for i in range(2))
+    for job_of in one, two:
+        assert all(outcome.scored for outcome in workbench.score(**job_of))
+    first = workbench.run(**one)
+    with pytest.raises(OutputExists, match=first.manifest.run):
+        workbench.run(**two)
+    now = current(workbench.output)
+    assert now is not None
+    assert now.run == first.manifest.run
+    assert visible(workbench.output) == [path for path in visible(workbench.output) if first.folder.name in path.parts]
+
+
+def test_the_pointer_is_a_log_that_each_writer_extends_once(tmp_path: Path) -> None:
+    point_at(tmp_path, "a", "then", "fail")
+    point_at(tmp_path, "a", "then", "fail")
+    with pytest.raises(OutputExists):
+        point_at(tmp_path, "b", "then", "fail")
+    point_at(tmp_path, "b", "later", "replace")
+    assert current(tmp_path) == Current("b", "a", "later")
+    assert len(list((tmp_path / "_current").iterdir())) == 2
+
+
+@pytest.mark.parametrize(("rows", "most", "allowed"), [(100, 0.29, 29), (100, 0.0, 0), (3, 1.0, 3), (1000, 0.0019, 1)])
+def test_the_allowed_share_is_not_rounded_away(rows: int, most: float, allowed: int) -> None:
+    assert commit.allowed_dead(rows, most) == allowed

@@ -43,7 +43,8 @@ def test_hidden_and_unfinished_files_are_no_data(tmp_path: Path) -> None:
         write(tmp_path / "_root" / name)
     (tmp_path / "_root" / "note.txt").write_text("not data")
     assert inputs.find([str(tmp_path / "_root")]) == [file]
-    assert inputs.find([f"{tmp_path}/_root/*.parquet"]) == [file]
+    for pattern in "*.parquet", "**/*.parquet", "?.parquet":
+        assert inputs.find([f"{tmp_path}/_root/{pattern}"]) == [file]
 
 
 @pytest.mark.parametrize("pattern", ["absent.parquet", "absent/*.parquet", "empty", "?"])

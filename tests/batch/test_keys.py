@@ -114,22 +114,25 @@ def test_no_files_and_no_rows(tmp_path: Path) -> None:
     assert keys.duplicates([write(tmp_path / "in", {"k": pa.array([], pa.int64())})], ["k"]) == []
 
 
-@given(st.lists(st.integers(0, 2**64 - 1)), st.integers(0, 6))
-def test_buckets_hold_every_hash_once_by_its_high_bits(hashes: list[int], bits: int) -> None:
-    ordered = np.sort(np.array(hashes, dtype=np.uint64))
-    buckets = keys._by_high_bits(ordered, bits)
-    assert len(buckets) == 1 << bits
-    assert np.concatenate(buckets).tolist() == ordered.tolist()
+@given(st.lists(st.integers(0, 2**64 - 1)), st.integers(keys.SPLIT_BITS, 64))
+def test_buckets_hold_every_hash_once_by_its_bits(hashes: list[int], bits: int) -> None:
+    buckets = keys._split(np.array(hashes, dtype=np.uint64), bits)
+    assert len(buckets) == 1 << keys.SPLIT_BITS
+    assert sorted(np.concatenate(buckets).tolist()) == sorted(hashes)
     for number, bucket in enumerate(buckets):
-        assert all(int(value) >> (64 - bits) == number for value in bucket)
+        assert all(int(value) >> (bits - keys.SPLIT_BITS) & (len(buckets) - 1) == number for value in bucket)
 
 
-@pytest.mark.parametrize("bits", [1, 3])
-def test_several_buckets_find_the_same(tmp_path: Path, bits: int) -> None:
-    file = write(tmp_path / "in", {"k": pa.array([*range(1000), *range(0, 1000, 100)])})
-    suspects = keys._suspects([file], ["k"], bits, tmp_path)
-    assert sorted(suspects.tolist()) == sorted(keys._suspects([file], ["k"], 0, tmp_path).tolist())
-    assert len(suspects) == 10
+@pytest.mark.parametrize("most", [1, 5, 100])
+def test_more_rows_than_are_sorted_at_once_are_split_until_they_fit(
+    tmp_path: Path, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keys, "BUCKET_ROWS", most)
+    repeated = [*range(1000), *range(0, 1000, 100), *[7] * 500]
+    file = write(tmp_path / "in", {"k": pa.array(repeated)})
+    found = keys.duplicates([file], ["k"], most=100, scratch=tmp_path)
+    assert dict(found) == {(7,): 501} | {(k,): 2 for k in range(0, 1000, 100)}
+    assert list(tmp_path.glob("triform-keys-*")) == []
 
 
 def test_hashes_spread_evenly() -> None:
@@ -137,5 +140,5 @@ def test_hashes_spread_evenly() -> None:
     for column in pa.array(range(100_000)), pa.array([f"{PREFIX}{i:08d}" for i in range(100_000)]):
         hashes = keys.hash_rows(pa.RecordBatch.from_arrays([column], ["k"]))
         assert len(np.unique(hashes)) == 100_000
-        sizes = [len(bucket) for bucket in keys._by_high_bits(np.sort(hashes), 4)]
-        assert min(sizes) > 0.9 * 100_000 / 16
+        sizes = [len(bucket) for bucket in keys._split(hashes, 64)]
+        assert min(sizes) > 0.8 * 100_000 / len(sizes)

@@ -12,7 +12,7 @@ from triform.errors import ConfigurationError
 
 def size(actors: str | int | None, *, cpus: float = 4, gpus: float = 0, cluster_gpus: float = 0, **more: Any) -> Pool:
     options = {"parts": 100, "threads": 1} | more
-    return size_pool(actors, gpus=gpus, cluster=Resources(cpus, cluster_gpus), **options)
+    return size_pool(actors, gpus=gpus, cluster=[Resources(cpus, cluster_gpus)], **options)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,13 @@ def test_where_not_one_fits_the_start_is_refused(options: dict[str, Any]) -> Non
         size(None, **options)
 
 
+def test_an_actor_does_not_span_nodes() -> None:
+    nodes = [Resources(3.0, 0.5)] * 4
+    assert size_pool(None, parts=100, threads=2, gpus=0.0, cluster=nodes).largest == 4
+    assert size_pool(None, parts=100, threads=1, gpus=0.4, cluster=nodes).largest == 4
+
+
 def test_a_cluster_that_is_there_is_used_and_left_running(ray_cluster: Any) -> None:
     with Cluster(None) as cluster:
-        assert cluster.resources() == Resources(4.0, 0.0)
+        assert cluster.nodes() == [Resources(4.0, 0.0)]
     assert ray_cluster.is_initialized()

@@ -9,6 +9,7 @@ import pytest
 
 from batch.spec import JobSpec, actor_range, read_spec
 from triform.errors import ConfigurationError
+from triform.settings import Settings
 
 NEEDED: dict[str, Any] = {"repository": "models", "model": "m@stable", "input": ["in"], "output": "out"}
 
@@ -98,3 +99,20 @@ def test_an_unknown_key_of_a_file_is_named_with_the_file(tmp_path: Path) -> None
 @pytest.mark.parametrize(("given", "range_"), [(None, None), (3, (3, 3)), ("3", (3, 3)), ("1:4", (1, 4)), ("2:2", (2, 2))])
 def test_actors(given: str | int | None, range_: tuple[int, int] | None) -> None:
     assert actor_range(given) == range_
+
+
+def test_an_actor_with_gpus_runs_on_them_unless_told_otherwise() -> None:
+    assert read_spec(None, NEEDED).runtime().provider == "cpu"
+    assert read_spec(None, NEEDED | {"gpus": 0.25}).runtime().provider == "cuda"
+    assert read_spec(None, NEEDED | {"gpus": 0.25, "provider": "tensorrt"}).runtime().provider == "tensorrt"
+
+
+def test_the_environment_comes_after_file_and_options(tmp_path: Path) -> None:
+    settings = Settings.from_env({"TRIFORM_REPOSITORY": "from env", "TRIFORM_REQUIRED_PROVIDERS": "CPUExecutionProvider"})
+    needed = {name: value for name, value in NEEDED.items() if name != "repository"}
+    spec = read_spec(None, needed, settings)
+    assert (spec.repository, spec.required_providers) == ("from env", ("CPUExecutionProvider",))
+    file = tmp_path / "job.toml"
+    file.write_text('repository = "from file"')
+    assert read_spec(file, needed, settings).repository == "from file"
+    assert read_spec(file, NEEDED, settings).repository == NEEDED["repository"]

@@ -75,10 +75,10 @@ class Workbench:
         folder = RunFolder(self.output, plan.run)
         return folder, folder.begin(plan)
 
-    def score(self, *parts: int, max_dead: int = 1000, **changes: Any) -> list[Outcome]:
+    def score(self, *parts: int, max_dead: int = 1000, options: RuntimeOptions | None = None, **changes: Any) -> list[Outcome]:
         """Does in this process what the actors do; all parts where none are named."""
         folder, plan = self.begin(**changes)
-        scorer = PartScorer(str(self.output), folder.run, RuntimeOptions(), max_dead)
+        scorer = PartScorer(str(self.output), folder.run, options or RuntimeOptions(), max_dead)
         return [scorer.score(number) for number in parts or range(len(plan.parts))]
 
     def run(self, **changes: Any) -> job.Summary:

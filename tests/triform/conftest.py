@@ -41,8 +41,11 @@ class Packed(NamedTuple):
     def notes(self) -> str:
         return "\n".join(self.published.notes)
 
+    def load(self) -> Predictor:
+        return Predictor.load(self.package)
+
     def predict(self, **inputs: Any) -> dict[str, Array]:
-        return Predictor.load(self.package).predict(inputs)
+        return self.load().predict(inputs)
 
 
 @pytest.fixture

@@ -77,7 +77,8 @@ ODD_VALUES: list[tuple[pa.Array, Any]] = [
     (pa.array([10**17], pa.timestamp("us", tz="UTC")), "5138-11-16T09:46:40+00:00"),
     (pa.array([10**18], pa.timestamp("us")), None),  # a year that Python does not know: any text
     (pa.array([datetime.timedelta(seconds=90)]), "0:01:30"),
-    (pa.array([float("nan")]), None),
+    (pa.array([float("nan")]), "nan"),
+    (pa.array([[1.5, float("-inf"), None]]), [1.5, "-inf", None]),
     (pa.array([{"a": 1, "b": None}]), {"a": 1, "b": None}),
     (pa.array([[("k", 1)]], pa.map_(pa.string(), pa.int64())), [["k", 1]]),
     (pa.array([b"a\xff"], pa.binary()).view(pa.string()), "a\\xff"),

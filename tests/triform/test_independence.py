@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from triform import independence, testing
-from triform.errors import RunFailed
+from triform.errors import RunFailed, UnsupportedModel
 from triform.golden import Tolerance
 from triform.package import Deviation
 from triform.signature import Array
@@ -190,3 +190,46 @@ def test_the_instruction_set_is_read_from_cpuinfo(tmp_path: Path) -> None:
     (tmp_path / "cpuinfo").write_text("processor : 0\nflags : fpu avx2 fma sse\n")
     assert independence.instruction_set(tmp_path / "cpuinfo").endswith(" avx2 fma")
     assert independence.instruction_set(tmp_path / "none")
+
+
+def one_row_of_thousands(path: Path) -> Path:
+    """y = x, and 1 more if the largest x of the batch is beyond 1e9: the graph says that rows mix, no sample shows it."""
+    nodes = [
+        helper.make_node("ReduceMax", ["x"], ["most"], axes=[0], keepdims=1),
+        helper.make_node("Greater", ["most", "limit"], ["beyond"]),
+        helper.make_node("Cast", ["beyond"], ["excess"], to=TensorProto.FLOAT),
+        helper.make_node("Add", ["x", "excess"], ["y"]),
+    ]
+    tensors = [testing.value("x", "FP32", ["N", 1])], [testing.value("y", "FP32", ["N", 1])]
+    return testing.save(path, nodes, *tensors, {"limit": np.array([1e9], np.float32)})
+
+
+def test_what_the_graph_says_holds_where_no_sample_showed_it(pack: Pack, tmp_path: Path) -> None:
+    packed = pack(one_row_of_thousands(tmp_path / "m.onnx"))
+    assert {d.kind for d in packed.manifest.row_independence.by_threads} == {"exact"}
+    assert packed.load().independence == "dependent"
+    assert packed.predict(x=np.array([[1], [2], [4e9]], np.float32))["y"][:2].tolist() == [[1], [2]]
+
+
+def test_a_dependent_model_answers_each_row_as_if_it_were_alone(pack: Pack, tmp_path: Path) -> None:
+    packed = pack(testing.centred(tmp_path / "c.onnx"))
+    assert packed.predict(x=np.arange(20, dtype=np.float32).reshape(10, 2))["y"].tolist() == [[0, 0]] * 10
+
+
+def test_answers_whose_width_depends_on_the_row_are_refused(pack: Pack, tmp_path: Path) -> None:
+    """NonZero gives as many columns as the row has values that are not zero."""
+    nodes = [
+        helper.make_node("NonZero", ["x"], ["at"]),
+        helper.make_node("Unsqueeze", ["at", "zero"], ["y"]),
+    ]
+    model = testing.save(
+        tmp_path / "m.onnx",
+        nodes,
+        [testing.value("x", "FP32", [1, 4])],
+        [testing.value("y", "INT64", [1, 2, None])],
+        {"zero": np.array([0])},
+    )
+    rows = tmp_path / "rows.npz"
+    np.savez(rows, x=np.array([[1, 0, 0, 0], [1, 1, 0, 0]], np.float32))
+    with pytest.raises(UnsupportedModel, match="its rows differ in shape"):
+        pack(model, samples=rows)

@@ -6,7 +6,7 @@ import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -19,7 +19,7 @@ from triform.errors import (
     VersionNotFound,
 )
 from triform.releases import Canary, Release, ReleaseLog, Shadow
-from triform.repository import open_repository
+from triform.repository import ModelRepository, open_repository
 
 
 @pytest.fixture
@@ -173,6 +173,43 @@ def test_of_twenty_processes_one_wins_each_revision_and_the_others_are_told(
         later = [winners[r] for r in winners if r > seen]
         for told in outcomes.values():
             assert told is None or any(f"by {name} " in told or f"by {name}:" in told for name in later)
+
+
+class Slow:
+    """A repository whose next `create_release` waits until another writer was first."""
+
+    def __init__(self, repository: ModelRepository, first: Callable[[], object]) -> None:
+        self._repository, self._first = repository, first
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._repository, name)
+
+    def create_release(self, model: str, revision: int, content: bytes) -> bool:
+        first, self._first = self._first, lambda: None
+        first()
+        return self._repository.create_release(model, revision, content)
+
+
+def test_two_who_roll_back_at_once_do_not_undo_each_other(released: ReleaseLog) -> None:
+    released.set(stable=2)
+    slow = ReleaseLog(cast(ModelRepository, Slow(released.repository, released.rollback)), "linear")
+    assert slow.rollback().stable == 1
+    assert released.current() == released.read(3)  # the second found it done
+
+
+def test_two_who_take_a_canary_off_leave_stable_alone(released: ReleaseLog) -> None:
+    released.set(stable=2)
+    released.set(canary=Canary(3, 0.5))
+    slow = ReleaseLog(cast(ModelRepository, Slow(released.repository, released.rollback)), "linear")
+    now = slow.rollback()
+    assert (now.stable, now.canary, now.revision) == (2, None, 4)
+
+
+def test_a_rollback_of_stable_leaves_it_whatever_came_between(released: ReleaseLog) -> None:
+    released.set(stable=2)
+    slow = ReleaseLog(cast(ModelRepository, Slow(released.repository, lambda: released.set(canary=Canary(3, 0.5)))), "linear")
+    now = slow.rollback()
+    assert (now.stable, now.canary) == (1, None)
 
 
 def test_rollback_wins_among_writers_who_do_not_stop(released: ReleaseLog) -> None:
