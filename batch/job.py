@@ -89,8 +89,7 @@ def prepare(spec: JobSpec, console: Console) -> Plan:
     output = Path(spec.output).absolute()
     inputs.check_apart(footers, output)
     layout = Layout(key=spec.key, keep=spec.keep, scored_at=utc_now())
-    location = str(Path(spec.repository).absolute())
-    unfinished = open_run(output, job_id(footers, layout, spec.model, location))
+    unfinished = open_run(output, job_id(footers, layout, spec.model, repository.location))
     if unfinished is not None:
         plan = RunFolder(output, unfinished).plan()
         console.print(
@@ -106,7 +105,7 @@ def prepare(spec: JobSpec, console: Console) -> Plan:
         console.print(
             f"{pinned.ref}: rows depend on one another, so they are scored one by one, slowly", highlight=False, soft_wrap=True
         )
-    plan = make_plan(footers, layout, model=spec.model, pinned=pinned, repository=location)
+    plan = make_plan(footers, layout, model=spec.model, pinned=pinned, repository=repository.location)
     console.print(
         f"run {plan.run}: {plan.rows:,} rows in {len(files)} file(s), {len(plan.parts)} part(s), model {pinned.ref}",
         highlight=False,

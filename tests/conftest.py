@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -41,3 +42,33 @@ def repository(tmp_path: Path) -> Callable[..., ModelRepository]:
         return testing.repository(tmp_path / "models", models, config=config)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """An S3 over HTTP on loopback: the address of a moto server."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def s3_bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A fresh bucket; the environment leads boto3 to it."""
+    import boto3
+
+    settings = {
+        "ACCESS_KEY_ID": "test",
+        "SECRET_ACCESS_KEY": "test-secret",
+        "DEFAULT_REGION": "us-east-1",
+        "ENDPOINT_URL": s3_server,
+    }
+    for name, value in settings.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    bucket = f"bucket-{uuid.uuid4().hex}"
+    boto3.client("s3").create_bucket(Bucket=bucket)
+    return bucket

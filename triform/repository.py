@@ -90,13 +90,24 @@ def check_name(model: str) -> str:
     return model
 
 
-def open_repository(location: str | Path) -> ModelRepository:
-    """The repository at a path. Raises `ConfigurationError` for a location that no store knows."""
-    from triform.stores.local import LocalRepository
+def open_repository(location: str | Path, *, cache: Path | None = None, cache_bytes: int | None = None) -> ModelRepository:
+    """The repository at a path or at `s3://bucket/prefix`, whose packages are kept in the folder `cache`.
 
-    if "://" in str(location):
-        raise ConfigurationError(f"repository: {str(location)[:200]!r} is not a local path, the only store in this version")
-    return LocalRepository(Path(location))
+    Raises `ConfigurationError` for a location that no store knows, or a store whose library is not installed.
+    """
+    if not str(location).startswith("s3://"):
+        from triform.stores.local import LocalRepository
+
+        if "://" in str(location):
+            raise ConfigurationError(f"repository: {str(location)[:200]!r} is neither a local path nor s3://bucket/prefix")
+        return LocalRepository(Path(location))
+    try:
+        from triform.stores.s3 import S3Repository
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(f"repository: S3 needs {error.name}: install triform[s3]") from error
+    from triform.stores.cache import DEFAULT_BYTES, PackageCache, default_root
+
+    return S3Repository.open(str(location), PackageCache(cache or default_root(), cache_bytes or DEFAULT_BYTES))
 
 
 def resolve(repository: ModelRepository, ref: str | Ref) -> tuple[str, int]:

@@ -7,11 +7,13 @@ value stops the start and names its key.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from triform.errors import ConfigurationError
+from triform.repository import ModelRepository, open_repository
 from triform.runtime import RuntimeOptions
 
 PREFIX = "TRIFORM_"
@@ -21,6 +23,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Each field `x` is `TRIFORM_X` in the environment; a list is separated by commas."""
 
     repository: str | None = None  # the model repository's location
+    cache: str | None = None  # the folder for packages of a remote repository; None: as the XDG specification says
+    cache_bytes: int | None = None  # how much it may hold; None: 20 GiB
     default_model: str | None = None  # the model of requests that name none
     provider: str = "cpu"  # cpu, cuda, tensorrt or auto
     required_providers: tuple[str, ...] = ()  # each node must run on one of these
@@ -49,6 +53,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             name, _, told = str(error).partition(": ")
             raise ConfigurationError(f"{PREFIX + name.upper() if explicit.get(name) is None else name}: {told}") from error
         return settings
+
+    def open_repository(self) -> ModelRepository:
+        """The repository. Raises `ConfigurationError` where none is named."""
+        if self.repository is None:
+            raise ConfigurationError("no model repository: give --repository (--to when packaging), or set TRIFORM_REPOSITORY")
+        return open_repository(self.repository, cache=Path(self.cache) if self.cache else None, cache_bytes=self.cache_bytes)
 
     def runtime(self) -> RuntimeOptions:
         return RuntimeOptions(

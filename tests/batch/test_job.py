@@ -175,7 +175,7 @@ def test_partitions_with_odd_names_are_inputs(workbench: Workbench, folder: str)
         ({"key": ("nope",)}, InvalidInput, "nope"),
         ({"keep": ("y",)}, InvalidInput, "'y'"),
         ({"model": "lookup@canary"}, AliasNotFound, "canary"),
-        ({"repository": "s3://bucket"}, ConfigurationError, "s3"),
+        ({"repository": "gs://bucket/models"}, ConfigurationError, "gs"),
     ],
 )
 def test_what_cannot_be_right_is_refused_before_anything_is_written(
@@ -237,3 +237,15 @@ def test_the_same_job_elsewhere_is_the_same_run(new_workbench: Callable[[str], W
     assert len(runs) == 1
     assert job.prepare(bench.spec(key=()), bench.console).run not in runs
     assert not Path(bench.root / "b").exists()
+
+
+def test_the_model_may_come_from_s3(workbench: Workbench, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planned from the bucket, scored by what an actor does with the plan; the package is fetched into the node's cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(workbench.root / "cache"))
+    location = f"s3://{s3_bucket}/models"
+    package_model(testing.lookup(workbench.root / "lookup.onnx", entries=10), name="lookup", repository=open_repository(location))
+    summary = workbench.write_some(2).score_and_run(repository=location, model="lookup/1")
+    assert_each_row_once(summary.folder, 200)
+    assert [f.name for f in (workbench.root / "cache/triform").iterdir() if not f.name.startswith(".")] == [
+        summary.manifest.pinned.digest
+    ]

@@ -90,7 +90,7 @@ def test_what_is_not_there_is_told_with_what_is(three_versions: Path) -> None:
         resolve(open_repository(three_versions / "empty"), "linear")
 
 
-@pytest.mark.parametrize("location", ["s3://bucket/prefix", "https://example.com", "file:///tmp"])
+@pytest.mark.parametrize("location", ["gs://bucket/prefix", "https://example.com", "file:///tmp", "s3://", "s3://b"])
 def test_a_location_that_no_store_knows_is_refused(location: str) -> None:
     with pytest.raises(ConfigurationError, match="repository"):
         open_repository(location)

@@ -40,7 +40,7 @@ def test_explicit_then_environment_then_default(environ: dict[str, str], explici
         ("TRIFORM_THREADS", "-1"),
         ("TRIFORM_GPU_MEM_LIMIT", "0"),
         ("TRIFORM_PROVIDER", "gpu"),
-        ("TRIFORM_TYPO", "there are TRIFORM_REPOSITORY, TRIFORM_DEFAULT_MODEL"),
+        ("TRIFORM_TYPO", "there are TRIFORM_REPOSITORY, TRIFORM_CACHE"),
     ],
 )
 def test_a_bad_value_stops_the_start_and_names_its_key(key: str, text: str) -> None:

@@ -16,11 +16,11 @@ from rich.console import Console
 from rich.table import Table
 
 from triform.cli.output import make_table, print_json
-from triform.errors import ConfigurationError, InvalidRequest
+from triform.errors import InvalidRequest
 from triform.features import Features
 from triform.package import BASELINE, MANIFEST, Manifest, ModelPackage
 from triform.predictor import Predictor
-from triform.repository import open_repository, resolve
+from triform.repository import ModelRepository, resolve
 from triform.settings import Settings
 from triform.signature import Array, rows_of
 
@@ -34,19 +34,16 @@ def register(app: typer.Typer) -> None:
         app.command()(command)
 
 
-def repository_location(given: str | None) -> str:
+def given_repository(location: str | None) -> ModelRepository:
     """The repository named on the command line or in the environment; `ConfigurationError` where neither names one."""
-    location = Settings.from_env(os.environ, repository=given).repository
-    if location is None:
-        raise ConfigurationError("no model repository: give --repository (--to when packaging), or set TRIFORM_REPOSITORY")
-    return location
+    return Settings.from_env(os.environ, repository=location).open_repository()
 
 
 def find_package(model: str, repository: str | None) -> ModelPackage:
     """The package of a reference in the repository, or of a folder that holds one."""
     if _holds_package(Path(model)):
         return ModelPackage.open(Path(model))
-    found = open_repository(repository_location(repository))
+    found = given_repository(repository)
     return found.package(*resolve(found, model))
 
 
@@ -73,7 +70,7 @@ def package(
     done = package_model(
         model,
         name=name,
-        repository=open_repository(repository_location(to)),
+        repository=given_repository(to),
         version=version,
         config=config,
         samples=samples,

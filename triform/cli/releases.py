@@ -7,11 +7,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from triform.cli.model import Json, Repository, repository_location
+from triform.cli.model import Json, Repository, given_repository
 from triform.cli.output import make_table, print_json
 from triform.errors import AliasNotFound, InvalidRequest, ModelNotFound
 from triform.releases import Canary, Release, ReleaseLog, Shadow
-from triform.repository import open_repository
 
 repo = typer.Typer(no_args_is_help=True, help="Look into a model repository.")
 release = typer.Typer(no_args_is_help=True, help="Say which version is stable, and see who said what when.")
@@ -22,7 +21,7 @@ By = Annotated[str | None, typer.Option("--by", help="who, for the log [user@hos
 
 
 def _log(model: str, repository: str | None) -> ReleaseLog:
-    found = open_repository(repository_location(repository))
+    found = given_repository(repository)
     if not found.versions(model):
         raise ModelNotFound(f"no model '{model}' in {found.location} (it has: {', '.join(found.models()) or 'none at all'})")
     return ReleaseLog(found, model)
@@ -31,7 +30,7 @@ def _log(model: str, repository: str | None) -> ReleaseLog:
 @repo.command("list")
 def list_models(repository: Repository = None, json: Json = False) -> None:
     """The models with their versions and what is released."""
-    found = open_repository(repository_location(repository))
+    found = given_repository(repository)
     models = [(name, found.versions(name), ReleaseLog(found, name).current()) for name in found.models()]
     if json:
         entries = [{"model": name, "versions": versions, "release": now} for name, versions, now in models]

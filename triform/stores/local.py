@@ -48,7 +48,7 @@ class LocalRepository:
 
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
-        self.location = str(root)
+        self.location = str(self.root)
 
     @_storage
     def models(self) -> list[str]:

@@ -95,7 +95,7 @@ WRONG_USE = {
     "figures that are none": [*LINEAR, "--evaluation", "l.onnx"],
     "version minus one": [*LINEAR, "--version", "-1"],
     "version of letters": [*LINEAR, "--version", "x"],
-    "a repository elsewhere": [*LINEAR, "--to", "s3://bucket"],
+    "a repository elsewhere": [*LINEAR, "--to", "gs://bucket"],
     "no rows file": ["predict", "linear", "nothing.json"],
     "rows of no kind": ["predict", "linear", "l.onnx"],
     "no provider": ["predict", "linear", "rows.json", "--provider", "frob"],
