@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import msgspec
 
-from triform.config import convert
+from triform.config import convert, read_toml
 from triform.errors import ConfigurationError
 from triform.runtime import RuntimeOptions
 from triform.settings import Settings
@@ -79,12 +78,7 @@ def read_spec(file: Path | None, options: Mapping[str, Any], settings: Settings 
     """
     content: dict[str, Any] = {}
     if file is not None:
-        try:
-            content = tomllib.loads(file.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigurationError(f"{file}: cannot be read ({error.strerror})") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigurationError(f"{file}: not TOML: {error}") from error
+        content = read_toml(file)
         for name in "input", "key", "keep":
             if isinstance(content.get(name), str):
                 content[name] = [content[name]]

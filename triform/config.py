@@ -120,13 +120,17 @@ def _unique(names: tuple[str, ...] | list[str], key: str) -> None:
 
 def read_config(path: Path) -> ModelConfig:
     """The checked content of a `model.toml`. Raises `ConfigurationError`, naming the file and the key."""
+    return convert(read_toml(path), ModelConfig, str(path))
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The content of a TOML file. Raises `ConfigurationError`, naming the file."""
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigurationError(f"{path}: cannot be read ({error.strerror})") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path}: not TOML: {error}") from error
-    return convert(content, ModelConfig, str(path))
 
 
 def convert(content: Mapping[str, Any], kind: type[T], source: str) -> T:
