@@ -59,13 +59,23 @@ def left_after(seconds: float, processes: list[psutil.Process]) -> list[str]:
     def runs(process: psutil.Process) -> bool:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
+    def is_agent(process: psutil.Process) -> bool:
+        """By its name or, before it has renamed itself, by what it was started with."""
+        try:
+            return any("agent" in word.lower() for word in (process.name(), *process.cmdline()))
+        except psutil.Error:
+            return False
+
+    def working() -> list[psutil.Process]:
+        return [p for p in processes if runs(p) and not is_agent(p)]
+
     deadline = time.monotonic() + seconds
-    agents = [p for p in processes if runs(p) and "Agent" in p.name()]
-    while (left := [p for p in processes if p not in agents and runs(p)]) and time.monotonic() < deadline:
+    while (left := working()) and time.monotonic() < deadline:
         time.sleep(0.1)
     names = [f"{process.pid} {process.name()}" for process in left]
-    for process in [*agents, *left]:
-        process.kill()
+    for process in processes:
+        if runs(process):
+            process.kill()
     return names
 
 
