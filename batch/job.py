@@ -125,9 +125,10 @@ def score_missing(folder: RunFolder, plan: Plan, spec: JobSpec, console: Console
     if not missing:
         return 0, 0.0
     rows = sum(plan.parts[number].rows for number in missing)
+    folder.forget_all_rows()
     with (
-        Cluster(spec.address) as cluster,
         RunProgress(console, rows=rows, parts=len(missing), under_way=folder.rows_under_way) as progress,
+        Cluster(spec.address) as cluster,
     ):
         failed: list[Outcome] = []
         for outcome in _outcomes(folder, plan, spec, cluster, missing, console):
