@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -14,6 +13,7 @@ from triform.predictor import Predictor
 from triform.repository import Ref, open_repository
 from triform.runtime import RuntimeOptions
 from triform.scoring import ScoredPart, score_part
+from triform.sources import Sources
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -50,7 +50,8 @@ class PartScorer:
         import pyarrow as pa
 
         pa.set_cpu_count(1)  # the CPU this actor asked for
-        self.folder = RunFolder(Path(output), run)
+        self.folder = RunFolder(output, run)
+        self.sources = Sources()
         self.plan = self.folder.plan()
         self.max_dead = max_dead
         self.error: TriformError | None = None
@@ -89,14 +90,12 @@ class PartScorer:
                 self.plan.layout,
                 data=data,
                 dead_letters=dead,
+                sources=self.sources,
                 footer={"run": self.plan.run, "attempt": attempt},
                 max_dead=self.max_dead,
-                on_rows=lambda rows: self.folder.note_rows(attempt, rows),
             )
         except BaseException:
             data.unlink(missing_ok=True)
             dead.unlink(missing_ok=True)
             raise
-        finally:
-            self.folder.forget_rows(attempt)
         return self.folder.place(attempt, scored)

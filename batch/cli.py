@@ -14,11 +14,13 @@ import typer
 from rich.console import Console
 
 from batch import commit, job
-from batch.folder import RunFolder, current
+from batch.folder import RunFolder
+from batch.pointer import current
 from batch.spec import read_spec
 from triform.cli.output import exit_code, print_error, print_json
 from triform.errors import JobError, StoreError, TriformError
 from triform.settings import Settings
+from triform.stores.files import open_files
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -57,32 +59,43 @@ def run(
 
 @app.command("current")
 def current_run(
-    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="the folder that was given to `run` as --output")],
+    output: Annotated[str, typer.Argument(metavar="OUTPUT", help="the folder that was given to `run` as --output")],
     json: Annotated[bool, typer.Option("--json", help="print the entry as JSON")] = False,
 ) -> None:
     """Print the data folder of the run that the output stands for: what a reader should read."""
-    now = current(output.absolute())
+    files = open_files(output)
+    now = current(files)
     if now is None:
         raise JobError(f"{output} stands for no run yet: none was committed")
-    data = RunFolder(output.absolute(), now.run).data(committed=True)
+    folder = RunFolder(files, now.run)
+    data = folder.where(folder.data(committed=True))
     if json:
-        print_json({"run": now.run, "previous": now.previous, "committed_at": now.committed_at, "data": str(data)})
+        print_json({"run": now.run, "previous": now.previous, "committed_at": now.committed_at, "data": data})
     else:
         typer.echo(data)
 
 
 @app.command()
 def verify(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="a run's folder: <output>/run=<id>")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="a run's folder: <output>/run=<id>")],
     json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
 ) -> None:
     """Check a committed run against its manifest: files, digests, counts, keys."""
-    folder = folder.absolute()
-    checked = commit.verify(RunFolder(folder.parent, folder.name.removeprefix("run=")))
+    folder = run_folder(run)
+    checked = commit.verify(folder)
     if json:
-        sys.stdout.buffer.write(orjson.dumps({"run": str(folder), "ok": True, "checked": checked}) + b"\n")
+        sys.stdout.buffer.write(orjson.dumps({"run": folder.location, "ok": True, "checked": checked}) + b"\n")
     else:
-        Console().print("\n".join([*checked, f"ok: {folder}"]), markup=False, highlight=False, soft_wrap=True)
+        Console().print("\n".join([*checked, f"ok: {folder.location}"]), markup=False, highlight=False, soft_wrap=True)
+
+
+def run_folder(location: str) -> RunFolder:
+    """The run at `<output>/run=<id>`, a path or s3://bucket/..."""
+    output, _, name = location.rstrip("/").rpartition("/")
+    if location.startswith("s3://"):
+        return RunFolder(output, name.removeprefix("run="))
+    path = Path(location).absolute()
+    return RunFolder(path.parent, path.name.removeprefix("run="))
 
 
 def print_summary(summary: job.Summary, console: Console) -> None:
@@ -96,10 +109,10 @@ def print_summary(summary: job.Summary, console: Console) -> None:
     if summary.scored:
         speed = f"{summary.rows_per_second:,.0f} rows/s while scoring ({summary.scoring_seconds:.1f} s)"
         rows.append(("speed", f"{speed}; {summary.seconds:.1f} s with the start of Ray and the commit"))
-    rows.append(("output", str(summary.data)))
+    rows.append(("output", summary.data))
     if done.dead:
-        rows.append(("dead letters", str(summary.folder / "dead_letters")))
-    rows.append(("verify", f"python -m batch verify {shlex.quote(str(summary.folder))}"))
+        rows.append(("dead letters", f"{summary.folder}/dead_letters"))
+    rows.append(("verify", f"python -m batch verify {shlex.quote(summary.folder)}"))
     for name, value in rows:  # a table would cut long paths short
         console.print(f"  {name:<14}{value}", markup=False, highlight=False, soft_wrap=True)
 

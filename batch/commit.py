@@ -1,7 +1,7 @@
 """From finished parts to a committed run, and the proof afterwards.
 
     records -> inputs unchanged? -> rows in = rows out + dead letters? -> too many dead letters? -> keys unique?
-            -> folders renamed -> manifest created exclusively -> the output's pointer moved
+            -> folders renamed (on a disk) -> manifest created exclusively -> _SUCCESS -> the output's pointer moved
 
 A check that fails leaves the run as it is: nothing is visible, and the same command can go on once the cause is mended.
 """
@@ -12,18 +12,18 @@ import datetime
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import msgspec
-import pyarrow.parquet as pq
 
 from batch import keys
-from batch.folder import RunFolder, check_output, part_name, point_at, read_footer, read_json
+from batch.folder import RunFolder, part_name
 from batch.inputs import READERS, InputFile
 from batch.plan import Pinned, Plan
+from batch.pointer import check_output, point_at
 from triform.errors import InputChanged, InputUnreadable, JobError, NotReconciled, TooManyDeadLetters
-from triform.package import FileEntry, file_entry
-from triform.scoring import ScoredPart, fingerprint
+from triform.package import FileEntry
+from triform.scoring import Part, ScoredPart
+from triform.sources import Sources
 
 
 class RunManifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,10 +54,11 @@ def commit(folder: RunFolder, plan: Plan, *, max_dead_letters: float, if_exists:
     """
     done = manifest(folder)
     if done is None:
-        parts = [_record(folder, number) for number in range(len(plan.parts))]
+        with ThreadPoolExecutor(READERS) as pool:
+            parts = list(pool.map(lambda number: _record(folder, number), range(len(plan.parts))))
         try:
             if not folder.swapped():
-                check_output(folder.output, folder.run, if_exists)
+                check_output(folder.files, folder.run, if_exists)
                 check_inputs(plan.files)
                 reconcile(folder, plan, parts)
                 check_dead_letters(plan, parts, max_dead_letters)
@@ -69,13 +70,14 @@ def commit(folder: RunFolder, plan: Plan, *, max_dead_letters: float, if_exists:
         folder.write_manifest(_manifest(plan, parts))
         done = manifest(folder)
         assert done is not None, "a manifest that was just created"  # noqa: S101 - for the type checker
-    point_at(folder.output, folder.run, done.committed_at, if_exists)
+    folder.mark_success()
+    point_at(folder.files, folder.run, done.committed_at, if_exists)
     folder.tidy(plan.job)
     return done
 
 
 def manifest(folder: RunFolder) -> RunManifest | None:
-    return read_json(folder.manifests / "000001.json", RunManifest)
+    return folder.manifest(RunManifest)
 
 
 def _manifest(plan: Plan, parts: list[ScoredPart]) -> RunManifest:
@@ -119,10 +121,12 @@ def _record(folder: RunFolder, number: int) -> ScoredPart:
 def check_inputs(files: tuple[InputFile, ...]) -> None:
     """Raises `InputChanged` if a file is no longer the one that was planned."""
 
+    sources = Sources()
+
     def same(file: InputFile) -> bool:
         try:
-            return Path(file.path).stat().st_size == file.size and fingerprint(Path(file.path)) == file.fingerprint
-        except (OSError, InputUnreadable):
+            return sources.identify(file.path) == file.identity
+        except InputUnreadable:
             return False
 
     with ThreadPoolExecutor(READERS) as pool:
@@ -137,30 +141,34 @@ def check_inputs(files: tuple[InputFile, ...]) -> None:
 def reconcile(folder: RunFolder, plan: Plan, parts: list[ScoredPart]) -> None:
     """Raises `NotReconciled` unless every planned row is in the output or in the dead letters, by records and by files."""
     data, letters = folder.data(committed=False), folder.dead_letters(committed=False)
-    _check_strays(data, letters, parts)
-    for planned, scored in zip(plan.parts, parts, strict=True):
+    _check_strays(folder, data, letters, parts)
+
+    def check(planned: Part, scored: ScoredPart) -> None:
         where = f"part {planned.number} ({planned.path}, row groups {list(planned.row_groups)})"
         if scored.rows_in != planned.rows or scored.rows_out + scored.rows_dead != planned.rows:
             raise NotReconciled(
                 f"{where}: {planned.rows} rows planned, {scored.rows_in} read, {scored.rows_out} answered, "
                 f"{scored.rows_dead} dead letters"
             )
-        _check_file(data / part_name(scored.part), scored.data, scored.rows_out, plan.run, where)
+        _check_file(folder, data, scored.part, scored.data, scored.rows_out, where)
         if scored.dead_letters is not None:
-            _check_file(letters / part_name(scored.part), scored.dead_letters, scored.rows_dead, plan.run, where)
+            _check_file(folder, letters, scored.part, scored.dead_letters, scored.rows_dead, where)
+
+    with ThreadPoolExecutor(READERS) as pool:
+        for _ in pool.map(check, plan.parts, parts):
+            pass
 
 
-def _check_strays(data: Path, letters: Path, parts: Sequence[ScoredPart]) -> None:
+def _check_strays(folder: RunFolder, data: str, letters: str, parts: Sequence[ScoredPart]) -> None:
     for at, numbers in (data, {p.part for p in parts}), (letters, {p.part for p in parts if p.dead_letters}):
-        found = {file.name for file in at.iterdir()} if at.is_dir() else set()
-        if strays := sorted(found - {part_name(number) for number in numbers}):
-            raise NotReconciled(f"{at} holds files of no part: {', '.join(strays[:5])}; move them away")
+        if strays := sorted(set(folder.files.names(at)) - {part_name(number) for number in numbers}):
+            raise NotReconciled(f"{folder.where(at)} holds files of no part: {', '.join(strays[:5])}; move them away")
 
 
-def _check_file(path: Path, entry: FileEntry, rows: int, run: str, where: str) -> None:
-    footer = read_footer(path)
-    if footer is None or footer.run != run or path.stat().st_size != entry.size or pq.read_metadata(path).num_rows != rows:
-        raise NotReconciled(f"{where}: {path.name} is missing or is not the file that its record describes")
+def _check_file(folder: RunFolder, at: str, part: int, entry: FileEntry, rows: int, where: str) -> None:
+    found = folder.part_file(f"{at}/{part_name(part)}")
+    if found is None or found.footer.run != folder.run or found.size != entry.size or found.rows != rows:
+        raise NotReconciled(f"{where}: {part_name(part)} is missing or is not the file that its record describes")
 
 
 def check_dead_letters(plan: Plan, parts: list[ScoredPart], most: float) -> None:
@@ -184,8 +192,9 @@ def check_keys(folder: RunFolder, plan: Plan, *, committed: bool) -> None:
     if not plan.layout.key:
         return
     folders = folder.data(committed=committed), folder.dead_letters(committed=committed)
-    scratch = None if committed else folder.temporary
-    twice = keys.duplicates([f for at in folders for f in sorted(at.iterdir())], plan.layout.key, scratch=scratch)
+    files = [f"{at}/{name}" for at in folders for name in sorted(folder.files.names(at))]
+    scratch = None if committed else folder.files.scratch(folder.temporary)
+    twice = keys.duplicates(files, plan.layout.key, folder.files.open, scratch=scratch)
     if twice:
         shown = "; ".join(f"{', '.join(map(str, key))} ({n} times)" for key, n in twice)
         raise NotReconciled(f"the key ({', '.join(plan.layout.key)}) is not unique, so nothing is committed: {shown}")
@@ -195,19 +204,19 @@ def verify(folder: RunFolder) -> list[str]:
     """Checks a committed run against its manifest: files, digests, counts, keys. Returns what was checked, a line each."""
     plan, done = folder.plan(), manifest(folder)
     if done is None:
-        raise JobError(f"{folder.path} is not committed: the command that started it finishes it")
+        raise JobError(f"{folder.location} is not committed: the command that started it finishes it")
     if done.run != plan.run or len(done.parts) != len(plan.parts):
-        raise NotReconciled(f"{folder.path}: plan and manifest are of different runs")
+        raise NotReconciled(f"{folder.location}: plan and manifest are of different runs")
     data, letters = folder.data(committed=True), folder.dead_letters(committed=True)
     for planned, scored in zip(plan.parts, done.parts, strict=True):
         if not scored.rows_in == planned.rows == scored.rows_out + scored.rows_dead:
             raise NotReconciled(
                 f"part {planned.number}: {planned.rows} rows planned, {scored.rows_out} + {scored.rows_dead} recorded"
             )
-        _check_digest(data / part_name(scored.part), scored.data, scored.rows_out)
+        _check_digest(folder, f"{data}/{part_name(scored.part)}", scored.data, scored.rows_out)
         if scored.dead_letters is not None:
-            _check_digest(letters / part_name(scored.part), scored.dead_letters, scored.rows_dead)
-    _check_strays(data, letters, done.parts)
+            _check_digest(folder, f"{letters}/{part_name(scored.part)}", scored.dead_letters, scored.rows_dead)
+    _check_strays(folder, data, letters, done.parts)
     if (done.rows_in, done.rows_out + done.rows_dead) != (plan.rows, plan.rows):
         raise NotReconciled(f"the manifest counts {done.rows_out} + {done.rows_dead} rows, the plan {plan.rows}")
     check_keys(folder, plan, committed=True)
@@ -219,10 +228,11 @@ def verify(folder: RunFolder) -> list[str]:
     ]
 
 
-def _check_digest(path: Path, entry: FileEntry, rows: int) -> None:
+def _check_digest(folder: RunFolder, name: str, entry: FileEntry, rows: int) -> None:
     try:
-        same = file_entry(path) == entry and pq.read_metadata(path).num_rows == rows
-    except (OSError, ValueError) as error:
-        raise NotReconciled(f"{path} cannot be read: {error}") from error
+        found = folder.part_file(name)
+        same = found is not None and found.rows == rows and folder.files.entry(name) == entry
+    except OSError as error:
+        raise NotReconciled(f"{folder.where(name)} cannot be read: {error}") from error
     if not same:
-        raise NotReconciled(f"{path} is not the file that was committed")
+        raise NotReconciled(f"{folder.where(name)} is missing or is not the file that was committed")

@@ -1,25 +1,22 @@
-"""A run's folder on a local disk: every step of it whole, durable, and made by exactly one of many writers.
+"""A run's folder, on a local disk or on S3: every step of it whole, durable, and made by exactly one of many writers.
 
     <output>/run=<id>/_run.json             the frozen plan
                      /_tmp/                 attempts' files; nobody reads them
-                     /_data/, _dead_letters/    finished files of parts, until the commit renames the folders
+                     /_data/, _dead_letters/    on a disk: finished files of parts, until the commit renames the folders
                      /_parts/00007.json     a part's commit record
                      /data/, dead_letters/  what readers read
                      /_manifest/000001.json the commit
+                     /data/_SUCCESS         after it, for readers who know no manifest
     <output>/_open/<job>.json               the unfinished run of a job
-    <output>/_current/000001.json           the runs that the output has stood for, the latest last
 
-A part: its dead letters are durable in _tmp before its data file is linked to the final name. That link decides which attempt
-counts; whoever comes later (the attempt itself, a resume, a zombie) completes the winner's work and never adds their own.
+A part: its dead letters are durable in _tmp before its data file gets its final name, exclusively (a link, or `If-None-Match`).
+That name decides which attempt counts; whoever comes later (the attempt itself, a resume, a zombie) completes the winner's work
+and never adds their own.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
-import shutil
-import time
 import uuid
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -30,22 +27,13 @@ import pyarrow.parquet as pq
 
 from batch.plan import Plan
 from triform.dead_letters import FOOTER_KEY
-from triform.errors import JobError, NotReconciled, OutputExists
-from triform.package import file_entry
+from triform.errors import JobError, NotReconciled, TriformError
 from triform.scoring import ScoredPart
-from triform.stores import durable
+from triform.stores.files import FileStore, open_files
 
 T = TypeVar("T")
-NOTE_SECONDS: Final = 60.0
 _RECORD: Final = re.compile(r"(\d{5,})\.json")
-
-
-class Current(msgspec.Struct, frozen=True):
-    """An entry of `_current/`."""
-
-    run: str
-    previous: str | None
-    committed_at: str
+ABANDONED_SECONDS: Final = 24 * 3600.0  # an upload that old has lost its process
 
 
 class Footer(msgspec.Struct, frozen=True):
@@ -59,240 +47,226 @@ class Footer(msgspec.Struct, frozen=True):
     dead: dict[str, int]
 
 
+class PartFile(msgspec.Struct, frozen=True):
+    """A part's file as it stands in the store."""
+
+    footer: Footer
+    rows: int
+    size: int
+
+
 class OpenRun(msgspec.Struct, frozen=True):
     run: str
 
 
-def read_json(path: Path, kind: type[T]) -> T | None:
-    """The file's content, None if there is no such file. Raises `JobError` for one that is damaged."""
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
-    except FileNotFoundError:
-        return None
-    except msgspec.DecodeError as error:
-        raise JobError(f"{path} is damaged: {error}") from error
-
-
-def read_footer(path: Path) -> Footer | None:
-    """The footer's Triform entry; None if the file does not exist. Raises `NotReconciled` for a file that is not ours."""
-    try:
-        content = (pq.read_metadata(path).metadata or {}).get(FOOTER_KEY)
-        return msgspec.json.decode(content or b"", type=Footer)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, msgspec.DecodeError) as error:
-        raise NotReconciled(f"{path} was not written by this job: move it away ({error})") from error
-
-
 class RunFolder:
-    """One run below an output folder. Safe to use by any number of processes at once."""
+    """One run below an output. Safe to use by any number of processes at once. Names of files are relative to the output."""
 
-    def __init__(self, output: Path, run: str) -> None:
-        self.output = output
+    def __init__(self, output: str | Path | FileStore, run: str) -> None:
+        self.files = open_files(output) if isinstance(output, str | Path) else output
         self.run = run
-        self.path = output / f"run={run}"
-        self.parts = self.path / "_parts"
-        self.manifests = self.path / "_manifest"
-        self.temporary = self.path / "_tmp"
+        self.name = f"run={run}"
+        self.temporary = f"{self.name}/_tmp"
 
-    def data(self, *, committed: bool) -> Path:
-        return self.path / ("data" if committed else "_data")
+    @property
+    def location(self) -> str:
+        return self.where(self.name)
 
-    def dead_letters(self, *, committed: bool) -> Path:
-        return self.path / ("dead_letters" if committed else "_dead_letters")
+    def where(self, name: str) -> str:
+        """The whole path of a file, for people and readers."""
+        return f"{self.files.location}/{name}"
+
+    def data(self, *, committed: bool) -> str:
+        return self._shown("data", committed)
+
+    def dead_letters(self, *, committed: bool) -> str:
+        return self._shown("dead_letters", committed)
+
+    def _shown(self, folder: str, committed: bool) -> str:
+        return f"{self.name}/{folder if committed or not self.files.renames else f'_{folder}'}"
 
     def begin(self, plan: Plan) -> Plan:
         """Freezes the plan, or returns the one that another driver froze first; names it the job's open run."""
-        for folder in (self.parts, self.manifests, self.temporary, self.output / "_open"):
-            folder.mkdir(parents=True, exist_ok=True)
-        durable.create_exclusively(self.path / "_run.json", msgspec.json.encode(plan))
+        for folder in (f"{self.name}/_parts", f"{self.name}/_manifest", self.temporary, "_open", "_current"):
+            self.files.make_folder(folder)
+        self.files.create(f"{self.name}/_run.json", msgspec.json.encode(plan))
         frozen = self.plan()
         if not self.swapped() and not self.committed():
-            for folder in (self.data(committed=False), self.dead_letters(committed=False)):
-                folder.mkdir(exist_ok=True)
-        durable.create_exclusively(self._open(frozen.job), msgspec.json.encode(OpenRun(self.run)))
+            self.files.make_folder(self.data(committed=False))
+            self.files.make_folder(self.dead_letters(committed=False))
+            self.files.abort_uploads(self.name, older_than=ABANDONED_SECONDS)
+        self.files.create(_open(frozen.job), msgspec.json.encode(OpenRun(self.run)))
         return frozen
 
     def plan(self) -> Plan:
-        plan = read_json(self.path / "_run.json", Plan)
+        plan = read_json(self.files, f"{self.name}/_run.json", Plan)
         if plan is None:
-            raise JobError(f"{self.path} holds no run: it has no _run.json")
+            raise JobError(f"{self.location} holds no run: it has no _run.json")
         return plan
 
     def attempt_files(self, part: int) -> tuple[str, Path, Path]:
-        """An attempt's id, and where it writes data and dead letters."""
+        """An attempt's id, and where on the local disk it writes data and dead letters."""
         attempt = uuid.uuid4().hex
-        return attempt, self._attempt(part, attempt, "data"), self._attempt(part, attempt, "dead")
+        return attempt, self._local(part, attempt, "data"), self._local(part, attempt, "dead")
 
-    def _attempt(self, part: int, attempt: str, what: str) -> Path:
-        return self.temporary / f"part-{part:05d}.{attempt}.{what}.parquet"
+    def _local(self, part: int, attempt: str, what: str) -> Path:
+        return self.files.scratch(self.temporary) / _attempt_name(part, attempt, what)
 
-    def note_rows(self, attempt: str, rows: int) -> None:
-        """Tells whoever watches how far an attempt is."""
-        (self.temporary / f"{attempt}.rows").write_text(str(rows))
-
-    def forget_rows(self, attempt: str) -> None:
-        (self.temporary / f"{attempt}.rows").unlink(missing_ok=True)
-
-    def forget_all_rows(self) -> None:
-        """Before a driver begins: what is noted is of attempts that were killed (or of another driver's, who notes it again)."""
-        for note in self.temporary.glob("*.rows"):
-            note.unlink(missing_ok=True)
-
-    def rows_under_way(self) -> int:
-        """The rows of the attempts that go on now; a note that was left alone for long is of one that was killed."""
-        rows = 0
-        for note in self.temporary.glob("*.rows"):
-            with contextlib.suppress(FileNotFoundError, ValueError):  # gone meanwhile; being written
-                if time.time() - note.stat().st_mtime < NOTE_SECONDS:
-                    rows += int(note.read_text())
-        return rows
+    def _staged_letters(self, part: int, attempt: str) -> str:
+        return f"{self.temporary}/{_attempt_name(part, attempt, 'dead')}"
 
     def place(self, attempt: str, scored: ScoredPart) -> ScoredPart:
         """Makes an attempt's files the part's, unless another attempt was first; returns what counts."""
-        durable.fsync_folder(self.temporary)
-        source, target = self._attempt(scored.part, attempt, "data"), self._file(self.data(committed=False), scored.part)
+        data, letters = self._local(scored.part, attempt, "data"), self._local(scored.part, attempt, "dead")
         try:
-            durable.link_exclusively(source, target)
+            if scored.dead:
+                self.files.stage(letters, self._staged_letters(scored.part, attempt))
+            self.files.place(data, f"{self.data(committed=False)}/{part_name(scored.part)}")
         except FileNotFoundError as error:
             raise JobError(f"run {self.run} was finished by another driver meanwhile") from error
-        placed = self.adopt(scored.part, scored)
+        placed = self.adopt(scored.part, attempt, scored)
         if placed is None:
-            raise NotReconciled(f"{target} vanished while it was placed")
-        source.unlink(missing_ok=True)
-        self._attempt(scored.part, attempt, "dead").unlink(missing_ok=True)
+            raise NotReconciled(f"part {scored.part} of {self.location} vanished while it was placed")
+        data.unlink(missing_ok=True)
+        letters.unlink(missing_ok=True)
+        if scored.dead:
+            self.files.remove(self._staged_letters(scored.part, attempt))
         return placed
 
-    def adopt(self, part: int, scored: ScoredPart | None = None) -> ScoredPart | None:
+    def adopt(self, part: int, attempt: str | None = None, scored: ScoredPart | None = None) -> ScoredPart | None:
         """Completes a part whose data file is in place, by whichever attempt: dead letters, then the record.
 
-        None if there is no such file. `scored` is used where it describes the very file that is there.
+        None if there is no such file. `scored` is what `attempt` came to: it is taken where that attempt's file is there.
         """
         if (record := self.record(part)) is not None:
             return record
-        path = self._file(self.data(committed=False), part)
-        footer = read_footer(path)
-        if footer is None:
+        name = f"{self.data(committed=False)}/{part_name(part)}"
+        found = self.part_file(name)
+        if found is None:
             return None
+        footer = found.footer
         if (footer.run, footer.part) != (self.run, part):
-            raise NotReconciled(f"{path} belongs to part {footer.part} of run {footer.run}: move it away")
-        letters = self._file(self.dead_letters(committed=False), part)
+            raise NotReconciled(f"{self.where(name)} belongs to part {footer.part} of run {footer.run}: move it away")
+        letters = f"{self.dead_letters(committed=False)}/{part_name(part)}"
         if footer.dead:
             self._place_letters(footer, letters)
-        data = file_entry(path)
-        if scored is None or scored.data != data:
-            entry = file_entry(letters) if footer.dead else None
-            scored = ScoredPart(part, footer.rows_in, footer.rows_out, footer.dead, data, entry, {}, 0.0)
-        durable.create_exclusively(self._record(part), msgspec.json.encode(scored))
+        if scored is None or footer.attempt != attempt:
+            entry = self.files.entry(letters) if footer.dead else None
+            scored = ScoredPart(part, footer.rows_in, footer.rows_out, footer.dead, self.files.entry(name), entry, {}, 0.0)
+        self.files.create(self._record(part), msgspec.json.encode(scored))
         return self.record(part)
 
-    def _place_letters(self, footer: Footer, target: Path) -> None:
-        source = self._attempt(footer.part, footer.attempt, "dead")
+    def _place_letters(self, footer: Footer, target: str) -> None:
+        source = self._staged_letters(footer.part, footer.attempt)
         try:
-            durable.link_exclusively(source, target)
+            self.files.copy(source, target)
         except FileNotFoundError:
-            if not target.exists():
+            if not self.files.exists(target):
                 raise NotReconciled(
-                    f"the dead letters of part {footer.part} are gone ({source} was removed): move {self.path} away and run again"
+                    f"the dead letters of part {footer.part} are gone ({self.where(source)} was removed): "
+                    f"move {self.location} away and run again"
                 ) from None
-        placed = read_footer(target)
-        if placed is None or placed.attempt != footer.attempt:
-            raise NotReconciled(f"{target} belongs to another attempt than the part's data file: move both away")
+        placed = self.part_file(target)
+        if placed is None or placed.footer.attempt != footer.attempt:
+            raise NotReconciled(f"{self.where(target)} belongs to another attempt than the part's data file: move both away")
+
+    def part_file(self, name: str) -> PartFile | None:
+        """A part's file; None if there is none. Raises `NotReconciled` for a file that is not ours."""
+        try:
+            with self.files.open(name) as file:
+                metadata = pq.read_metadata(file)
+                footer = msgspec.json.decode((metadata.metadata or {}).get(FOOTER_KEY) or b"", type=Footer)
+                return PartFile(footer, metadata.num_rows, file.seek(0, 2))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, msgspec.DecodeError) as error:
+            raise NotReconciled(f"{self.where(name)} was not written by this job: move it away ({error})") from error
 
     def record(self, part: int) -> ScoredPart | None:
-        return read_json(self._record(part), ScoredPart)
+        return read_json(self.files, self._record(part), ScoredPart)
 
     def recorded(self) -> set[int]:
         """The parts that are done."""
-        return {int(m[1]) for m in map(_RECORD.fullmatch, (p.name for p in self.parts.iterdir())) if m}
+        return {int(m[1]) for m in map(_RECORD.fullmatch, self.files.names(f"{self.name}/_parts")) if m}
 
     def swapped(self) -> bool:
         """Whether the commit, all its checks passed, has begun to rename the folders."""
-        return self.dead_letters(committed=True).is_dir() or self.data(committed=True).is_dir()
+        shown = self.dead_letters(committed=True), self.data(committed=True)
+        return self.files.renames and any(map(self.files.has_folder, shown))
 
     def swap(self) -> None:
         """Shows the finished files to readers: dead letters first, so that whoever sees data finds them."""
+        if not self.files.renames:
+            return
         for before, after in (
             (self.dead_letters(committed=False), self.dead_letters(committed=True)),
             (self.data(committed=False), self.data(committed=True)),
         ):
             try:
-                if not after.is_dir():
-                    before.rename(after)
+                if not self.files.has_folder(after):
+                    self.files.rename_folder(before, after)
             except OSError:
-                if not after.is_dir():  # else another driver was quicker
+                if not self.files.has_folder(after):  # else another driver was quicker
                     raise
-            durable.fsync_folder(self.path)
 
     def write_manifest(self, content: Any) -> bool:
         """The commit; False if another driver made it first."""
         body = orjson.dumps(msgspec.to_builtins(content), option=orjson.OPT_INDENT_2)
-        return durable.create_exclusively(self.manifests / "000001.json", body)
+        return self.files.create(self._manifest, body)
+
+    def manifest(self, kind: type[T]) -> T | None:
+        return read_json(self.files, self._manifest, kind)
 
     def committed(self) -> bool:
-        return (self.manifests / "000001.json").exists()
+        return self.files.exists(self._manifest)
+
+    @property
+    def _manifest(self) -> str:
+        return f"{self.name}/_manifest/000001.json"
+
+    def mark_success(self) -> None:
+        """The last thing that is written: with it the data is whole."""
+        self.files.create(f"{self.data(committed=True)}/_SUCCESS", b"")
 
     def tidy(self, job: str) -> None:
-        """After the commit: nobody needs the attempts' files, and the job has no open run."""
-        shutil.rmtree(self.temporary, ignore_errors=True)
-        if open_run(self.output, job) == self.run:
-            self._open(job).unlink(missing_ok=True)
+        """After the commit: nobody needs the attempts' files, and the job has no open run. What may not be removed stays."""
+        try:
+            self.files.remove_folder(self.temporary)
+            self.files.abort_uploads(self.name)
+            if open_run(self.files, job) == self.run:
+                self.files.remove(_open(job))
+        except TriformError:  # a role that may not delete
+            return
 
-    def _open(self, job: str) -> Path:
-        return self.output / "_open" / f"{job}.json"
+    def _record(self, part: int) -> str:
+        return f"{self.name}/_parts/{part:05d}.json"
 
-    def _record(self, part: int) -> Path:
-        return self.parts / f"{part:05d}.json"
 
-    @staticmethod
-    def _file(folder: Path, part: int) -> Path:
-        return folder / part_name(part)
+def _open(job: str) -> str:
+    return f"_open/{job}.json"
 
 
 def part_name(part: int) -> str:
     return f"part-{part:05d}.parquet"
 
 
-def open_run(output: Path, job: str) -> str | None:
-    """The unfinished run of a job, if there is one and nobody has moved it away."""
-    marker = output / "_open" / f"{job}.json"
-    found = read_json(marker, OpenRun)
-    if found is not None and not RunFolder(output, found.run).path.is_dir():
-        marker.unlink(missing_ok=True)
+def _attempt_name(part: int, attempt: str, what: str) -> str:
+    return f"part-{part:05d}.{attempt}.{what}.parquet"
+
+
+def read_json(files: FileStore, name: str, kind: type[T]) -> T | None:
+    """The file's content, None if there is no such file. Raises `JobError` for one that is damaged."""
+    content = files.read(name)
+    try:
+        return None if content is None else msgspec.json.decode(content, type=kind)
+    except msgspec.DecodeError as error:
+        raise JobError(f"{files.location}/{name} is damaged: {error}") from error
+
+
+def open_run(files: FileStore, job: str) -> str | None:
+    """The run that a job has begun, if nobody has moved it away."""
+    found = read_json(files, _open(job), OpenRun)
+    if found is not None and not files.exists(f"run={found.run}/_run.json"):
+        files.remove(_open(job))
         return None
     return found.run if found else None
-
-
-def current(output: Path) -> Current | None:
-    """The run that the output stands for: the latest of the log `_current/`."""
-    latest = _latest(output)
-    return read_json(output / "_current" / f"{latest:06d}.json", Current) if latest else None
-
-
-def _latest(output: Path) -> int:
-    log = output / "_current"
-    return max((int(m[1]) for m in map(_RECORD.fullmatch, os.listdir(log)) if m), default=0) if log.is_dir() else 0
-
-
-def check_output(output: Path, run: str, if_exists: str) -> None:
-    """Raises `OutputExists` if the output stands for another run and may not be replaced."""
-    now = current(output)
-    if now is not None and now.run != run and if_exists == "fail":
-        raise OutputExists(
-            f"{output} already stands for run {now.run}, committed {now.committed_at}, of other inputs or another model. "
-            "Use --if-exists replace to let this run take its place (the old one stays readable), or another --output"
-        )
-
-
-def point_at(output: Path, run: str, committed_at: str, if_exists: str) -> None:
-    """Lets the output stand for a committed run: the next entry of `_current/`, created exclusively, so that of two runs that
-    come at once each knows of the other. Raises `OutputExists`."""
-    (output / "_current").mkdir(exist_ok=True)
-    while True:
-        check_output(output, run, if_exists)
-        latest, now = _latest(output), current(output)
-        if now is not None and now.run == run:
-            return
-        content = Current(run, now.run if now else None, committed_at)
-        if durable.create_exclusively(output / "_current" / f"{latest + 1:06d}.json", msgspec.json.encode(content)):
-            return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 import itertools
 import os
@@ -12,16 +13,14 @@ from typing import Final
 
 import msgspec
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from triform import arrow, dead_letters
 from triform.errors import ConfigurationError, InputUnreadable, InvalidInput
 from triform.features import Features
-from triform.scoring import Layout, fingerprint
+from triform.scoring import Layout
+from triform.sources import Identity, Sources, is_remote
 
 READERS: Final = 16
-# Extension types that are plain data. Others may run code when they are read (CVE-2023-47248, CVE-2026-41486).
-SAFE_EXTENSIONS: Final = frozenset({"arrow.uuid", "arrow.json", "arrow.bool8", "arrow.fixed_shape_tensor", "arrow.opaque"})
 
 
 class RowGroup(msgspec.Struct, frozen=True, array_like=True):
@@ -30,7 +29,7 @@ class RowGroup(msgspec.Struct, frozen=True, array_like=True):
 
 
 class InputFile(msgspec.Struct, frozen=True):
-    path: str
+    path: str  # or s3://bucket/key
     size: int
     fingerprint: str
     row_groups: tuple[RowGroup, ...]
@@ -39,16 +38,21 @@ class InputFile(msgspec.Struct, frozen=True):
     def rows(self) -> int:
         return sum(group.rows for group in self.row_groups)
 
+    @property
+    def identity(self) -> Identity:
+        return Identity(self.size, self.fingerprint)
 
-def find(patterns: Sequence[str]) -> list[Path]:
-    """The files that paths, folders (searched below for *.parquet) and globs name: absolute, links followed, sorted, each once.
+
+def find(patterns: Sequence[str], sources: Sources) -> list[str]:
+    """The files that paths, folders (searched below for *.parquet) and globs name, on disk or as s3://bucket/...: absolute, links
+    followed, sorted, each once.
 
     By the custom of Spark and Hive, names that begin with "." are not data, nor those with "_" that hold no "=". Raises
     `InputUnreadable` for a pattern that names nothing, and for a name that is not Unicode, which no plan could hold.
     """
-    found: set[Path] = set()
+    found: set[str] = set()
     for pattern in patterns:
-        files = [file.resolve() for file in _matches(pattern)]
+        files = list(_objects(pattern, sources)) if is_remote(pattern) else [str(file.resolve()) for file in _matches(pattern)]
         if not files:
             raise InputUnreadable(f"input: nothing there: {pattern}")
         found.update(files)
@@ -57,8 +61,32 @@ def find(patterns: Sequence[str]) -> list[Path]:
     return sorted(found)
 
 
-def _is_unicode(file: Path) -> bool:
-    return str(file).encode(errors="replace").decode() == str(file)
+def _is_unicode(file: str) -> bool:
+    return file.encode(errors="replace").decode() == file
+
+
+def _objects(pattern: str, sources: Sources) -> Iterator[str]:
+    """The same for a bucket: only keys below what the pattern names outright are listed."""
+    bucket, key = sources.bucket(pattern)
+    if not glob.has_magic(key) and key and not key.endswith("/") and bucket.find(key) is not None:
+        yield bucket.url(key)
+        return
+    wanted = [part for part in key.split("/") if part]
+    fixed = list(itertools.takewhile(lambda part: not glob.has_magic(part), wanted))
+    root = "".join(f"{part}/" for part in fixed)
+    for name, _ in bucket.keys(root):
+        below = name[len(root) :].split("/")
+        if below[-1] and not any(map(_hidden, below)) and _fits(below, wanted[len(fixed) :]):
+            yield bucket.url(name)
+
+
+def _fits(key: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Whether a glob means the key, both split at "/": `**` is any number of folders, a folder all *.parquet below it."""
+    if not pattern:
+        return not key or key[-1].endswith(".parquet")
+    if pattern[0] == "**":
+        return any(_fits(key[i:], pattern[1:]) for i in range(len(key) + 1))
+    return bool(key) and fnmatch.fnmatchcase(key[0], pattern[0]) and _fits(key[1:], pattern[1:])
 
 
 def _matches(pattern: str) -> Iterator[Path]:
@@ -83,16 +111,16 @@ def _hidden(name: str) -> bool:
     return name.startswith(".") or (name.startswith("_") and "=" not in name)
 
 
-def read_files(paths: Sequence[Path]) -> list[tuple[InputFile, pa.Schema]]:
+def read_files(paths: Sequence[str], sources: Sources) -> list[tuple[InputFile, pa.Schema]]:
     """Every file's footer and schema. Raises `InputUnreadable` that names the files that have none."""
 
-    def attempt(path: Path) -> tuple[InputFile, pa.Schema] | str:
+    def attempt(path: str) -> tuple[InputFile, pa.Schema] | str:
         try:
-            return read_file(path)
+            return read_file(path, sources)
         except InputUnreadable as error:
             return str(error)
 
-    with ThreadPoolExecutor(min(READERS, 4 * (os.cpu_count() or 1))) as pool:
+    with ThreadPoolExecutor(READERS) as pool:
         results = list(pool.map(attempt, paths))
     faults = [r for r in results if isinstance(r, str)]
     if faults:
@@ -101,36 +129,21 @@ def read_files(paths: Sequence[Path]) -> list[tuple[InputFile, pa.Schema]]:
     return [r for r in results if not isinstance(r, str)]
 
 
-def read_file(path: Path) -> tuple[InputFile, pa.Schema]:
-    """One file's size, footer digest and row groups, and its schema, which holds no type that runs code."""
-    try:
-        version = fingerprint(path)
-        metadata = pq.read_metadata(path)
-        schema = metadata.schema.to_arrow_schema()
-        size = path.stat().st_size
-    except (OSError, ValueError, NotImplementedError) as error:
-        raise InputUnreadable(f"{path}: {error}") from error
-    for field in schema:
-        check_plain(field, path)
-    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
-    return InputFile(str(path), size, version, tuple(RowGroup(g.num_rows, g.total_byte_size) for g in groups)), schema
+def read_file(path: str, sources: Sources) -> tuple[InputFile, pa.Schema]:
+    """One file's identity and row groups, and its schema, which holds no type that runs code."""
+    identity = sources.identify(path)
+    with sources.open(path, identity) as source:
+        metadata = source.parquet.metadata
+        groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+        rows = tuple(RowGroup(group.num_rows, group.total_byte_size) for group in groups)
+        return InputFile(path, identity.size, identity.fingerprint, rows), source.schema
 
 
-def check_apart(files: Sequence[InputFile], output: Path) -> None:
+def check_apart(files: Sequence[InputFile], output: str) -> None:
     """Raises `ConfigurationError` if a file lies in the output: the next run would score what this one wrote."""
-    if inside := [file.path for file in files if Path(file.path).is_relative_to(output.resolve())]:
+    there = output if is_remote(output) else str(Path(output).resolve())
+    if inside := [file.path for file in files if file.path.startswith(f"{there.rstrip('/')}/")]:
         raise ConfigurationError(f"input: {inside[0]} lies in the output {output}: choose an output outside the input")
-
-
-def check_plain(field: pa.Field, path: Path) -> None:
-    """Raises `InputUnreadable` for an extension type, nested ones too, that is not known to be plain data."""
-    kind, name = field.type, (field.metadata or {}).get(b"ARROW:extension:name", b"").decode(errors="replace")
-    if isinstance(kind, pa.BaseExtensionType):
-        name, kind = kind.extension_name, kind.storage_type
-    if name and name not in SAFE_EXTENSIONS:
-        raise InputUnreadable(f"{path}: column '{field.name}' has the extension type {name}, which may run code when it is read")
-    for i in range(kind.num_fields):
-        check_plain(kind.field(i), path)
 
 
 def check_columns(files: Sequence[tuple[InputFile, pa.Schema]], features: Features, layout: Layout) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -19,8 +18,9 @@ from rich.console import Console
 from batch import inputs
 from batch.actor import Outcome
 from batch.commit import RunManifest, allowed_dead, commit, utc_now
-from batch.folder import RunFolder, check_output, open_run
+from batch.folder import RunFolder, open_run
 from batch.plan import Pinned, Plan, job_id, make_plan
+from batch.pointer import check_output
 from batch.pool import Cluster, score_parts, size_pool
 from batch.progress import RunProgress
 from batch.spec import JobSpec
@@ -28,6 +28,8 @@ from triform.errors import JobError, TooManyDeadLetters, TriformError, by_code
 from triform.features import Features
 from triform.repository import Ref, open_repository, resolve
 from triform.scoring import Layout
+from triform.sources import Sources
+from triform.stores.files import open_files
 from triform.telemetry import InferenceRecord, Silent, Telemetry
 
 MAX_FAILED_PARTS: Final = 10  # after so many the cause is not a single file
@@ -38,15 +40,15 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """What a run came to. This call scored `scored` rows in `scoring_seconds`, and took `seconds` with Ray's start and the
     commit; parts that were done before are in the manifest only."""
 
-    folder: Path
+    folder: str  # <output>/run=<id>, a path or s3://bucket/...
     manifest: RunManifest
     scored: int
     seconds: float
     scoring_seconds: float
 
     @property
-    def data(self) -> Path:
-        return self.folder / "data"
+    def data(self) -> str:
+        return f"{self.folder}/data"
 
     @property
     def rows_per_second(self) -> float:
@@ -61,9 +63,8 @@ def run(spec: JobSpec, console: Console, telemetry: Telemetry | None = None) -> 
     """
     started = time.perf_counter()
     plan = prepare(spec, console)
-    output = Path(spec.output).absolute()
-    folder = RunFolder(output, plan.run)
-    check_output(output, plan.run, spec.if_exists)
+    folder = RunFolder(spec.output, plan.run)
+    check_output(folder.files, plan.run, spec.if_exists)
     scored, scoring_seconds = 0, 0.0
     if not folder.committed():
         plan = folder.begin(plan)
@@ -73,7 +74,7 @@ def run(spec: JobSpec, console: Console, telemetry: Telemetry | None = None) -> 
         console.print(f"run {plan.run} is committed already: nothing to score", highlight=False, soft_wrap=True)
     done = commit(folder, plan, max_dead_letters=spec.max_dead_letters, if_exists=spec.if_exists)
     return Summary(
-        folder=folder.path,
+        folder=folder.location,
         manifest=done,
         scored=scored,
         seconds=time.perf_counter() - started,
@@ -84,13 +85,14 @@ def run(spec: JobSpec, console: Console, telemetry: Telemetry | None = None) -> 
 def prepare(spec: JobSpec, console: Console) -> Plan:
     """The plan: of the job's unfinished run where there is one, else a new one with the version that the model means now."""
     repository = open_repository(spec.repository)
-    files = inputs.read_files(inputs.find(spec.input))
+    sources = Sources()
+    files = inputs.read_files(inputs.find(spec.input, sources), sources)
     footers = [file for file, _ in files]
-    output = Path(spec.output).absolute()
-    inputs.check_apart(footers, output)
+    output = open_files(spec.output)
+    inputs.check_apart(footers, output.location)
     layout = Layout(key=spec.key, keep=spec.keep, scored_at=utc_now())
     unfinished = open_run(output, job_id(footers, layout, spec.model, repository.location))
-    if unfinished is not None:
+    if unfinished is not None and not RunFolder(output, unfinished).committed():
         plan = RunFolder(output, unfinished).plan()
         console.print(
             f"going on with run {plan.run}, begun {plan.layout.scored_at} with {plan.pinned.ref}", highlight=False, soft_wrap=True
@@ -125,9 +127,8 @@ def score_missing(folder: RunFolder, plan: Plan, spec: JobSpec, console: Console
     if not missing:
         return 0, 0.0
     rows = sum(plan.parts[number].rows for number in missing)
-    folder.forget_all_rows()
     with (
-        RunProgress(console, rows=rows, parts=len(missing), under_way=folder.rows_under_way) as progress,
+        RunProgress(console, rows=rows, parts=len(missing)) as progress,
         Cluster(spec.address) as cluster,
     ):
         failed: list[Outcome] = []
@@ -157,7 +158,7 @@ def _outcomes(
     yield from score_parts(
         pool,
         missing,
-        output=folder.output,
+        output=folder.files.location,
         run=plan.run,
         options=spec.runtime(),
         max_dead=allowed_dead(plan.rows, spec.max_dead_letters),

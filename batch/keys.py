@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -33,19 +33,27 @@ _GOLDEN: Final = np.uint64(0x9E3779B97F4A7C15)
 
 
 def duplicates(
-    files: Sequence[Path], key: Sequence[str], *, most: int = 5, scratch: Path | None = None
+    files: Sequence[str],
+    key: Sequence[str],
+    open_file: Callable[[str], BinaryIO],
+    *,
+    most: int = 5,
+    scratch: Path | None = None,
 ) -> list[tuple[tuple[Any, ...], int]]:
     """Up to `most` keys that occur more than once over all the Parquet files, each with its count.
 
     Two nulls are the same key. `scratch`: where the buckets go, 8 bytes a row if there are many; None: the system's folder.
     """
-    rows = sum(pq.read_metadata(file).num_rows for file in files)
+    rows = 0
+    for name in files:
+        with open_file(name) as file:
+            rows += pq.read_metadata(file).num_rows
     with tempfile.TemporaryDirectory(prefix="triform-keys-", dir=scratch) as folder:
-        suspects = _suspects(map(hash_rows, _batches(files, key)), rows, 64, Path(folder))
+        suspects = _suspects(map(hash_rows, _batches(files, key, open_file)), rows, 64, Path(folder))
     if not suspects.size:
         return []
     seen: Counter[tuple[int | bytes | None, ...]] = Counter()
-    for batch in _batches(files, key):
+    for batch in _batches(files, key, open_file):
         rows_at = pa.array(np.flatnonzero(np.isin(hash_rows(batch), suspects)))
         columns = [_comparable(column).take(rows_at).to_pylist() for column in batch.columns]
         seen.update(zip(*columns, strict=True))
@@ -96,9 +104,9 @@ def _split(hashes: Hashes, bits: int) -> list[Hashes]:
     return np.split(hashes[order], edges)
 
 
-def _batches(files: Sequence[Path], key: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    for path in files:
-        with pq.ParquetFile(path) as file:
+def _batches(files: Sequence[str], key: Sequence[str], open_file: Callable[[str], BinaryIO]) -> Iterator[pa.RecordBatch]:
+    for name in files:
+        with open_file(name) as opened, pq.ParquetFile(opened, pre_buffer=False, buffer_size=1 << 20) as file:
             for batch in file.iter_batches(65_536, columns=list(key), use_threads=False):
                 yield batch.select(list(key))
 

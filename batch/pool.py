@@ -117,7 +117,7 @@ def _without_stderr() -> Iterator[None]:
 
 
 def score_parts(
-    pool: Pool, parts: Sequence[int], *, output: Path, run: str, options: RuntimeOptions, max_dead: int
+    pool: Pool, parts: Sequence[int], *, output: str, run: str, options: RuntimeOptions, max_dead: int
 ) -> Iterator[Outcome]:
     """The outcomes of the parts, in the order in which they are done."""
     import ray.data
@@ -128,7 +128,7 @@ def score_parts(
     fixed = pool.smallest == pool.largest
     outcomes = numbers.map_batches(
         PartScorer,
-        fn_constructor_args=(str(output), run, options, max_dead),
+        fn_constructor_args=(output, run, options, max_dead),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(
             **({"size": pool.largest} if fixed else {"min_size": pool.smallest, "max_size": pool.largest}),

@@ -31,6 +31,7 @@ from triform.predictor import Predictor
 from triform.repository import open_repository
 from triform.runtime import RuntimeOptions, open_session
 from triform.scoring import Layout, score_part
+from triform.sources import Sources
 
 ROUNDS = 5
 
@@ -42,7 +43,8 @@ def main() -> None:
     options = parser.parse_args()
     data: Path = options.data
     build.build(data)
-    files = [file for file, _ in inputs.read_files(inputs.find([str(data / "input")]))]
+    sources = Sources()
+    files = [file for file, _ in inputs.read_files(inputs.find([str(data / "input")], sources), sources)]
     layout = Layout(key=("id",), keep=("carrier",))
     table = Table("model", "by hand, rows/s", "triform.scoring, rows/s", "ratio", "spread", title="flights, one process")
     refs: list[str] = []

@@ -85,7 +85,7 @@ class _Handler(BaseHTTPRequestHandler):
         )
         answer = upstream.getresponse()
         content = answer.read()
-        headers = {k: v for k, v in answer.getheaders() if k.lower() not in ("transfer-encoding", "connection")}
+        headers = {k: v for k, v in answer.getheaders() if k.lower() not in ("transfer-encoding", "connection", "date", "server")}
         if self.command != "HEAD":
             headers["Content-Length"] = str(len(content))
         upstream.close()

@@ -14,7 +14,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from triform.errors import InputUnreadable
+from triform.sources import Source, plain_field
 
 FOOTER_KEY: Final = b"triform"
 READ_ROWS: Final = 16_384
@@ -36,9 +36,8 @@ def schema_for(source: pa.Schema, key: Sequence[str]) -> pa.Schema:
 
 def write(
     path: Path,
-    source: pq.ParquetFile,
+    source: Source,
     *,
-    source_file: str,
     row_groups: Sequence[int],
     first_row: int,
     letters: Sequence[DeadLetter],
@@ -46,11 +45,11 @@ def write(
     footer: Mapping[str, Any],
 ) -> None:
     """Writes the letters, sorted by row, with all columns of their rows: only row groups that hold one are read again."""
-    schema = schema_for(source.schema_arrow, key)
+    schema = schema_for(source.schema, key)
     with sink(path, schema) as writer:
-        for some, rows in _with_rows(source, source_file, row_groups, sorted(letters, key=lambda d: d.row)):
+        for some, rows in _with_rows(source, row_groups, sorted(letters, key=lambda d: d.row)):
             columns = {
-                "source_file": [source_file] * len(some),
+                "source_file": [source.name] * len(some),
                 "row_number": [first_row + d.row for d in some],
                 "code": [d.code for d in some],
                 "reason": [d.reason for d in some],
@@ -63,42 +62,21 @@ def write(
 
 
 def _with_rows(
-    source: pq.ParquetFile, name: str, row_groups: Sequence[int], letters: Sequence[DeadLetter]
+    source: Source, row_groups: Sequence[int], letters: Sequence[DeadLetter]
 ) -> Iterator[tuple[list[DeadLetter], pa.RecordBatch]]:
     """The letters, some at a time, each with its row."""
     start, pending = 0, list(letters)
     for group in row_groups:
-        rows = source.metadata.row_group(group).num_rows
+        rows = source.parquet.metadata.row_group(group).num_rows
         if pending and pending[0].row < start + rows:
             at = start
-            for batch in read(source, name, READ_ROWS, [group]):
+            for batch in source.batches(READ_ROWS, [group]):
                 mine = [d for d in pending[: batch.num_rows] if d.row < at + batch.num_rows]
                 if mine:
                     yield mine, batch.take(pa.array([d.row - at for d in mine]))
                     pending = pending[len(mine) :]
                 at += batch.num_rows
         start += rows
-
-
-def read(
-    source: pq.ParquetFile, name: str, rows: int, row_groups: Sequence[int], columns: Sequence[str] | None = None
-) -> Iterator[pa.RecordBatch]:
-    """The row groups in batches of up to `rows`. Raises `InputUnreadable`, with the file's name, for pages that are damaged."""
-    batches = source.iter_batches(rows, row_groups=row_groups, columns=columns, use_threads=False)
-    while True:
-        try:
-            batch = next(batches, None)
-        except (OSError, ValueError) as error:
-            raise InputUnreadable(f"{name}: row groups {list(row_groups)}: {error}") from error
-        if batch is None:
-            return
-        yield batch.cast(pa.schema(map(plain_field, batch.schema)))
-
-
-def plain_field(field: pa.Field) -> pa.Field:
-    """Without metadata; Arrow's text and binary views, of which it can take no rows yet, as plain text and binary."""
-    plain = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
-    return field.with_type(plain.get(field.type, field.type)).remove_metadata()
 
 
 @contextmanager

@@ -102,7 +102,7 @@ def open_repository(location: str | Path, *, cache: Path | None = None, cache_by
             raise ConfigurationError(f"repository: {str(location)[:200]!r} is neither a local path nor s3://bucket/prefix")
         return LocalRepository(Path(location))
     try:
-        from triform.stores.s3 import S3Repository
+        from triform.stores.s3_repository import S3Repository
     except ModuleNotFoundError as error:
         raise ConfigurationError(f"repository: S3 needs {error.name}: install triform[s3]") from error
     from triform.stores.cache import DEFAULT_BYTES, PackageCache, default_root

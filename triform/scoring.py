@@ -10,8 +10,6 @@ make a run fail are found by halving. Nothing is visible under a final name: the
 
 from __future__ import annotations
 
-import hashlib
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -27,14 +25,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from triform import arrow, buffers
-from triform.dead_letters import FOOTER_KEY, DeadLetter, plain_field, read, sink
+from triform.dead_letters import FOOTER_KEY, DeadLetter, sink
 from triform.dead_letters import write as write_dead_letters
-from triform.errors import InputChanged, InputUnreadable, ResourceExhausted, RunFailed, TooManyDeadLetters
+from triform.errors import InputUnreadable, ResourceExhausted, RunFailed, TooManyDeadLetters
 from triform.features import Features
 from triform.package import FileEntry, file_entry
 from triform.pipeline import Behind, ahead
 from triform.predictor import Predictor, joined
 from triform.signature import Array, rows_of
+from triform.sources import Identity, Source, Sources, plain_field
 
 BATCH_ROWS: Final = 16_384
 BATCH_BYTES: Final = 32 << 20
@@ -45,12 +44,16 @@ class Part(msgspec.Struct, frozen=True):
     """Some row groups of one file. `first_row` is the file's row number (from 0) of the part's first row."""
 
     number: int
-    path: str
+    path: str  # or s3://bucket/key
     size: int  # of the whole file, bytes
     fingerprint: str  # of the file that the plan was made from
     row_groups: tuple[int, ...]
     first_row: int
     rows: int
+
+    @property
+    def identity(self) -> Identity:
+        return Identity(self.size, self.fingerprint)
 
 
 class Layout(msgspec.Struct, frozen=True):
@@ -82,26 +85,6 @@ class ScoredPart(msgspec.Struct, frozen=True):
         return sum(self.dead.values())
 
 
-def fingerprint(path: Path) -> str:
-    """What tells a local file from the one that was there before: sha256 of its Parquet footer and modification time.
-
-    The footer alone would not do: it holds each column chunk's place, size and extremes, and a value between them can change
-    without a trace. Raises `InputUnreadable` for what is no Parquet file.
-    """
-    with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        if size < 12:
-            raise InputUnreadable(f"{path}: {size} bytes are no Parquet file")
-        file.seek(-8, os.SEEK_END)
-        tail = file.read(8)
-        length = int.from_bytes(tail[:4], "little")
-        if tail[4:] != b"PAR1" or length > size - 12:
-            raise InputUnreadable(f"{path}: no Parquet file, or cut off: its last bytes are not a Parquet footer")
-        file.seek(-8 - length, os.SEEK_END)
-        modified = os.fstat(file.fileno()).st_mtime_ns
-        return hashlib.sha256(file.read(length) + modified.to_bytes(16, "little", signed=True)).hexdigest()
-
-
 def score_part(
     part: Part,
     predictor: Predictor,
@@ -110,16 +93,17 @@ def score_part(
     data: Path,
     dead_letters: Path,
     footer: Mapping[str, Any] | None = None,
+    sources: Sources | None = None,
     max_dead: int | None = None,
     on_rows: Callable[[int], None] | None = None,
 ) -> ScoredPart:
     """Writes the part's answers to `data` and, if there are any, its dead letters to `dead_letters`; both synced to disk.
 
-    `footer` is stored, with the counts, in the files' metadata. More than `max_dead` dead letters end the work early. `on_rows`
-    is told, after each batch, how many rows have been read so far. Raises `InputUnreadable`, `InputChanged` (the file is no
-    longer the planned one), `TooManyDeadLetters`.
+    `footer` is stored, with the counts, in the files' metadata. `sources`: open connections to use again. More than `max_dead`
+    dead letters end the work early. `on_rows` is told, after each batch, how many rows have been read so far. Raises
+    `InputUnreadable`, `InputChanged` (the file is no longer the planned one), `TooManyDeadLetters`.
     """
-    return _Scoring(part, predictor, layout, max_dead, on_rows).run(data, dead_letters, dict(footer or {}))
+    return _Scoring(part, predictor, layout, sources or Sources(), max_dead, on_rows).run(data, dead_letters, dict(footer or {}))
 
 
 def output_schema(features: Features, source: pa.Schema, layout: Layout) -> pa.Schema:
@@ -129,28 +113,22 @@ def output_schema(features: Features, source: pa.Schema, layout: Layout) -> pa.S
     return pa.schema([*carried, *arrow.output_schema(features), *stamps])
 
 
-def open_parquet(part: Part) -> pq.ParquetFile:
-    """The part's file, checked to be the one that was planned."""
-    path = Path(part.path)
-    try:
-        if path.stat().st_size != part.size or fingerprint(path) != part.fingerprint:
-            raise InputChanged(f"{part.path} is not the file that was planned; start the job anew for its present content")
-        return pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True)
-    except OSError as error:  # ArrowInvalid is a ValueError
-        raise InputUnreadable(f"{part.path}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise InputUnreadable(f"{part.path}: {error}") from error
-
-
 class _Scoring:
     """The work on one part; used once."""
 
     def __init__(
-        self, part: Part, predictor: Predictor, layout: Layout, max_dead: int | None, on_rows: Callable[[int], None] | None
+        self,
+        part: Part,
+        predictor: Predictor,
+        layout: Layout,
+        sources: Sources,
+        max_dead: int | None,
+        on_rows: Callable[[int], None] | None,
     ) -> None:
         self.part = part
         self.predictor = predictor
         self.layout = layout
+        self.sources = sources
         self.max_dead = max_dead
         self.on_rows = on_rows
         self.features = Features(predictor.signature, predictor.manifest.config)
@@ -162,8 +140,8 @@ class _Scoring:
 
     def run(self, data: Path, dead_letters: Path, footer: dict[str, Any]) -> ScoredPart:
         started = time.perf_counter()
-        with open_parquet(self.part) as source:
-            schema = output_schema(self.features, source.schema_arrow, self.layout)
+        with self.sources.open(self.part.path, self.part.identity) as source:
+            schema = output_schema(self.features, source.schema, self.layout)
             with sink(data, schema) as writer:
                 with (
                     closing(ahead(self._batches(source))) as batches,
@@ -206,13 +184,13 @@ class _Scoring:
         finally:
             self.seconds[stage] += time.perf_counter() - started
 
-    def _batches(self, source: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
+    def _batches(self, source: Source) -> Iterator[pa.RecordBatch]:
         """The needed columns, batch by batch."""
         columns = list(dict.fromkeys((*self.features.columns, *self.layout.carried)))
-        groups = [source.metadata.row_group(i) for i in self.part.row_groups]
+        groups = [source.parquet.metadata.row_group(i) for i in self.part.row_groups]
         row_bytes = sum(g.total_byte_size for g in groups) / max(1, sum(g.num_rows for g in groups))
         size = int(np.clip(BATCH_BYTES / max(row_bytes, 1), 1, BATCH_ROWS))
-        batches = read(source, self.part.path, size, self.part.row_groups, columns)
+        batches = source.batches(size, self.part.row_groups, columns)
         while True:
             with self._timed("read"):
                 batch = next(batches, None)
@@ -257,12 +235,11 @@ class _Scoring:
         with self._timed("write"):
             writer.write_batch(batch)
 
-    def _write_dead_letters(self, source: pq.ParquetFile, path: Path, footer: Mapping[str, Any]) -> None:
+    def _write_dead_letters(self, source: Source, path: Path, footer: Mapping[str, Any]) -> None:
         with self._timed("write"):
             write_dead_letters(
                 path,
                 source,
-                source_file=self.part.path,
                 row_groups=self.part.row_groups,
                 first_row=self.part.first_row,
                 letters=self.dead,

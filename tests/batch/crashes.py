@@ -68,9 +68,9 @@ def ended(pid: int) -> int:
 def finish_and_check(bench: Workbench) -> None:
     summary = bench.score_and_run()
     assert_each_row_once(summary.folder, ROWS)
-    assert [path.name for path in bench.output.iterdir() if path.name.startswith("run=")] == [summary.folder.name]
+    assert [path.name for path in bench.output.iterdir() if path.name.startswith("run=")] == [Path(summary.folder).name]
     assert list((bench.output / "_open").glob("[!.]*")) == []
-    assert not (summary.folder / "_tmp").exists()
+    assert not (Path(summary.folder) / "_tmp").exists()
 
 
 def crash_everywhere(repository: Path, root: Path) -> int:

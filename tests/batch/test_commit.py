@@ -13,14 +13,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from batch import commit
-from batch.folder import Current, RunFolder, current, point_at
+from batch.folder import RunFolder
 from batch.job import Summary
+from batch.pointer import Current, current, point_at
 from tests.batch.workbench import DEAD_OF_100, Workbench, assert_each_row_once, visible
 from triform.errors import InputChanged, JobError, NotReconciled, OutputExists, TooManyDeadLetters
+from triform.package import file_entry
+from triform.stores.files import open_files
 
 
 def folder_of(summary: Summary) -> RunFolder:
-    return RunFolder(summary.folder.parent, summary.manifest.run)
+    return RunFolder(Path(summary.folder).parent, summary.manifest.run)
 
 
 def test_a_commit_counts_every_row(workbench: Workbench) -> None:
@@ -31,7 +34,7 @@ def test_a_commit_counts_every_row(workbench: Workbench) -> None:
     assert list(done.dead) == ["missing_value", "run_failed"]  # the commonest first
     assert (done.rows_in, done.rows_out, done.rows_dead) == (300, 258, 42)
     assert (done.pinned.ref, done.model, done.key, len(done.parts)) == ("lookup/1", "lookup@stable", ("id",), 3)
-    now = current(workbench.output)
+    now = current(open_files(workbench.output))
     assert now is not None
     assert (now.run, now.previous) == (done.run, None)
     assert commit.verify(folder_of(summary))[0] == "counts: 300 rows in = 258 answered + 42 dead letters"
@@ -154,7 +157,7 @@ def repeat_a_key(path: Path) -> None:
     ids = pa.array([1, 1, *table["id"].to_pylist()[2:]])
     pq.write_table(table.set_column(0, table.schema.field("id"), ids), path / "data" / "part-00000.parquet")
     manifest = json.loads((path / "_manifest" / "000001.json").read_text())
-    entry = commit.file_entry(path / "data" / "part-00000.parquet")
+    entry = file_entry(path / "data" / "part-00000.parquet")
     manifest["parts"][0]["data"] = {"sha256": entry.sha256, "size": entry.size}
     edit(path / "_manifest" / "000001.json", parts=manifest["parts"])
 
@@ -162,11 +165,11 @@ def repeat_a_key(path: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "names"),
     [
-        (lambda run: flip(run / "data" / "part-00001.parquet"), r"part-00001\.parquet is not the file"),
-        (lambda run: flip(run / "dead_letters" / "part-00001.parquet"), r"dead_letters/part-00001\.parquet is not the file"),
-        (lambda run: (run / "data" / "part-00001.parquet").unlink(), r"part-00001\.parquet cannot be read"),
-        (lambda run: (run / "dead_letters").rename(run / "moved"), r"dead_letters/part-00000\.parquet cannot be read"),
-        (lambda run: (run / "data").rename(run / "moved"), r"data/part-00000\.parquet cannot be read"),
+        (lambda run: flip(run / "data" / "part-00001.parquet"), r"part-00001\.parquet is missing or is not the file"),
+        (lambda run: flip(run / "dead_letters" / "part-00001.parquet"), r"dead_letters/part-00001\.parquet is missing or is not"),
+        (lambda run: (run / "data" / "part-00001.parquet").unlink(), r"part-00001\.parquet is missing"),
+        (lambda run: (run / "dead_letters").rename(run / "moved"), r"dead_letters/part-00000\.parquet is missing"),
+        (lambda run: (run / "data").rename(run / "moved"), r"data/part-00000\.parquet is missing"),
         (lambda run: (run / "data" / "stray.parquet").write_bytes(b""), "stray.parquet"),
         (lambda run: (run / "dead_letters" / "stray.parquet").write_bytes(b""), "stray.parquet"),
         (lambda run: edit(run / "_manifest" / "000001.json", rows_out=259), "counts 259"),
@@ -181,7 +184,7 @@ def repeat_a_key(path: Path) -> None:
 def test_verify_finds(workbench: Workbench, spoil: Callable[[Path], Any], names: str) -> None:
     summary = workbench.write_some(3).score_and_run()
     commit.verify(folder_of(summary))
-    spoil(summary.folder)
+    spoil(Path(summary.folder))
     with pytest.raises(JobError, match=names):
         commit.verify(folder_of(summary))
 
@@ -201,19 +204,20 @@ def test_of_two_jobs_that_commit_at_once_the_second_is_told(workbench: Workbench
     first = workbench.run(**one)
     with pytest.raises(OutputExists, match=first.manifest.run):
         workbench.run(**two)
-    now = current(workbench.output)
+    now = current(open_files(workbench.output))
     assert now is not None
     assert now.run == first.manifest.run
-    assert visible(workbench.output) == [path for path in visible(workbench.output) if first.folder.name in path.parts]
+    assert visible(workbench.output) == [path for path in visible(workbench.output) if Path(first.folder).name in path.parts]
 
 
 def test_the_pointer_is_a_log_that_each_writer_extends_once(tmp_path: Path) -> None:
-    point_at(tmp_path, "a", "then", "fail")
-    point_at(tmp_path, "a", "then", "fail")
+    files = open_files(tmp_path)
+    point_at(files, "a", "then", "fail")
+    point_at(files, "a", "then", "fail")
     with pytest.raises(OutputExists):
-        point_at(tmp_path, "b", "then", "fail")
-    point_at(tmp_path, "b", "later", "replace")
-    assert current(tmp_path) == Current("b", "a", "later")
+        point_at(files, "b", "then", "fail")
+    point_at(files, "b", "later", "replace")
+    assert current(files) == Current("b", "a", "later")
     assert len(list((tmp_path / "_current").iterdir())) == 2
 
 

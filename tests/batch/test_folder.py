@@ -12,14 +12,16 @@ from typing import NamedTuple
 import pyarrow.parquet as pq
 import pytest
 
-from batch.folder import RunFolder, current, open_run
+from batch.folder import RunFolder, open_run
 from batch.plan import Plan
+from batch.pointer import current
 from tests.batch.workbench import Workbench, assert_each_row_once, visible
 from triform.errors import JobError, NotReconciled
 from triform.predictor import Predictor
 from triform.repository import open_repository
 from triform.scoring import ScoredPart, score_part
 from triform.stores import durable
+from triform.stores.files import open_files
 
 
 class Attempt(NamedTuple):
@@ -35,6 +37,7 @@ class Race:
     def __init__(self, bench: Workbench) -> None:
         bench.write("a.parquet", 0, x=[i % 20 for i in range(100)])
         self.folder, self.plan = bench.begin()
+        self.root = Path(self.folder.location)
         repository = open_repository(bench.repository)
         self.predictors = {version: Predictor.load(repository.package("lookup", version)) for version in (1, 2)}
 
@@ -48,7 +51,7 @@ class Race:
 
     def link(self, attempt: Attempt) -> None:
         """The first step of `place`, after which a worker may be killed."""
-        assert durable.link_exclusively(attempt.data, self.folder.data(committed=False) / "part-00000.parquet")
+        assert durable.link_exclusively(attempt.data, self.root / "_data" / "part-00000.parquet")
 
     def assert_counts(self, winner: Attempt) -> None:
         """The winner's data and the winner's dead letters are the part, and nobody else's."""
@@ -57,9 +60,9 @@ class Race:
         assert (record.data, record.dead_letters, record.dead) == (
             winner.scored.data, winner.scored.dead_letters, winner.scored.dead,
         )  # fmt: skip
-        letters = self.folder.dead_letters(committed=False) / "part-00000.parquet"
+        letters = self.root / "_dead_letters" / "part-00000.parquet"
         assert letters.exists() == bool(winner.scored.dead)
-        ids = pq.read_table(self.folder.data(committed=False) / "part-00000.parquet")["id"].to_pylist()
+        ids = pq.read_table(self.root / "_data" / "part-00000.parquet")["id"].to_pylist()
         ids += pq.read_table(letters)["id"].to_pylist() if letters.exists() else []
         assert sorted(ids) == list(range(100))
 
@@ -76,7 +79,7 @@ def test_of_two_attempts_the_first_counts_with_its_own_dead_letters(race: Race, 
     assert placed == winner.scored
     assert race.folder.place(zombie.id, zombie.scored) == placed
     race.assert_counts(winner)
-    assert list(race.folder.temporary.iterdir()) == []
+    assert list((race.root / "_tmp").iterdir()) == []
 
 
 @pytest.mark.parametrize(("first", "second"), [(1, 2), (2, 1), (1, 1)])
@@ -127,20 +130,20 @@ def test_dead_letters_that_are_gone_are_not_made_up(race: Race, workbench: Workb
     with pytest.raises(NotReconciled, match=r"move .* away and run again"):
         race.folder.adopt(0)
     assert race.folder.recorded() == set()
-    race.folder.path.rename(workbench.root / "away")  # as the message says
+    race.root.rename(workbench.root / "away")  # as the message says
     assert workbench.score_and_run().manifest.rows_in == 100
 
 
 def test_dead_letters_of_another_attempt_are_not_taken(race: Race) -> None:
     orphan, other = race.attempt(1), race.attempt(1)
     race.link(orphan)
-    durable.link_exclusively(other.dead, race.folder.dead_letters(committed=False) / "part-00000.parquet")
+    durable.link_exclusively(other.dead, race.root / "_dead_letters" / "part-00000.parquet")
     with pytest.raises(NotReconciled, match="another attempt"):
         race.folder.adopt(0)
 
 
 def test_a_file_that_is_not_the_parts_is_named(race: Race) -> None:
-    target = race.folder.data(committed=False) / "part-00000.parquet"
+    target = race.root / "_data" / "part-00000.parquet"
     target.write_bytes(b"not ours")
     with pytest.raises(NotReconciled, match=r"part-00000\.parquet was not written by this job"):
         race.folder.adopt(0)
@@ -154,10 +157,10 @@ def test_a_file_that_is_not_the_parts_is_named(race: Race) -> None:
 
 
 def test_a_damaged_record_or_plan_is_named(race: Race) -> None:
-    (race.folder.parts / "00000.json").write_bytes(b'{"part": 0')
+    (race.root / "_parts" / "00000.json").write_bytes(b'{"part": 0')
     with pytest.raises(JobError, match=r"00000\.json is damaged"):
         race.folder.adopt(0)
-    (race.folder.path / "_run.json").write_bytes(b"\xff")
+    (race.root / "_run.json").write_bytes(b"\xff")
     with pytest.raises(JobError, match=r"_run\.json is damaged"):
         race.folder.plan()
 
@@ -166,8 +169,8 @@ def test_the_first_plan_is_frozen(workbench: Workbench) -> None:
     folder, plan = workbench.write_some(1).begin()
     later = Plan(**{name: getattr(plan, name) for name in plan.__struct_fields__} | {"model": "lookup/1"})
     assert folder.begin(later) == plan == folder.plan() == RunFolder(workbench.output, plan.run).begin(later)
-    assert open_run(workbench.output, plan.job) == plan.run
-    assert current(workbench.output) is None
+    assert open_run(open_files(workbench.output), plan.job) == plan.run
+    assert current(open_files(workbench.output)) is None
 
 
 def run_crashes(*args: str) -> str:

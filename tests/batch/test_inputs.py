@@ -14,11 +14,16 @@ from triform.errors import InputUnreadable, InvalidInput
 from triform.features import Features
 from triform.package import ModelPackage
 from triform.scoring import Layout
+from triform.sources import Sources
 
 ODD = [  # of folders
     "a b", "x=y", "month=a%2Fb", "x=..", "_x=1", "*", "[ab]", "ümläut",
     "'quote\"", "line\nbreak", "x=__HIVE_DEFAULT_PARTITION__", "x=",
 ]  # fmt: skip
+
+
+def find(patterns: list[str]) -> list[Path]:
+    return [Path(file) for file in inputs.find(patterns, Sources())]
 
 
 def write(path: Path, table: pa.Table | None = None) -> Path:
@@ -32,9 +37,9 @@ def test_folders_with_odd_names_are_searched(tmp_path: Path, name: str) -> None:
     """A file is named by itself, by its folder, or from above, whatever its name means to a glob."""
     file = write(tmp_path / name / "part=[1]*.parquet")
     decoy = write(tmp_path / "b" / "part=1.parquet")
-    assert inputs.find([str(file)]) == inputs.find([str(tmp_path / name)]) == [file]
-    assert inputs.find([str(tmp_path)]) == inputs.find([f"{tmp_path}/**/*.parquet"]) == sorted([file, decoy])
-    assert inputs.find([str(tmp_path), str(file), str(decoy)]) == sorted([file, decoy])
+    assert find([str(file)]) == find([str(tmp_path / name)]) == [file]
+    assert find([str(tmp_path)]) == find([f"{tmp_path}/**/*.parquet"]) == sorted([file, decoy])
+    assert find([str(tmp_path), str(file), str(decoy)]) == sorted([file, decoy])
 
 
 def test_hidden_and_unfinished_files_are_no_data(tmp_path: Path) -> None:
@@ -42,9 +47,9 @@ def test_hidden_and_unfinished_files_are_no_data(tmp_path: Path) -> None:
     for name in "_SUCCESS.parquet", ".a.parquet", "_temporary/0/a.parquet", ".hidden/a.parquet":
         write(tmp_path / "_root" / name)
     (tmp_path / "_root" / "note.txt").write_text("not data")
-    assert inputs.find([str(tmp_path / "_root")]) == [file]
+    assert find([str(tmp_path / "_root")]) == [file]
     for pattern in "*.parquet", "**/*.parquet", "?.parquet":
-        assert inputs.find([f"{tmp_path}/_root/{pattern}"]) == [file]
+        assert find([f"{tmp_path}/_root/{pattern}"]) == [file]
 
 
 @pytest.mark.parametrize("pattern", ["absent.parquet", "absent/*.parquet", "empty", "?"])
@@ -52,7 +57,7 @@ def test_a_pattern_that_names_nothing_is_named(tmp_path: Path, pattern: str) -> 
     (tmp_path / "empty").mkdir()
     file = write(tmp_path / "a.parquet")
     with pytest.raises(InputUnreadable, match="nothing there"):
-        inputs.find([str(file), f"{tmp_path}/{pattern}"])
+        find([str(file), f"{tmp_path}/{pattern}"])
 
 
 def test_a_file_of_many_names_is_found_once(tmp_path: Path) -> None:
@@ -60,13 +65,13 @@ def test_a_file_of_many_names_is_found_once(tmp_path: Path) -> None:
     (tmp_path / "in" / "link.parquet").symlink_to(file)
     (tmp_path / "linked").symlink_to(tmp_path / "in")
     names = ["in", "in/../in", "linked", "linked/a.parquet", "in/link.parquet", "*/a.parquet"]
-    assert inputs.find([f"{tmp_path}/{name}" for name in names]) == [file]
+    assert find([f"{tmp_path}/{name}" for name in names]) == [file]
 
 
 def test_relative_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = write(tmp_path / "in" / "a.parquet")
     monkeypatch.chdir(tmp_path)
-    assert inputs.find(["in"]) == inputs.find(["in/a.parquet"]) == inputs.find(["in/*"]) == [file]
+    assert find(["in"]) == find(["in/a.parquet"]) == find(["in/*"]) == [file]
 
 
 def test_all_unreadable_files_are_named_at_once(tmp_path: Path) -> None:
@@ -81,7 +86,7 @@ def test_all_unreadable_files_are_named_at_once(tmp_path: Path) -> None:
     for name, damage in damages.items():
         (tmp_path / f"{name}.parquet").write_bytes(damage)
     with pytest.raises(InputUnreadable, match="4 of 5 input file") as caught:
-        inputs.read_files(inputs.find([str(tmp_path)]))
+        inputs.read_files([str(file) for file in find([str(tmp_path)])], Sources())
     assert all(f"{name}.parquet" in str(caught.value) for name in damages)
     assert "good" not in str(caught.value)
 
@@ -90,7 +95,7 @@ def test_a_name_that_is_not_unicode_is_refused(tmp_path: Path) -> None:
     file = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.parquet"))
     write(tmp_path / "a.parquet").rename(file)
     with pytest.raises(InputUnreadable, match="name"):
-        inputs.find([str(tmp_path)])
+        find([str(tmp_path)])
 
 
 def tagged(kind: pa.DataType, extension: str) -> pa.Field:
@@ -120,19 +125,20 @@ def test_types_that_may_run_code_are_refused_wherever_they_stand(tmp_path: Path,
         pytest.importorskip("ray.data")
     file = write(tmp_path / "a.parquet", pa.schema([pa.field("x", pa.int64()), field]).empty_table())
     with pytest.raises(InputUnreadable, match=r"a\.parquet: column '.*' has the extension type"):
-        inputs.read_files([file])
+        inputs.read_files([str(file)], Sources())
 
 
 def test_plain_extension_types_are_read(tmp_path: Path) -> None:
     ids = pa.ExtensionArray.from_storage(pa.uuid(), pa.array([bytes(16)], pa.binary(16)))
     file = write(tmp_path / "a.parquet", pa.table({"id": ids}))
-    assert inputs.read_file(file)[0].rows == 1
+    assert inputs.read_file(str(file), Sources())[0].rows == 1
 
 
 def check(tmp_path: Path, repository: Path, *tables: pa.Table, keep: tuple[str, ...] = (), key: tuple[str, ...] = ()) -> None:
     manifest = ModelPackage.open(repository / "lookup" / "1").manifest
-    files = [write(tmp_path / f"{i}.parquet", table) for i, table in enumerate(tables)]
-    inputs.check_columns(inputs.read_files(files), Features(manifest.signature, manifest.config), Layout(key, keep))
+    paths = [str(write(tmp_path / f"{i}.parquet", table)) for i, table in enumerate(tables)]
+    files = inputs.read_files(paths, Sources())
+    inputs.check_columns(files, Features(manifest.signature, manifest.config), Layout(key, keep))
 
 
 X = pa.array([1], pa.int64())

@@ -14,7 +14,7 @@ import pyarrow.dataset as ds
 import pytest
 
 from batch import job
-from batch.folder import current
+from batch.pointer import current
 from tests.batch.workbench import Workbench, assert_each_row_once, read_rows, visible
 from triform import testing
 from triform.errors import (
@@ -29,6 +29,7 @@ from triform.errors import (
 from triform.packaging import package_model
 from triform.releases import ReleaseLog
 from triform.repository import open_repository
+from triform.stores.files import open_files
 from triform.telemetry import Silent
 
 COLUMNS = ["id", "note", "y", "_model_version", "_scored_at"]
@@ -147,9 +148,9 @@ def test_another_job_is_not_mixed_into_an_output(workbench: Workbench) -> None:
 def test_a_replacing_run_shows_nothing_before_its_commit(workbench: Workbench) -> None:
     workbench.write_some(3)
     workbench.score_and_run(input=(str(workbench.input / "0.parquet"),))
-    before, now = visible(workbench.output), current(workbench.output)
+    before, now = visible(workbench.output), current(open_files(workbench.output))
     workbench.score(0, 1, if_exists="replace")
-    assert (visible(workbench.output), current(workbench.output)) == (before, now)
+    assert (visible(workbench.output), current(open_files(workbench.output))) == (before, now)
 
 
 def test_a_run_folder_that_was_moved_away_is_begun_anew(workbench: Workbench) -> None:
@@ -164,7 +165,7 @@ def test_partitions_with_odd_names_are_inputs(workbench: Workbench, folder: str)
     workbench.write(f"{folder}/part-0.parquet", 0)
     summary = workbench.score_and_run()
     assert_each_row_once(summary.folder, 100)
-    assert set(read_rows(summary.folder / "dead_letters")["source_file"].to_pylist()) == {
+    assert set(read_rows(Path(summary.folder) / "dead_letters")["source_file"].to_pylist()) == {
         str(workbench.input / folder / "part-0.parquet")
     }
 
@@ -223,7 +224,7 @@ def test_output_is_a_plain_folder_of_parquet(workbench: Workbench) -> None:
     assert (frame["y"] == frame["id"] % 10 * 10).all()
     query = f"SELECT count(*), sum(y), min(_model_version), count(DISTINCT _scored_at) FROM '{summary.data}/*.parquet'"  # noqa: S608
     assert duckdb.sql(query).fetchall() == [(len(frame), math.fsum(frame["y"]), "lookup/1", 1)]
-    letters = ds.dataset(summary.folder / "dead_letters", format="parquet").to_table()
+    letters = ds.dataset(Path(summary.folder) / "dead_letters", format="parquet").to_table()
     assert letters.column_names == ["id", "source_file", "row_number", "code", "reason", "raw_row"]
     assert {path.suffix for path in visible(workbench.output)} == {".parquet"}
 

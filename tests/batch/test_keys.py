@@ -56,8 +56,12 @@ def twice(rows: list[tuple[Any, ...]]) -> Counter[int]:
     return Counter(n for n in Counter(tuple(map(plain, row)) for row in rows).values() if n > 1)
 
 
+def duplicates(files: list[Path], key: list[str], **options: Any) -> list[tuple[tuple[Any, ...], int]]:
+    return keys.duplicates([str(file) for file in files], key, lambda name: Path(name).open("rb"), **options)
+
+
 def found(files: list[Path], key: list[str]) -> Counter[int]:
-    return Counter(n for _, n in keys.duplicates(files, key, most=10**6))
+    return Counter(n for _, n in duplicates(files, key, most=10**6))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -83,13 +87,13 @@ def test_several_columns_are_one_key(tmp_path_factory: Any, rows: list[tuple[Any
 
 def test_the_order_of_columns_and_the_border_between_them_matter(tmp_path: Path) -> None:
     file = write(tmp_path / "in", {"a": pa.array(["ab", "a", "x", "y"]), "b": pa.array(["c", "bc", "y", "x"])})
-    assert keys.duplicates([file], ["a", "b"]) == []
+    assert duplicates([file], ["a", "b"]) == []
 
 
 def test_examples_are_named_the_commonest_first(tmp_path: Path) -> None:
     file = write(tmp_path / "in", {"a": pa.array([1] * 3 + [2] * 5 + [3] + [None] * 2), "b": pa.array(["x"] * 11)})
-    assert keys.duplicates([file], ["a", "b"]) == [((2, "x"), 5), ((1, "x"), 3), ((None, "x"), 2)]
-    assert keys.duplicates([file], ["a"], most=1) == [((2,), 5)]
+    assert duplicates([file], ["a", "b"]) == [((2, "x"), 5), ((1, "x"), 3), ((None, "x"), 2)]
+    assert duplicates([file], ["a"], most=1) == [((2,), 5)]
 
 
 @pytest.mark.parametrize(
@@ -106,12 +110,12 @@ def test_examples_are_named_the_commonest_first(tmp_path: Path) -> None:
     ids=lambda v: str(v.type),
 )
 def test_odd_kinds_of_keys(tmp_path: Path, values: pa.Array) -> None:
-    assert [n for _, n in keys.duplicates([write(tmp_path / "in", {"k": values})], ["k"])] == [2]
+    assert [n for _, n in duplicates([write(tmp_path / "in", {"k": values})], ["k"])] == [2]
 
 
 def test_no_files_and_no_rows(tmp_path: Path) -> None:
-    assert keys.duplicates([], ["k"]) == []
-    assert keys.duplicates([write(tmp_path / "in", {"k": pa.array([], pa.int64())})], ["k"]) == []
+    assert duplicates([], ["k"]) == []
+    assert duplicates([write(tmp_path / "in", {"k": pa.array([], pa.int64())})], ["k"]) == []
 
 
 @given(st.lists(st.integers(0, 2**64 - 1)), st.integers(keys.SPLIT_BITS, 64))
@@ -130,7 +134,7 @@ def test_more_rows_than_are_sorted_at_once_are_split_until_they_fit(
     monkeypatch.setattr(keys, "BUCKET_ROWS", most)
     repeated = [*range(1000), *range(0, 1000, 100), *[7] * 500]
     file = write(tmp_path / "in", {"k": pa.array(repeated)})
-    found = keys.duplicates([file], ["k"], most=100, scratch=tmp_path)
+    found = duplicates([file], ["k"], most=100, scratch=tmp_path)
     assert dict(found) == {(7,): 501} | {(k,): 2 for k in range(0, 1000, 100)}
     assert list(tmp_path.glob("triform-keys-*")) == []
 

@@ -95,9 +95,9 @@ def read_rows(folder: Path) -> pa.Table:
     return pa.concat_tables([pq.read_table(file, partitioning=None) for file in sorted(folder.glob("*.parquet"))])
 
 
-def assert_each_row_once(run: Path, rows: int) -> None:
+def assert_each_row_once(run: Path | str, rows: int) -> None:
     """Rows 0.. stand in a committed run's data or its dead letters, each where it belongs, with the right answer and reason."""
-    data, dead = read_rows(run / "data"), read_rows(run / "dead_letters")
+    data, dead = read_rows(Path(run) / "data"), read_rows(Path(run) / "dead_letters")
     counts = Counter(data["id"].to_pylist()) + Counter(dead["id"].to_pylist())
     assert counts == Counter(range(rows))
     assert data["y"].to_pylist() == [10.0 * x_of(row) for row in data["id"].to_pylist()]  # type: ignore[operator]

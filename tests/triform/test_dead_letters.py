@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from triform import dead_letters
 from triform.dead_letters import FOOTER_KEY, DeadLetter
+from triform.sources import Sources
 
 
 def bury(
@@ -24,12 +25,11 @@ def bury(
 ) -> pa.Table:
     """Dead letters for these rows of the given row groups (`size` rows each) of a file that holds the table."""
     pq.write_table(table, folder / "source.parquet", row_group_size=size)
-    with pq.ParquetFile(folder / "source.parquet") as source:
-        groups = list(range(source.num_row_groups)) if groups is None else groups
+    with Sources().open(str(folder / "source.parquet")) as source:
+        groups = list(range(source.parquet.num_row_groups)) if groups is None else groups
         dead_letters.write(
             folder / "dead.parquet",
             source,
-            source_file="the source",
             row_groups=groups,
             first_row=groups[0] * size if groups else 0,
             letters=[DeadLetter(row, "code", f"reason {row}") for row in rows],
@@ -64,7 +64,8 @@ def test_columns_and_footer(tmp_path: Path) -> None:
     dead = bury(tmp_path, pa.table({"b": ["x"], "a": [1]}), [0], key=("a", "b"))
     assert dead.column_names == ["a", "b", "source_file", "row_number", "code", "reason", "raw_row"]
     assert dead.to_pylist()[0] | {"raw_row": ""} == {
-        "a": 1, "b": "x", "source_file": "the source", "row_number": 0, "code": "code", "reason": "reason 0", "raw_row": "",
+        "a": 1, "b": "x", "source_file": str(tmp_path / "source.parquet"),
+        "row_number": 0, "code": "code", "reason": "reason 0", "raw_row": "",
     }  # fmt: skip
     assert orjson.loads(pq.read_metadata(tmp_path / "dead.parquet").metadata[FOOTER_KEY]) == {"run": "r"}
 

@@ -15,7 +15,8 @@ import pytest
 from triform import testing
 from triform.errors import InputChanged, InputUnreadable, InvalidInput, JobError, TooManyDeadLetters
 from triform.predictor import Predictor
-from triform.scoring import BATCH_ROWS, Layout, Part, ScoredPart, fingerprint, score_part
+from triform.scoring import BATCH_ROWS, Layout, Part, ScoredPart, score_part
+from triform.sources import fingerprint
 
 LINEAR = '[inputs.x]\ncolumns = ["a", { name = "b", null = "nan" }, { name = "c", null = 7 }]\n'
 Scored = tuple[ScoredPart, pa.Table, pa.Table | None]

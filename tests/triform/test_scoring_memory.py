@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from triform import testing
-from triform.scoring import fingerprint
+from triform.sources import fingerprint
 
 CHILD = """
 import re, sys

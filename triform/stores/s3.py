@@ -1,53 +1,48 @@
-"""A model repository on S3. The only module of the core that imports boto3.
+"""One bucket of S3, or of a store that speaks its protocol. The only module of the core that imports boto3.
 
-    <prefix>/<model>/blobs/<sha256>            every file of every version, once
-    <prefix>/<model>/<version>/manifest.json   names the blobs; created last and exclusively: with it the version is there
-    <prefix>/<model>/releases/000017.json      created exclusively
-
-    manifest -> blobs in parallel ranges, hashed while they stream in -> cache.py -> ModelPackage
-
-Exclusive means `If-None-Match: *`. A response that was lost shows as 412 on the retry, so whoever needs to know compares
-what is there with what was written. Every wait is bounded: timeouts, and a budget of retries for a whole package.
+Whatever is written for others to see is created exclusively (`If-None-Match: *`): of many writers one wins. A response that was
+lost shows as 412 on the retry, so whoever needs to know compares what is there with what was written. Every wait is bounded:
+timeouts, and a budget of retries with backoff. Errors say what to do; no key, secret or signature gets into one.
 """
 
 from __future__ import annotations
 
-import hashlib
 import random
 import re
-import tempfile
+import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from functools import wraps
 from pathlib import Path
-from typing import Any, Final, ParamSpec, TypeVar
+from typing import Any, Final, NamedTuple, ParamSpec, TypeVar
 
 import boto3
-import msgspec
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
-from triform.errors import ConfigurationError, DigestMismatch, PackageError, StoreError, VersionExists, VersionNotFound
-from triform.package import FILE, MANIFEST, MAX_MANIFEST_BYTES, NAME, FileEntry, Manifest, ModelPackage
-from triform.repository import VERSION, check_name
-from triform.stores.cache import PackageCache
+from triform.errors import ConfigurationError, InputChanged, StoreError
 
 P = ParamSpec("P")
 R = TypeVar("R")
 RANGE_BYTES: Final = 8 << 20
 PARALLEL: Final = 8
+SINGLE_BYTES: Final = 64 << 20  # larger files are uploaded in pieces
+PIECE_BYTES: Final = 16 << 20
+DELETE_KEYS: Final = 1000  # of one request
+MOST_BYTES: Final = 1 << 30  # of an object that is read whole
 MISSING: Final = frozenset({"NoSuchKey", "404", "NotFound"})
 DENIED: Final = frozenset({"AccessDenied", "403", "Forbidden", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"})
 EXISTS: Final = frozenset({"PreconditionFailed", "412"})
 AGAIN: Final = frozenset({"ConditionalRequestConflict", "409"})  # S3 asks to try anew
-_LOCATION: Final = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/([A-Za-z0-9!_.*'()/-]*))?")
+EMPTY: Final = frozenset({"InvalidRange", "416"})
+_LOCATION: Final = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(.*))?", re.DOTALL)
 
 
 class Budget:
-    """Retries that the fetch of one package may spend in all, with exponential backoff and jitter between them."""
+    """Retries that one piece of work may spend in all, with exponential backoff and jitter between them."""
 
     def __init__(self, retries: int = 8, seconds: float = 120.0, *, sleep: Callable[[float], None] = time.sleep) -> None:
         self.retries = retries
@@ -64,12 +59,36 @@ class Budget:
         self._sleep(pause)
 
 
+class Found(NamedTuple):
+    """An object: `age` is in seconds by the store's own clock."""
+
+    size: int
+    etag: str
+    age: float
+
+
+class Tail(NamedTuple):
+    """The last bytes of an object, and which object they are of."""
+
+    content: bytes
+    size: int
+    etag: str
+
+
+def split(location: str) -> tuple[str, str]:
+    """Bucket and key of `s3://bucket/key`. Raises `ConfigurationError` for anything else."""
+    found = _LOCATION.fullmatch(location)
+    if not found:
+        raise ConfigurationError(f"{location[:200]!r} is not s3://bucket/prefix")
+    return found[1], found[2] or ""
+
+
 def error_code(error: ClientError) -> str:
     return str(error.response.get("Error", {}).get("Code", ""))
 
 
 def _storage(operation: Callable[P, R]) -> Callable[P, R]:
-    """Turns what boto3 raises into `StoreError` that says what to do; no key, secret or signature gets into it."""
+    """Turns what boto3 raises into `StoreError`."""
 
     @wraps(operation)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -89,140 +108,65 @@ def _explained(error: ClientError) -> StoreError:
     code, action = error_code(error), error.operation_name
     if code in DENIED:
         return StoreError(
-            f"S3 denies {action} ({code}): the repository needs s3:GetObject and s3:ListBucket on the prefix, publishing and "
-            "releasing also s3:PutObject"
+            f"S3 denies {action} ({code}): reading needs s3:GetObject and s3:ListBucket on the prefix, publishing, releasing and "
+            "writing a run also s3:PutObject"
         )
     if code == "NoSuchBucket":
-        return StoreError("S3: there is no such bucket; check the repository's location and the region")
+        return StoreError("S3: there is no such bucket; check the location and the region")
     return StoreError(f"S3: {action} failed ({code or 'no code'})")
 
 
-class S3Repository:
-    """Implements `ModelRepository` on a prefix of a bucket. Use `S3Repository.open`."""
+class Bucket:
+    """The operations that Triform needs; each may raise `StoreError`. Safe to use by any number of threads."""
 
-    def __init__(self, client: Any, bucket: str, prefix: str, cache: PackageCache) -> None:
+    def __init__(self, client: Any, name: str) -> None:
         self.client = client
-        self.bucket = bucket
-        self.prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
-        self.cache = cache
-        self.location = f"s3://{bucket}/{self.prefix}".rstrip("/")
+        self.name = name
+        self._pool: ThreadPoolExecutor | None = None
+        self._lock = threading.Lock()
 
     @classmethod
-    def open(
-        cls, location: str, cache: PackageCache, *, endpoint_url: str | None = None, read_timeout: float = 20.0
-    ) -> S3Repository:
-        """The repository at `s3://bucket/prefix`.
-
-        Credentials, region and (where `endpoint_url` is None) AWS_ENDPOINT_URL come from boto3's usual chain. `read_timeout`:
-        seconds without a byte after which a request is given up and tried again.
-        """
-        found = _LOCATION.fullmatch(location)
-        if not found or ".." in location:
-            raise ConfigurationError(f"repository: {location[:200]!r} is not s3://bucket/prefix")
+    def open(cls, name: str, *, endpoint_url: str | None = None, read_timeout: float = 20.0) -> Bucket:
+        """Credentials, region and (where `endpoint_url` is None) AWS_ENDPOINT_URL come from boto3's usual chain. `read_timeout`:
+        seconds without a byte after which a request is given up and tried again."""
         config = Config(
             connect_timeout=5,
             read_timeout=read_timeout,
             retries={"mode": "standard", "total_max_attempts": 5},
             max_pool_connections=PARALLEL * 2,
         )
-        client = boto3.Session().client("s3", config=config, endpoint_url=endpoint_url)
-        return cls(client, found[1], found[2] or "", cache)
+        return cls(boto3.Session().client("s3", config=config, endpoint_url=endpoint_url), name)
+
+    @property
+    def pool(self) -> ThreadPoolExecutor:
+        """The threads of parallel requests."""
+        with self._lock:
+            self._pool = self._pool or ThreadPoolExecutor(PARALLEL, thread_name_prefix="triform-s3")
+        return self._pool
+
+    def url(self, key: str) -> str:
+        return f"s3://{self.name}/{key}"
 
     @_storage
-    def models(self) -> list[str]:
-        names = (p.removeprefix(self.prefix).rstrip("/") for p in self._folders(self.prefix))
-        return sorted(name for name in names if NAME.fullmatch(name) and self.versions(name))
-
-    @_storage
-    def versions(self, model: str) -> list[int]:
-        folder = self._key(model, "")
-        names = (p.removeprefix(folder).rstrip("/") for p in self._folders(folder))
-        return sorted(int(name) for name in names if VERSION.fullmatch(name))
-
-    @_storage
-    def package(self, model: str, version: int) -> ModelPackage:
-        content = self._get(self._key(model, f"{version}/{MANIFEST}"), MAX_MANIFEST_BYTES)
-        if content is None:
-            raise VersionNotFound(f"'{model}' has no version {version}")
+    def find(self, key: str) -> Found | None:
         try:
-            manifest = msgspec.json.decode(content, type=Manifest)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise PackageError(
-                f"{MANIFEST} of {model}/{version} is not a manifest of this version of Triform: {error}"
-            ) from error
-        if manifest.sealed().digest != manifest.digest or manifest.ref != f"{model}/{version}":
-            raise DigestMismatch(
-                f"{MANIFEST} of {model}/{version} was altered: its content does not match its digest or its place"
-            )
-        folder = self.cache.folder(manifest.digest, lambda staging: self._download(model, manifest, content, staging))
-        return ModelPackage.open(folder)
-
-    @contextmanager
-    def staging(self, model: str) -> Iterator[Path]:
-        check_name(model)
-        with tempfile.TemporaryDirectory(prefix="triform-staging-") as folder:
-            yield Path(folder)
-
-    @_storage
-    def publish(self, staged: Path, model: str, version: int) -> None:
-        content = (staged / MANIFEST).read_bytes()
-        manifest = msgspec.json.decode(content, type=Manifest)
-        for name, entry in manifest.files.items():
-            self._upload(staged / name, self._blob(model, entry), entry)
-        key = self._key(model, f"{version}/{MANIFEST}")
-        if not self._create(key, content) and self._get(key, MAX_MANIFEST_BYTES) != content:
-            raise VersionExists(f"'{model}' already has a version {version}, and versions never change: publish the next")
-
-    @_storage
-    def latest_revision(self, model: str) -> int:
-        """Revisions have no gaps, so a search by doubling finds the last in few requests, however long the log is."""
-        low, high = 0, 1
-        while self._exists(self._release(model, high)):
-            low, high = high, high * 2
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if self._exists(self._release(model, middle)) else (low, middle)
-        return low
-
-    @_storage
-    def read_release(self, model: str, revision: int) -> bytes | None:
-        return self._get(self._release(model, revision), MAX_MANIFEST_BYTES)
-
-    @_storage
-    def create_release(self, model: str, revision: int, content: bytes) -> bool:
-        return self._create(self._release(model, revision), content)
-
-    def _key(self, model: str, rest: str) -> str:
-        return f"{self.prefix}{check_name(model)}/{rest}"
-
-    def _blob(self, model: str, entry: FileEntry) -> str:
-        return self._key(model, f"blobs/{entry.sha256}")
-
-    def _release(self, model: str, revision: int) -> str:
-        return self._key(model, f"releases/{revision:06d}.json")
-
-    def _folders(self, prefix: str) -> Iterator[str]:
-        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix, Delimiter="/")
-        for page in pages:
-            yield from (found["Prefix"] for found in page.get("CommonPrefixes", ()))
-
-    def _exists(self, key: str) -> bool:
-        try:
-            self.client.head_object(Bucket=self.bucket, Key=key)
+            head = self.client.head_object(Bucket=self.name, Key=key)
         except ClientError as error:
             if error_code(error) in MISSING:
-                return False
+                return None
             raise
-        return True
+        now = parsedate_to_datetime(head["ResponseMetadata"]["HTTPHeaders"]["date"]).replace(tzinfo=UTC)
+        return Found(head["ContentLength"], head["ETag"], (now - head["LastModified"]).total_seconds())
 
-    def _get(self, key: str, most: int) -> bytes | None:
-        """A small object, or None where there is none."""
+    @_storage
+    def get(self, key: str, most: int = MOST_BYTES) -> bytes | None:
+        """A whole object, or None where there is none."""
         budget = Budget()
         while True:
             try:
-                answer = self.client.get_object(Bucket=self.bucket, Key=key)
+                answer = self.client.get_object(Bucket=self.name, Key=key)
                 if answer["ContentLength"] > most:
-                    raise PackageError(f"{key.rsplit('/', 1)[-1]} is larger than {most >> 20} MB")
+                    raise StoreError(f"{self.url(key)} is larger than {most >> 20} MB")
                 content: bytes = answer["Body"].read()
                 return content
             except ClientError as error:
@@ -232,12 +176,90 @@ class S3Repository:
             except BotoCoreError as error:  # the body was cut: botocore has retried only what comes before it
                 budget.spend(error)
 
-    def _create(self, key: str, content: bytes) -> bool:
+    @_storage
+    def range(self, key: str, start: int, stop: int, budget: Budget, etag: str | None = None) -> bytes:
+        """Bytes [start, stop). Raises `InputChanged` if the object is no longer the one with that ETag."""
+        while True:
+            match = {"IfMatch": etag} if etag else {}
+            try:
+                answer = self.client.get_object(Bucket=self.name, Key=key, Range=f"bytes={start}-{stop - 1}", **match)
+                content: bytes = answer["Body"].read()
+                if len(content) == stop - start:
+                    return content
+                raise StoreError(f"S3 gave {len(content)} of {stop - start} bytes")
+            except ClientError as error:
+                self._check_same(error, key, etag)
+                if error_code(error) in MISSING | DENIED:
+                    raise
+                budget.spend(error)
+            except (BotoCoreError, StoreError) as error:
+                budget.spend(error)
+
+    @_storage
+    def tail(self, key: str, length: int, etag: str | None = None) -> Tail:
+        """The object's last `length` bytes, or all of it if it is shorter. Raises `InputChanged` as `range` does."""
+        budget = Budget()
+        while True:
+            match = {"IfMatch": etag} if etag else {}
+            try:
+                answer = self.client.get_object(Bucket=self.name, Key=key, Range=f"bytes=-{length}", **match)
+                size = int(answer.get("ContentRange", "/0").rpartition("/")[2]) or answer["ContentLength"]
+                return Tail(answer["Body"].read(), size, answer["ETag"])
+            except ClientError as error:
+                self._check_same(error, key, etag)
+                if error_code(error) not in EMPTY:
+                    raise
+                found = self.find(key)
+                return Tail(b"", 0, found.etag if found else "")
+            except BotoCoreError as error:
+                budget.spend(error)
+
+    def _check_same(self, error: ClientError, key: str, etag: str | None) -> None:
+        if etag and error_code(error) in EXISTS | MISSING:
+            raise InputChanged(f"{self.url(key)} is not the file that was planned; start the job anew for its present content")
+
+    @_storage
+    def create(self, key: str, content: bytes) -> bool:
         """Creates the object exclusively; False if the key is taken (perhaps by us, if a response was lost)."""
+        return self._exclusively(lambda: self.client.put_object(Bucket=self.name, Key=key, Body=content, IfNoneMatch="*"))
+
+    @_storage
+    def create_from(self, file: Path, key: str) -> bool:
+        """The same with a file's content, in pieces where it is large; an upload that fails is aborted."""
+        if file.stat().st_size <= SINGLE_BYTES:
+            return self._exclusively(lambda: self._put_file(file, key))
+        if self.find(key) is not None:  # the pieces need not travel; who wins is decided at the end
+            return False
+        upload = self.client.create_multipart_upload(Bucket=self.name, Key=key, ChecksumAlgorithm="CRC32")["UploadId"]
+        name = {"Bucket": self.name, "Key": key, "UploadId": upload}
+        try:
+            pieces = {"Parts": list(self.pool.map(lambda n: self._piece(file, n, name), range(_pieces(file))))}
+            created = self._exclusively(
+                lambda: self.client.complete_multipart_upload(**name, MultipartUpload=pieces, IfNoneMatch="*")
+            )
+        except BaseException:
+            self._abort(name)
+            raise
+        if not created:
+            self._abort(name)
+        return created
+
+    def _put_file(self, file: Path, key: str) -> None:
+        with file.open("rb") as body:
+            self.client.put_object(Bucket=self.name, Key=key, Body=body, IfNoneMatch="*")
+
+    def _piece(self, file: Path, number: int, name: dict[str, str]) -> dict[str, Any]:
+        with file.open("rb") as source:
+            source.seek(number * PIECE_BYTES)
+            content = source.read(PIECE_BYTES)
+        done = self.client.upload_part(**name, PartNumber=number + 1, Body=content, ChecksumAlgorithm="CRC32")
+        return {"PartNumber": number + 1, "ETag": done["ETag"]} | {k: v for k, v in done.items() if k == "ChecksumCRC32"}
+
+    def _exclusively(self, write: Callable[[], Any]) -> bool:
         budget = Budget()
         while True:
             try:
-                self.client.put_object(Bucket=self.bucket, Key=key, Body=content, IfNoneMatch="*")
+                write()
             except ClientError as error:
                 if error_code(error) in EXISTS:
                     return False
@@ -247,59 +269,55 @@ class S3Repository:
             else:
                 return True
 
-    def _upload(self, file: Path, key: str, entry: FileEntry) -> None:
-        """A blob; its name is its content, so one that is there with the right size needs no second upload."""
+    def _abort(self, name: dict[str, str]) -> None:
         try:
-            if self.client.head_object(Bucket=self.bucket, Key=key)["ContentLength"] == entry.size:
-                return
-        except ClientError as error:
-            if error_code(error) not in MISSING:
-                raise
-        self.client.upload_file(str(file), self.bucket, key, ExtraArgs={"ChecksumAlgorithm": "SHA256"})
+            self.client.abort_multipart_upload(**name)
+        except (ClientError, BotoCoreError):  # it is gone, or `abort_uploads` finds it later
+            return
 
-    def _download(self, model: str, manifest: Manifest, content: bytes, staging: Path) -> None:
-        """All files of a version into the folder, each hashed while it streams in."""
-        budget = Budget()
-        with ThreadPoolExecutor(PARALLEL, thread_name_prefix="triform-s3") as pool:
-            for name, entry in manifest.files.items():
-                if not all(FILE.fullmatch(part) for part in name.split("/")):
-                    raise DigestMismatch(f"{manifest.ref} lists a file with an unsafe name: {name[:100]!r}")
-                (staging / name).parent.mkdir(parents=True, exist_ok=True)
-                self._download_file(pool, self._blob(model, entry), staging / name, entry, budget)
-        (staging / MANIFEST).write_bytes(content)
+    @_storage
+    def abort_uploads(self, prefix: str, *, older_than: float = 0.0) -> int:
+        """Ends the uploads in pieces below the prefix that were begun over `older_than` seconds ago; returns how many."""
+        pages = self.client.get_paginator("list_multipart_uploads").paginate(Bucket=self.name, Prefix=prefix)
+        before = datetime.now(UTC) - timedelta(seconds=older_than)
+        found = [up for page in pages for up in page.get("Uploads", ()) if up["Initiated"] <= before]
+        for up in found:
+            self._abort({"Bucket": self.name, "Key": up["Key"], "UploadId": up["UploadId"]})
+        return len(found)
 
-    def _download_file(self, pool: ThreadPoolExecutor, key: str, target: Path, entry: FileEntry, budget: Budget) -> None:
-        while True:
-            digest = hashlib.sha256()
-            with target.open("wb") as file:
-                for chunk in self._ranges(pool, key, entry.size, budget):
-                    digest.update(chunk)
-                    file.write(chunk)
-            if digest.hexdigest() == entry.sha256:
-                return
-            budget.spend(DigestMismatch(f"{target.name} came with another sha256 than the manifest's, again and again"))
+    @_storage
+    def put(self, key: str, content: bytes) -> None:
+        """Writes the object, whatever is there."""
+        self.client.put_object(Bucket=self.name, Key=key, Body=content)
 
-    def _ranges(self, pool: ThreadPoolExecutor, key: str, size: int, budget: Budget) -> Iterator[bytes]:
-        """The object's bytes in order, fetched PARALLEL ranges ahead."""
-        starts = deque(range(0, size, RANGE_BYTES))
-        pending: deque[Future[bytes]] = deque()
-        while starts or pending:
-            while starts and len(pending) < PARALLEL:
-                start = starts.popleft()
-                pending.append(pool.submit(self._range, key, start, min(start + RANGE_BYTES, size), budget))
-            yield pending.popleft().result()
+    @_storage
+    def upload(self, file: Path, key: str) -> None:
+        """The same with a file's content."""
+        self.client.upload_file(str(file), self.name, key, ExtraArgs={"ChecksumAlgorithm": "SHA256"})
 
-    def _range(self, key: str, start: int, stop: int, budget: Budget) -> bytes:
-        while True:
-            try:
-                answer = self.client.get_object(Bucket=self.bucket, Key=key, Range=f"bytes={start}-{stop - 1}")
-                content: bytes = answer["Body"].read()
-                if len(content) == stop - start:
-                    return content
-                raise StoreError(f"S3 gave {len(content)} of {stop - start} bytes")
-            except ClientError as error:
-                if error_code(error) in MISSING | DENIED:
-                    raise
-                budget.spend(error)
-            except (BotoCoreError, StoreError) as error:
-                budget.spend(error)
+    @_storage
+    def folders(self, prefix: str) -> list[str]:
+        """The names between the prefix, which ends with "/" or is empty, and the next "/"."""
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=prefix, Delimiter="/")
+        return [found["Prefix"][len(prefix) : -1] for page in pages for found in page.get("CommonPrefixes", ())]
+
+    @_storage
+    def keys(self, prefix: str) -> list[tuple[str, float]]:
+        """Every key below the prefix, in order, with its age in seconds."""
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=prefix)
+        found = [some for page in pages for some in page.get("Contents", ())]
+        now = datetime.now(UTC)
+        return [(some["Key"], (now - some["LastModified"]).total_seconds()) for some in found]
+
+    @_storage
+    def delete(self, keys: Iterable[str]) -> None:
+        """Removes the objects; a key that names none is no error."""
+        names = [{"Key": key} for key in keys]
+        for start in range(0, len(names), DELETE_KEYS):
+            some = {"Objects": names[start : start + DELETE_KEYS], "Quiet": True}
+            if failed := self.client.delete_objects(Bucket=self.name, Delete=some).get("Errors"):
+                raise StoreError(f"S3 denies DeleteObjects of {failed[0].get('Key')} ({failed[0].get('Code')})")
+
+
+def _pieces(file: Path) -> int:
+    return -(-file.stat().st_size // PIECE_BYTES)

@@ -17,7 +17,7 @@ from triform.predictor import Predictor
 from triform.releases import Canary, ReleaseLog
 from triform.repository import ModelRepository, open_repository, resolve
 from triform.stores.cache import PackageCache
-from triform.stores.s3 import S3Repository
+from triform.stores.s3_repository import S3Repository
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -115,7 +115,7 @@ def damage(store: ModelRepository) -> Callable[[], None]:
         if isinstance(store, S3Repository):
             entry = store.package("linear", 1).manifest.files["model.onnx"]
             key = f"{store.prefix}linear/blobs/{entry.sha256}"
-            store.client.put_object(Bucket=store.bucket, Key=key, Body=b"\0" * entry.size)
+            store.bucket.client.put_object(Bucket=store.bucket.name, Key=key, Body=b"\0" * entry.size)
             store.cache = PackageCache(store.cache.root / "fresh")
             store.cache.root.mkdir(parents=True)
         else:

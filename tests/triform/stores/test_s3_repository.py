@@ -15,7 +15,7 @@ from triform.releases import ReleaseLog
 from triform.repository import open_repository
 from triform.stores import s3
 from triform.stores.cache import PackageCache
-from triform.stores.s3 import S3Repository
+from triform.stores.s3_repository import S3Repository
 
 
 @pytest.fixture(scope="module")
@@ -109,14 +109,14 @@ def test_a_store_that_nobody_answers_for_is_an_error(s3_bucket: str, tmp_path: P
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"\xff", b"[" * 100_000])
 def test_a_damaged_manifest_is_refused(store: S3Repository, content: bytes) -> None:
-    store.client.put_object(Bucket=store.bucket, Key=f"{store.prefix}linear/1/manifest.json", Body=content)
+    store.bucket.client.put_object(Bucket=store.bucket.name, Key=f"{store.prefix}linear/1/manifest.json", Body=content)
     with pytest.raises(PackageError, match="manifest"):
         store.package("linear", 1)
 
 
 def test_a_manifest_moved_to_another_place_is_refused(store: S3Repository) -> None:
-    source = {"Bucket": store.bucket, "Key": f"{store.prefix}linear/1/manifest.json"}
-    store.client.copy_object(Bucket=store.bucket, Key=f"{store.prefix}linear/2/manifest.json", CopySource=source)
+    source = {"Bucket": store.bucket.name, "Key": f"{store.prefix}linear/1/manifest.json"}
+    store.bucket.client.copy_object(Bucket=store.bucket.name, Key=f"{store.prefix}linear/2/manifest.json", CopySource=source)
     with pytest.raises(DigestMismatch, match="its place"):
         store.package("linear", 2)
 
