@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
+import pyarrow.parquet as pq
 
 from batch import keys
 from batch.folder import RunFolder, part_name
@@ -230,9 +231,10 @@ def verify(folder: RunFolder) -> list[str]:
 
 def _check_digest(folder: RunFolder, name: str, entry: FileEntry, rows: int) -> None:
     try:
-        found = folder.part_file(name)
-        same = found is not None and found.rows == rows and folder.files.entry(name) == entry
-    except OSError as error:
+        same = folder.files.entry(name) == entry
+        with folder.files.open(name) as file:
+            same = same and pq.read_metadata(file).num_rows == rows
+    except (OSError, ValueError) as error:
         raise NotReconciled(f"{folder.where(name)} cannot be read: {error}") from error
     if not same:
-        raise NotReconciled(f"{folder.where(name)} is missing or is not the file that was committed")
+        raise NotReconciled(f"{folder.where(name)} is not the file that was committed")

@@ -19,7 +19,7 @@ STALL_SECONDS = 3.0
 
 
 class FaultyProxy(ThreadingHTTPServer):
-    """Forwards to `upstream`; each request whose path holds `where` takes the next of `faults`, if there is one."""
+    """Forwards to `upstream`; each request whose "METHOD /path" holds `where` takes the next of `faults`, if there is one."""
 
     daemon_threads = True
 
@@ -29,7 +29,7 @@ class FaultyProxy(ThreadingHTTPServer):
         self.where = ""
         self.faults: deque[Fault] = deque()
         self.taken: list[Fault] = []
-        self.requests = 0
+        self.seen: list[str] = []  # method and path of each request
         self._lock = threading.Lock()
 
     @property
@@ -39,10 +39,14 @@ class FaultyProxy(ThreadingHTTPServer):
     def fail(self, *faults: Fault, where: str = "") -> None:
         self.faults, self.where, self.taken = deque(faults), where, []
 
-    def next_fault(self, path: str) -> Fault | None:
+    @property
+    def requests(self) -> int:
+        return len(self.seen)
+
+    def next_fault(self, method: str, path: str) -> Fault | None:
         with self._lock:
-            self.requests += 1
-            if self.where not in path or not self.faults:
+            self.seen.append(f"{method} {path}")
+            if self.where not in self.seen[-1] or not self.faults:
                 return None
             self.taken.append(self.faults.popleft())
             return self.taken[-1]
@@ -64,7 +68,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _forward(self) -> None:
         body = self._body()
-        fault = self.server.next_fault(self.path)
+        fault = self.server.next_fault(self.command, self.path)
         if fault == "403":
             denied = b"<Error><Code>AccessDenied</Code><Message>test-secret may not</Message></Error>"
             self._answer(403, {"Content-Length": str(len(denied)), "Content-Type": "application/xml"}, denied)

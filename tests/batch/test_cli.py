@@ -137,7 +137,7 @@ def test_wrong_use(call: Cli, tmp_path: Path) -> None:
 
 def test_a_check_that_fails_is_told_in_one_line(workbench: Workbench, call: Cli) -> None:
     summary = workbench.write_some(1).score_and_run()
-    (summary.data / "stray.parquet").write_bytes(b"")
+    (Path(summary.data) / "stray.parquet").write_bytes(b"")
     code, out, err = call("verify", summary.folder)
     assert (code, out, err.count("\n")) == (1, "", 1)
     assert err.startswith("error: ")

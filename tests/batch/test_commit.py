@@ -165,11 +165,11 @@ def repeat_a_key(path: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "names"),
     [
-        (lambda run: flip(run / "data" / "part-00001.parquet"), r"part-00001\.parquet is missing or is not the file"),
-        (lambda run: flip(run / "dead_letters" / "part-00001.parquet"), r"dead_letters/part-00001\.parquet is missing or is not"),
-        (lambda run: (run / "data" / "part-00001.parquet").unlink(), r"part-00001\.parquet is missing"),
-        (lambda run: (run / "dead_letters").rename(run / "moved"), r"dead_letters/part-00000\.parquet is missing"),
-        (lambda run: (run / "data").rename(run / "moved"), r"data/part-00000\.parquet is missing"),
+        (lambda run: flip(run / "data" / "part-00001.parquet"), r"part-00001\.parquet is not the file"),
+        (lambda run: flip(run / "dead_letters" / "part-00001.parquet"), r"dead_letters/part-00001\.parquet is not the file"),
+        (lambda run: (run / "data" / "part-00001.parquet").unlink(), r"part-00001\.parquet cannot be read"),
+        (lambda run: (run / "dead_letters").rename(run / "moved"), r"dead_letters/part-00000\.parquet cannot be read"),
+        (lambda run: (run / "data").rename(run / "moved"), r"data/part-00000\.parquet cannot be read"),
         (lambda run: (run / "data" / "stray.parquet").write_bytes(b""), "stray.parquet"),
         (lambda run: (run / "dead_letters" / "stray.parquet").write_bytes(b""), "stray.parquet"),
         (lambda run: edit(run / "_manifest" / "000001.json", rows_out=259), "counts 259"),

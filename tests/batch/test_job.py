@@ -30,7 +30,6 @@ from triform.packaging import package_model
 from triform.releases import ReleaseLog
 from triform.repository import open_repository
 from triform.stores.files import open_files
-from triform.telemetry import Silent
 
 COLUMNS = ["id", "note", "y", "_model_version", "_scored_at"]
 
@@ -127,7 +126,7 @@ def test_an_output_stands_for_one_run_until_it_is_replaced(own: Workbench) -> No
     assert {path: (own.output / path).read_bytes() for path in visible(own.output)} == content
     second = own.score_and_run(if_exists="replace")
     assert second.manifest.pinned.ref == "lookup/2"
-    now = current(own.output)
+    now = current(open_files(own.output))
     assert now is not None
     assert (now.run, now.previous) == (second.manifest.run, first.manifest.run)
     assert_each_row_once(first.folder, 200)  # stays readable
@@ -251,11 +250,3 @@ def test_the_model_may_come_from_s3(workbench: Workbench, s3_bucket: str, monkey
     assert [f.name for f in (workbench.root / "cache/triform").iterdir() if not f.name.startswith(".")] == [
         summary.manifest.pinned.digest
     ]
-
-
-def test_the_note_of_a_killed_attempt_does_not_count_as_progress(workbench: Workbench, ray_cluster: Any) -> None:
-    folder, plan = workbench.write_some(2).begin()
-    folder.note_rows("killed", 10_000)
-    rows, _ = job.score_missing(folder, plan, workbench.spec(), workbench.console, Silent())
-    assert rows == 200
-    assert folder.rows_under_way() == 0

@@ -126,7 +126,7 @@ def test_a_killed_run_is_finished_by_the_same_command(workbench: Workbench, ray_
 @pytest.mark.parametrize("seed", range(4))
 def test_killed_five_times_at_random_moments(workbench: Workbench, seed: int) -> None:
     """At the start, between parts, while it commits."""
-    chance = random.Random(seed)  # noqa: S311 - moments, not secrets
+    chance = random.Random(seed)
     for i in range(FILES):
         workbench.write(f"{i:02d}.parquet", i * ROWS, ROWS)
     for _ in range(5):

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import boto3
 import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -71,14 +72,15 @@ class Workbench:
         return msgspec.structs.replace(spec, **changes)
 
     def begin(self, **changes: Any) -> tuple[RunFolder, Plan]:
-        plan = job.prepare(self.spec(**changes), self.console)
-        folder = RunFolder(self.output, plan.run)
+        spec = self.spec(**changes)
+        plan = job.prepare(spec, self.console)
+        folder = RunFolder(spec.output, plan.run)
         return folder, folder.begin(plan)
 
     def score(self, *parts: int, max_dead: int = 1000, options: RuntimeOptions | None = None, **changes: Any) -> list[Outcome]:
         """Does in this process what the actors do; all parts where none are named."""
         folder, plan = self.begin(**changes)
-        scorer = PartScorer(str(self.output), folder.run, options or RuntimeOptions(), max_dead)
+        scorer = PartScorer(folder.files.location, folder.run, options or RuntimeOptions(), max_dead)
         return [scorer.score(number) for number in parts or range(len(plan.parts))]
 
     def run(self, **changes: Any) -> job.Summary:
@@ -90,14 +92,45 @@ class Workbench:
         return self.run(**changes)
 
 
-def read_rows(folder: Path) -> pa.Table:
+class RemoteWorkbench(Workbench):
+    """The same on S3: what it writes goes to `<bucket>/in`, and its job reads that and writes to `<bucket>/out`."""
+
+    def __init__(self, root: Path, repository: Path, bucket: str, endpoint: str | None = None) -> None:
+        super().__init__(root, repository)
+        self.bucket = bucket
+        self.client = boto3.client("s3", endpoint_url=endpoint)  # past any proxy that the job itself goes through
+
+    def write(self, name: str, start: int, rows: int = 100, *, group: int = 40, **more: Sequence[Any]) -> Path:
+        path = super().write(name, start, rows, group=group, **more)
+        self.client.upload_file(str(path), self.bucket, f"in/{name}")
+        return path
+
+    def spec(self, **changes: Any) -> JobSpec:
+        there = {"input": (f"s3://{self.bucket}/in",), "output": f"s3://{self.bucket}/out"}
+        return super().spec(**there | changes)
+
+    def listed(self, prefix: str = "out/") -> list[str]:
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
+        return [found["Key"] for page in pages for found in page.get("Contents", ())]
+
+    def fetch(self, folder: str) -> Path:
+        """A copy of a run's folder on the local disk."""
+        key = folder.removeprefix(f"s3://{self.bucket}/")
+        here = self.root / "fetched"
+        for name in self.listed(f"{key}/"):
+            (here / name).parent.mkdir(parents=True, exist_ok=True)
+            self.client.download_file(self.bucket, name, str(here / name))
+        return here / key
+
+
+def read_rows(folder: Path | str) -> pa.Table:
     """All rows of a folder of Parquet files."""
-    return pa.concat_tables([pq.read_table(file, partitioning=None) for file in sorted(folder.glob("*.parquet"))])
+    return pa.concat_tables([pq.read_table(file, partitioning=None) for file in sorted(Path(folder).glob("*.parquet"))])
 
 
 def assert_each_row_once(run: Path | str, rows: int) -> None:
     """Rows 0.. stand in a committed run's data or its dead letters, each where it belongs, with the right answer and reason."""
-    data, dead = read_rows(Path(run) / "data"), read_rows(Path(run) / "dead_letters")
+    data, dead = read_rows(f"{run}/data"), read_rows(f"{run}/dead_letters")
     counts = Counter(data["id"].to_pylist()) + Counter(dead["id"].to_pylist())
     assert counts == Counter(range(rows))
     assert data["y"].to_pylist() == [10.0 * x_of(row) for row in data["id"].to_pylist()]  # type: ignore[operator]

@@ -91,7 +91,7 @@ def test_a_crash_at_any_file_operation_leaves_a_readable_release_log(
 def test_a_packager_killed_at_any_moment_leaves_a_whole_version_or_none(
     models: Path, tmp_path: Path, python: Python, kills: int
 ) -> None:
-    moments, model = random.Random(kills), testing.linear(tmp_path / "l.onnx")  # noqa: S311 - no secret
+    moments, model = random.Random(kills), testing.linear(tmp_path / "l.onnx")
     for _ in range(kills):
         packager = python("-c", PACKAGE, "package", model, "--name", "linear", "--to", models)
         time.sleep(moments.uniform(0.5, 3))
