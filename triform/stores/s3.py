@@ -196,8 +196,9 @@ class Bucket:
                 budget.spend(error)
 
     @_storage
-    def tail(self, key: str, length: int, etag: str | None = None) -> Tail:
-        """The object's last `length` bytes, or all of it if it is shorter. Raises `InputChanged` as `range` does."""
+    def tail(self, key: str, length: int, etag: str | None = None) -> Tail | None:
+        """The object's last `length` bytes, or all of it if it is shorter; None if there is none. Raises `InputChanged` as `range`
+        does."""
         budget = Budget()
         while True:
             match = {"IfMatch": etag} if etag else {}
@@ -207,6 +208,8 @@ class Bucket:
                 return Tail(answer["Body"].read(), size, answer["ETag"])
             except ClientError as error:
                 self._check_same(error, key, etag)
+                if error_code(error) in MISSING:
+                    return None
                 if error_code(error) not in EMPTY:
                     raise
                 found = self.find(key)

@@ -14,7 +14,6 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from typing import Final, NamedTuple
 
-from triform.errors import StoreError
 from triform.stores.s3 import Bucket, Budget
 
 TAIL_BYTES: Final = 64 << 10
@@ -37,12 +36,10 @@ class S3File(io.RawIOBase):
     def __init__(self, bucket: Bucket, key: str, etag: str | None = None) -> None:
         super().__init__()
         self._bucket, self._key = bucket, key
-        try:
-            self._tail, self.size, self.etag = bucket.tail(key, TAIL_BYTES, etag)
-        except StoreError:
-            if bucket.find(key) is None:
-                raise FileNotFoundError(f"there is no {bucket.url(key)}") from None
-            raise
+        tail = bucket.tail(key, TAIL_BYTES, etag)
+        if tail is None:
+            raise FileNotFoundError(f"there is no {bucket.url(key)}")
+        self._tail, self.size, self.etag = tail
         self._at = 0
         self._budget = Budget(retries=16, seconds=3600.0)
         self._blocks: list[Block] = []
