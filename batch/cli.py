@@ -1,26 +1,37 @@
-"""`python -m batch`: run and verify. Exit codes: 0 done, 1 the job or check failed, 2 wrong use."""
+"""`python -m batch`: run, verify, current.
+
+Exit codes: 0 done, 1 the job or check failed and the same command goes on, 2 wrong use, 3 another driver holds the lease, 4 too
+many dead letters. Of several partitions, the first that failed decides.
+"""
 
 from __future__ import annotations
 
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Final
 
 import msgspec
 import orjson
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from batch import commit, job
 from batch.folder import RunFolder
+from batch.metrics import published
+from batch.nightly import Done, run_all
 from batch.pointer import current
 from batch.spec import read_spec
-from triform.cli.output import exit_code, print_error, print_json
-from triform.errors import JobError, StoreError, TriformError
+from triform.cli.output import exit_code, make_table, print_error, print_json
+from triform.errors import JobError, LeaseHeld, StoreError, TooManyDeadLetters, TriformError
+from triform.repository import Ref
 from triform.settings import Settings
 from triform.stores.files import open_files
+
+EXIT_CODES: Final = {LeaseHeld.code: 3, TooManyDeadLetters.code: 4}
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -42,19 +53,43 @@ def run(
     max_dead_letters: Annotated[float | None, typer.Option(help="the share of rows that may be refused [0.01]")] = None,
     if_exists: Annotated[str | None, typer.Option(help="fail or replace, where the output stands for another run [fail]")] = None,
     address: Annotated[str | None, typer.Option(help="a Ray cluster; without it one is started here")] = None,
+    partition: Annotated[
+        list[str] | None, typer.Option(help="only that folder of the input: month=2013-12; month alone with --from and --to")
+    ] = None,
+    first: Annotated[str | None, typer.Option("--from", help="the first value of a range of partitions")] = None,
+    last: Annotated[str | None, typer.Option("--to", help="the last one")] = None,
+    lease: Annotated[float | None, typer.Option(help="seconds without a sign of life after which another may take over")] = None,
+    pushgateway: Annotated[str | None, typer.Option(help="address of a Pushgateway that is told what came of it")] = None,
+    cloudwatch: Annotated[str | None, typer.Option(help="namespace in CloudWatch that is told what came of it")] = None,
     json: Annotated[bool, typer.Option("--json", help="print the summary as JSON")] = False,
 ) -> None:
     """Score Parquet files with a model, each row exactly once. Run it again after a crash: it does only what is missing."""
     given = {
         "repository": repository, "model": model, "input": input, "output": output, "key": key, "keep": keep, "actors": actors,
         "gpus": gpus, "provider": provider, "max_dead_letters": max_dead_letters, "if_exists": if_exists, "address": address,
+        "partition": partition, "from": first, "to": last, "lease": lease, "pushgateway": pushgateway, "cloudwatch": cloudwatch,
     }  # fmt: skip
     console = Console(stderr=json)
-    summary = job.run(read_spec(spec, given, Settings.from_env(os.environ)), console)
+    asked = read_spec(spec, given, Settings.from_env(os.environ))
+    done = []
+    with published(
+        Ref.parse(asked.model).model, pushgateway=asked.pushgateway, cloudwatch=asked.cloudwatch, warn=_warn
+    ) as telemetry:
+        for one in run_all(asked, console, telemetry):
+            done.append(one)
+            if one.summary is not None and not json:
+                print_summary(one.summary, console)
+            if one.error is not None and one.partition:
+                print_error(one.error)
+    failed = [one.error for one in done if one.error is not None]
+    if failed and not asked.partition:
+        raise failed[0]
     if json:
-        sys.stdout.buffer.write(orjson.dumps(msgspec.to_builtins(summary, enc_hook=str), option=orjson.OPT_INDENT_2) + b"\n")
-    else:
-        print_summary(summary, console)
+        print_json(_as_json(done))
+    elif len(done) > 1:
+        console.print(_table(done))
+    if failed:
+        raise typer.Exit(_exit_code(failed[0]))
 
 
 @app.command("current")
@@ -87,6 +122,34 @@ def verify(
         sys.stdout.buffer.write(orjson.dumps({"run": folder.location, "ok": True, "checked": checked}) + b"\n")
     else:
         Console().print("\n".join([*checked, f"ok: {folder.location}"]), markup=False, highlight=False, soft_wrap=True)
+
+
+def _warn(message: str) -> None:
+    Console(stderr=True).print(f"warning: {message}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+def _exit_code(error: TriformError) -> int:
+    return EXIT_CODES.get(error.code) or exit_code(error)
+
+
+def _as_json(done: Sequence[Done]) -> Any:
+    """The summary of a job; of partitions, a list."""
+    if len(done) == 1 and not done[0].partition and done[0].summary is not None:
+        return msgspec.to_builtins(done[0].summary)
+    return [
+        {"partition": one.partition, "summary": msgspec.to_builtins(one.summary), "code": one.error.code if one.error else "ok"}
+        for one in done
+    ]
+
+
+def _table(done: Sequence[Done]) -> Table:
+    rows = [
+        (one.partition, f"{one.summary.manifest.rows_in:,}", f"{one.summary.manifest.rows_dead:,}", "done")
+        if one.summary
+        else (one.partition, "", "", one.error.code if one.error else "")
+        for one in done
+    ]
+    return make_table("partition", "rows", "dead letters", "", rows=rows)
 
 
 def run_folder(location: str) -> RunFolder:
@@ -123,7 +186,7 @@ def main() -> None:
         app(standalone_mode=True)
     except TriformError as error:
         print_error(error, as_json="--json" in sys.argv)
-        sys.exit(exit_code(error))
+        sys.exit(_exit_code(error))
     except OSError as error:  # the output cannot be written: full, gone or not ours
         failed = StoreError(f"the output failed: {error}")
         print_error(failed, as_json="--json" in sys.argv)

@@ -1,6 +1,7 @@
 """Runs one job: from its specification to a committed run.
 
-    JobSpec -> resolve and pin the model -> plan, or find the unfinished run again -> score what is missing -> commit -> Summary
+    JobSpec -> take the lease -> resolve and pin the model -> plan, or find the unfinished run again -> score what is missing
+            -> commit -> Summary
 
 The way of a row: `score_missing` hands part numbers to the actors of `pool.py`; each actor streams its part through
 `triform/scoring.py`; `commit.py` counts every row before anybody sees one.
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Final
 
 import msgspec
@@ -19,6 +21,7 @@ from batch import inputs
 from batch.actor import Outcome
 from batch.commit import RunManifest, allowed_dead, commit, utc_now
 from batch.folder import RunFolder, open_run
+from batch.lease import Lease, held
 from batch.plan import Pinned, Plan, job_id, make_plan
 from batch.pointer import check_output
 from batch.pool import Cluster, score_parts, size_pool
@@ -30,7 +33,7 @@ from triform.repository import Ref, open_repository, resolve
 from triform.scoring import Layout
 from triform.sources import Sources
 from triform.stores.files import open_files
-from triform.telemetry import InferenceRecord, Silent, Telemetry
+from triform.telemetry import InferenceRecord, RunRecord, Silent, Telemetry
 
 MAX_FAILED_PARTS: Final = 10  # after so many the cause is not a single file
 TELEMETRY_STAGES: Final = {"decode": "decode", "execute": "predict", "encode": "encode"}
@@ -55,12 +58,37 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
         return self.scored / self.scoring_seconds if self.scoring_seconds else 0.0
 
 
-def run(spec: JobSpec, console: Console, telemetry: Telemetry | None = None) -> Summary:
+def run(spec: JobSpec, console: Console, telemetry: Telemetry | None = None, *, stack: ExitStack | None = None) -> Summary:
     """Scores the job's rows and commits them, or goes on with the unfinished run of the same job, or finds it done.
 
-    Raises `JobError` and its kinds, `InvalidInput` for inputs that cannot feed the model, `OutputExists`, `NotFound`,
+    `stack`: where a Ray that is started here is kept running, for another job; None: it is stopped again. Raises `JobError` and
+    its kinds, `InvalidInput` for inputs that cannot feed the model, `OutputExists`, `LeaseHeld`, `NotFound`,
     `ConfigurationError`, `PackageError`.
     """
+    started, telemetry = time.perf_counter(), telemetry or Silent()
+    try:
+        with held(open_files(spec.output), spec.lease) as lease, ExitStack() as own:
+            summary = _run(spec, console, telemetry, lease, stack or own)
+    except TriformError as error:
+        seconds, model = time.perf_counter() - started, spec.model.split("@")[0].split("/")[0]
+        telemetry.ran(RunRecord(model=model, code=error.code, seconds=seconds, ended_at=time.time()))
+        raise
+    ref, done = Ref.parse(summary.manifest.pinned.ref), summary.manifest
+    telemetry.ran(
+        RunRecord(
+            model=ref.model,
+            version=ref.version,
+            seconds=summary.seconds,
+            rows_in=done.rows_in,
+            rows_out=done.rows_out,
+            rows_dead=done.rows_dead,
+            ended_at=time.time(),
+        )
+    )
+    return summary
+
+
+def _run(spec: JobSpec, console: Console, telemetry: Telemetry, lease: Lease | None, stack: ExitStack) -> Summary:
     started = time.perf_counter()
     plan = prepare(spec, console)
     folder = RunFolder(spec.output, plan.run)
@@ -69,7 +97,7 @@ def run(spec: JobSpec, console: Console, telemetry: Telemetry | None = None) -> 
     if not folder.committed():
         plan = folder.begin(plan)
         if not folder.swapped():
-            scored, scoring_seconds = score_missing(folder, plan, spec, console, telemetry or Silent())
+            scored, scoring_seconds = score_missing(folder, plan, spec, console, telemetry, lease, stack)
     else:
         console.print(f"run {plan.run} is committed already: nothing to score", highlight=False, soft_wrap=True)
     done = commit(folder, plan, max_dead_letters=spec.max_dead_letters, if_exists=spec.if_exists)
@@ -116,7 +144,15 @@ def prepare(spec: JobSpec, console: Console) -> Plan:
     return plan
 
 
-def score_missing(folder: RunFolder, plan: Plan, spec: JobSpec, console: Console, telemetry: Telemetry) -> tuple[int, float]:
+def score_missing(
+    folder: RunFolder,
+    plan: Plan,
+    spec: JobSpec,
+    console: Console,
+    telemetry: Telemetry,
+    lease: Lease | None,
+    stack: ExitStack,
+) -> tuple[int, float]:
     """Scores the parts without a record; returns the rows scored, and the seconds since the first part was begun."""
     done = folder.recorded()
     missing = [part.number for part in plan.parts if part.number not in done and folder.adopt(part.number) is None]
@@ -127,12 +163,12 @@ def score_missing(folder: RunFolder, plan: Plan, spec: JobSpec, console: Console
     if not missing:
         return 0, 0.0
     rows = sum(plan.parts[number].rows for number in missing)
-    with (
-        RunProgress(console, rows=rows, parts=len(missing)) as progress,
-        Cluster(spec.address) as cluster,
-    ):
+    with RunProgress(console, rows=rows, parts=len(missing)) as progress:
+        cluster = stack.enter_context(Cluster(spec.address))
         failed: list[Outcome] = []
         for outcome in _outcomes(folder, plan, spec, cluster, missing, console):
+            if lease is not None:
+                lease.check()
             _record(outcome, plan, telemetry)
             if outcome.scored is None:
                 failed.append(outcome)

@@ -34,6 +34,12 @@ class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     required_providers: tuple[str, ...] = ()
     gpu_mem_limit: int | None = None  # bytes
     address: str | None = None  # of a Ray cluster; None: one is started here
+    partition: tuple[str, ...] = ()  # name=value, outermost first; the last may be a name only, with `first` and `last`
+    first: str | None = msgspec.field(name="from", default=None)
+    last: str | None = msgspec.field(name="to", default=None)
+    lease: float | None = None  # seconds
+    pushgateway: str | None = None  # http://host:9091
+    cloudwatch: str | None = None  # a namespace
 
     def __post_init__(self) -> None:
         _require(bool(self.input), "input", "at least one file, folder or glob", "none")
@@ -42,6 +48,7 @@ class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         for name, columns in ("key", self.key), ("keep", self.keep):
             _require(all(columns) and len(set(columns)) == len(columns), name, "each column once", ", ".join(columns))
         actor_range(self.actors)
+        _require(self.lease is None or 1.0 <= self.lease <= 86_400.0, "lease", "1 to 86,400 seconds", self.lease)
         self.runtime()
 
     def runtime(self) -> RuntimeOptions:
@@ -79,7 +86,7 @@ def read_spec(file: Path | None, options: Mapping[str, Any], settings: Settings 
     content: dict[str, Any] = {}
     if file is not None:
         content = read_toml(file)
-        for name in "input", "key", "keep":
+        for name in "input", "key", "keep", "partition":
             if isinstance(content.get(name), str):
                 content[name] = [content[name]]
     known = {name: getattr(settings, name) for name in FROM_SETTINGS} if settings else {}

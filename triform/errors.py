@@ -12,7 +12,8 @@
     ├── Conflict                    somebody else was first                                 conflict
     │   ├── VersionExists           a version never changes: publish another                version_exists
     │   ├── ReleaseConflict         the release log moved on meanwhile                      release_conflict
-    │   └── OutputExists            the output already holds another run                    output_exists
+    │   ├── OutputExists            the output already holds another run                    output_exists
+    │   └── LeaseHeld               another driver is at work on the output                 lease_held
     ├── DeadlineExceeded            the run was ended because its time was up               deadline_exceeded
     ├── RunFailed                   the model raised on these rows                          run_failed
     │   └── RowsNotKept             the model gave back another number of rows              rows_not_kept
@@ -112,6 +113,11 @@ class ReleaseConflict(Conflict):
 class OutputExists(Conflict):
     code = "output_exists"
     grpc_status = "ALREADY_EXISTS"
+
+
+class LeaseHeld(Conflict):
+    code = "lease_held"
+    retryable = True
 
 
 class DeadlineExceeded(TriformError):

@@ -29,6 +29,7 @@ class Metric(msgspec.Struct, frozen=True):
     buckets: tuple[float, ...] = ()
 
 
+Observation = tuple[Metric, dict[str, str], float]
 _MODEL: Final = ("model", "version", "variant", "form")
 _SECONDS: Final = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
 _ROWS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024, 4096, 16384, 131072, 1048576)
@@ -49,10 +50,16 @@ MODEL_INFO: Final = Metric("triform_model_info", "gauge", "1 for each loaded mod
 DEAD_LETTER_ROWS: Final = Metric("triform_dead_letter_rows_total", "counter", "Rows refused, by reason", (*_MODEL, "code"))
 SPLIT_WEIGHT: Final = Metric("triform_split_weight", "gauge", "Share of the keys that a version answers", _MODEL)
 FEATURE_DRIFT: Final = Metric("triform_feature_drift", "gauge", "Distance from the reference distribution", (*_MODEL, "feature"))
+RUN_SECONDS: Final = Metric("triform_run_seconds", "gauge", "Time the latest batch run took", (*_MODEL, "code"))
+RUN_ROWS: Final = Metric("triform_run_rows", "gauge", "Rows of the latest batch run: in, answered, dead", (*_MODEL, "outcome"))
+RUN_SUCCESS: Final = Metric("triform_run_success", "gauge", "1 if the latest batch run was committed, 0 if it failed", _MODEL)
+RUN_SUCCESS_TIME: Final = Metric(
+    "triform_run_success_timestamp_seconds", "gauge", "When a batch run was last committed, in Unix time", _MODEL
+)
 
 VOCABULARY: Final = (
     REQUESTS, ROWS, REQUEST_SECONDS, STAGE_SECONDS, BATCH_ROWS, MODEL_LOAD_SECONDS, MODEL_INFO, DEAD_LETTER_ROWS, SPLIT_WEIGHT,
-    FEATURE_DRIFT,
+    FEATURE_DRIFT, RUN_SECONDS, RUN_ROWS, RUN_SUCCESS, RUN_SUCCESS_TIME,
 )  # fmt: skip
 
 
@@ -91,12 +98,32 @@ class LoadRecord(msgspec.Struct, frozen=True, kw_only=True):
         return {"model": self.model, "version": str(self.version), "variant": self.variant, "form": self.form}
 
 
+class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A batch run as it ended, committed or not."""
+
+    form: Form = "batch"
+    model: str
+    version: int | None = None
+    variant: str = "stable"
+    code: str = "ok"  # or the error's code
+    seconds: float
+    rows_in: int = 0
+    rows_out: int = 0
+    rows_dead: int = 0
+    ended_at: float  # Unix time
+
+    def labels(self) -> dict[str, str]:
+        return {"model": self.model, "version": str(self.version or UNKNOWN), "variant": self.variant, "form": self.form}
+
+
 class Telemetry(Protocol):
     """The hook. Called on the hot path: an implementation neither blocks nor raises."""
 
     def record(self, inference: InferenceRecord) -> None: ...
 
     def loaded(self, load: LoadRecord) -> None: ...
+
+    def ran(self, run: RunRecord) -> None: ...
 
 
 class Silent:
@@ -106,6 +133,9 @@ class Silent:
         """Does nothing."""
 
     def loaded(self, load: LoadRecord) -> None:
+        """Does nothing."""
+
+    def ran(self, run: RunRecord) -> None:
         """Does nothing."""
 
 
@@ -139,17 +169,20 @@ class _Prometheus:
                 at.observe(value)  # type: ignore[attr-defined]
 
     def loaded(self, load: LoadRecord) -> None:
-        labels = load.labels()
-        for stage, seconds in load.stages.items():
-            self._at(MODEL_LOAD_SECONDS, labels | {"stage": stage}).set(seconds)  # type: ignore[attr-defined]
-        info = labels | {"provider": load.provider, "precision": load.precision, "digest": load.digest[:12]}
-        self._at(MODEL_INFO, info).set(1)  # type: ignore[attr-defined]
+        self._set(of_load(load))
+
+    def ran(self, run: RunRecord) -> None:
+        self._set(of_run(run))
+
+    def _set(self, seen: list[Observation]) -> None:
+        for metric, labels, value in seen:
+            self._at(metric, labels).set(value)  # type: ignore[attr-defined]
 
 
-def observations(inference: InferenceRecord) -> list[tuple[Metric, dict[str, str], float]]:
+def observations(inference: InferenceRecord) -> list[Observation]:
     """The record as (metric, labels, value): the one place that says what a record means, for every backend."""
     labels = inference.labels()
-    seen: list[tuple[Metric, dict[str, str], float]] = [
+    seen: list[Observation] = [
         (REQUESTS, labels | {"code": inference.code}, 1.0),
         (REQUEST_SECONDS, labels, inference.seconds),
     ]
@@ -160,3 +193,20 @@ def observations(inference: InferenceRecord) -> list[tuple[Metric, dict[str, str
     seen += [(STAGE_SECONDS, labels | {"stage": stage}, seconds) for stage, seconds in inference.stages.items()]
     seen += [(DEAD_LETTER_ROWS, labels | {"code": code}, float(n)) for code, n in inference.dead_letters.items()]
     return seen
+
+
+def of_load(load: LoadRecord) -> list[Observation]:
+    """The same of a load."""
+    labels = load.labels()
+    info = labels | {"provider": load.provider, "precision": load.precision, "digest": load.digest[:12]}
+    stages = [(MODEL_LOAD_SECONDS, labels | {"stage": stage}, seconds) for stage, seconds in load.stages.items()]
+    return [*stages, (MODEL_INFO, info, 1.0)]
+
+
+def of_run(run: RunRecord) -> list[Observation]:
+    """The same of a batch run. One that failed says nothing of the last success."""
+    labels, ok = run.labels(), run.code == "ok"
+    rows = {"in": run.rows_in, "answered": run.rows_out, "dead": run.rows_dead}
+    seen: list[Observation] = [(RUN_SUCCESS, labels, float(ok)), (RUN_SECONDS, labels | {"code": run.code}, run.seconds)]
+    seen += [(RUN_ROWS, labels | {"outcome": outcome}, float(n)) for outcome, n in rows.items()] if ok else []
+    return [*seen, (RUN_SUCCESS_TIME, labels, run.ended_at)] if ok else seen

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from triform.packaging import package_model
 from triform.repository import ModelRepository, open_repository
 from triform.signature import BY_OIP
-from triform.telemetry import InferenceRecord, LoadRecord
+from triform.telemetry import InferenceRecord, LoadRecord, RunRecord
 
 OPSET: Final = 17
 
@@ -116,9 +116,13 @@ class RecordingTelemetry:
     def __init__(self) -> None:
         self.records: list[InferenceRecord] = []
         self.loads: list[LoadRecord] = []
+        self.runs: list[RunRecord] = []
 
     def record(self, inference: InferenceRecord) -> None:
         self.records.append(inference)
 
     def loaded(self, load: LoadRecord) -> None:
         self.loads.append(load)
+
+    def ran(self, run: RunRecord) -> None:
+        self.runs.append(run)

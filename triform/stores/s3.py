@@ -197,8 +197,7 @@ class Bucket:
 
     @_storage
     def tail(self, key: str, length: int, etag: str | None = None) -> Tail | None:
-        """The object's last `length` bytes, or all of it if it is shorter; None if there is none. Raises `InputChanged` as `range`
-        does."""
+        """The object's last `length` bytes, or all of it if it is shorter; None if there is none. Raises `InputChanged`."""
         budget = Budget()
         while True:
             match = {"IfMatch": etag} if etag else {}
@@ -303,6 +302,11 @@ class Bucket:
         """The names between the prefix, which ends with "/" or is empty, and the next "/"."""
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=prefix, Delimiter="/")
         return [found["Prefix"][len(prefix) : -1] for page in pages for found in page.get("CommonPrefixes", ())]
+
+    @_storage
+    def has_keys(self, prefix: str) -> bool:
+        """Whether there is any key below the prefix."""
+        return bool(self.client.list_objects_v2(Bucket=self.name, Prefix=prefix, MaxKeys=1).get("KeyCount"))
 
     @_storage
     def keys(self, prefix: str) -> list[tuple[str, float]]:
