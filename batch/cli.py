@@ -1,4 +1,4 @@
-"""`python -m batch`: run and verify. Exit codes: 0 done, 1 the job or check failed, 2 wrong use."""
+"""`python -m batch`: run, verify, current and report. Exit codes: 0 done, 1 the job or check failed, 2 wrong use."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ import typer
 from rich.console import Console
 
 from batch import commit, job
+from batch import report as reports
 from batch.folder import RunFolder, current
 from batch.spec import read_spec
-from triform.cli.output import exit_code, print_error, print_json
+from triform.cli.output import exit_code, print_error, print_json, printable
 from triform.errors import JobError, StoreError, TriformError
 from triform.settings import Settings
 
@@ -40,6 +41,7 @@ def run(
     max_dead_letters: Annotated[float | None, typer.Option(help="the share of rows that may be refused [0.01]")] = None,
     if_exists: Annotated[str | None, typer.Option(help="fail or replace, where the output stands for another run [fail]")] = None,
     address: Annotated[str | None, typer.Option(help="a Ray cluster; without it one is started here")] = None,
+    report: Annotated[bool, typer.Option("--report", help="write the report after the commit")] = False,
     json: Annotated[bool, typer.Option("--json", help="print the summary as JSON")] = False,
 ) -> None:
     """Score Parquet files with a model, each row exactly once. Run it again after a crash: it does only what is missing."""
@@ -48,7 +50,11 @@ def run(
         "gpus": gpus, "provider": provider, "max_dead_letters": max_dead_letters, "if_exists": if_exists, "address": address,
     }  # fmt: skip
     console = Console(stderr=json)
+    if report:
+        reports.require_plots()  # said before hours of scoring, not after
     summary = job.run(read_spec(spec, given, Settings.from_env(os.environ)), console)
+    if report:
+        report_committed(summary, console)
     if json:
         sys.stdout.buffer.write(orjson.dumps(msgspec.to_builtins(summary, enc_hook=str), option=orjson.OPT_INDENT_2) + b"\n")
     else:
@@ -77,12 +83,44 @@ def verify(
     json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
 ) -> None:
     """Check a committed run against its manifest: files, digests, counts, keys."""
-    folder = folder.absolute()
-    checked = commit.verify(RunFolder(folder.parent, folder.name.removeprefix("run=")))
+    run = run_folder(folder)
+    checked = commit.verify(run)
     if json:
-        sys.stdout.buffer.write(orjson.dumps({"run": str(folder), "ok": True, "checked": checked}) + b"\n")
+        sys.stdout.buffer.write(orjson.dumps({"run": str(run.path), "ok": True, "checked": checked}) + b"\n")
     else:
-        Console().print("\n".join([*checked, f"ok: {folder}"]), markup=False, highlight=False, soft_wrap=True)
+        Console().print("\n".join([*checked, f"ok: {run.path}"]), markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command("report")
+def write_report(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="a run's folder: <output>/run=<id>")],
+    output: Annotated[
+        Path | None, typer.Option(help="the file to write, in a folder that is there; without it RUN/_report.html")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="print the file's path as JSON")] = False,
+) -> None:
+    """Write a committed run's report, a page of HTML with plots: throughput, stage times, scores, dead letters, actors."""
+    run = run_folder(folder)
+    written = reports.write_report(run, output.absolute() if output else run.path / reports.NAME)
+    if json:
+        print_json({"run": str(run.path), "report": str(written)})
+    else:
+        typer.echo(written)
+
+
+def run_folder(folder: Path) -> RunFolder:
+    folder = folder.absolute()
+    return RunFolder(folder.parent, folder.name.removeprefix("run="))
+
+
+def report_committed(summary: job.Summary, console: Console) -> None:
+    """Writes the report of a run that is done; a report that fails does not make the run fail."""
+    try:
+        written = reports.write_report(run_folder(summary.folder), summary.folder / reports.NAME)
+        console.print(f"report: {written}", markup=False, highlight=False, soft_wrap=True)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the rows are committed
+        said = printable(f"warning: the run is committed, but its report failed: {error}")
+        Console(stderr=True, soft_wrap=True).print(said, style="yellow", markup=False, highlight=False)
 
 
 def print_summary(summary: job.Summary, console: Console) -> None:
@@ -99,6 +137,7 @@ def print_summary(summary: job.Summary, console: Console) -> None:
     rows.append(("output", str(summary.data)))
     if done.dead:
         rows.append(("dead letters", str(summary.folder / "dead_letters")))
+    rows.append(("report", f"python -m batch report {shlex.quote(str(summary.folder))}"))
     rows.append(("verify", f"python -m batch verify {shlex.quote(str(summary.folder))}"))
     for name, value in rows:  # a table would cut long paths short
         console.print(f"  {name:<14}{value}", markup=False, highlight=False, soft_wrap=True)

@@ -196,7 +196,7 @@ class _Scoring:
             dead_letters=file_entry(dead_letters) if self.dead else None,
             seconds={k: round(v, 6) for k, v in self.seconds.items()},
             elapsed=round(time.perf_counter() - started, 6),
-            began=round(began, 3),
+            began=round(began, 6),
             worker=f"{socket.gethostname()[:64]}:{os.getpid()}",
         )
 
