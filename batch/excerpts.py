@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
@@ -112,26 +113,15 @@ def examples(folder: RunFolder, done: RunManifest) -> list[Example]:
     return sorted(found, key=lambda e: order.index(e.code))
 
 
-class _table:  # noqa: N801 - used like a function
+@contextmanager
+def _table(folder: Path, part: ScoredPart) -> Iterator[pq.ParquetFile]:
     """A part's file of a committed run, open; whatever is wrong with it becomes `NotReconciled`."""
-
-    def __init__(self, folder: Path, part: ScoredPart) -> None:
-        self.path = folder / part_name(part.part)
-
-    def __enter__(self) -> pq.ParquetFile:
-        try:
-            self.file = pq.ParquetFile(self.path, pre_buffer=False)
-        except (OSError, ValueError) as error:
-            raise self._unreadable(error) from error
-        return self.file
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        self.file.close()
-        if isinstance(error, OSError | ValueError | KeyError):
-            raise self._unreadable(error) from error
-
-    def _unreadable(self, error: BaseException) -> NotReconciled:
-        return NotReconciled(f"{self.path} cannot be read: {error}; `python -m batch verify` checks the whole run")
+    path = folder / part_name(part.part)
+    try:
+        with pq.ParquetFile(path, pre_buffer=False) as file:
+            yield file
+    except (OSError, ValueError, KeyError) as error:
+        raise NotReconciled(f"{path} cannot be read: {error}; `python -m batch verify` checks the whole run") from error
 
 
 def _columns(schema: pa.Schema, plan: Plan) -> tuple[list[_Column], list[str]]:

@@ -21,7 +21,7 @@ STYLE: Final = """
   :root { --text: #e8e8e8; --page: #16181b; --line: #3b3f45; --soft: #a8adb4; --note: #3a3217; }
 }
 body { margin: 0; background: var(--page); color: var(--text); font: 15px/1.5 system-ui, sans-serif; }
-main { max-width: 60rem; margin: 0 auto; padding: 1.5rem 1.25rem 4rem; }
+main { max-width: 64rem; margin: 0 auto; padding: 1.5rem 1.25rem 4rem; }
 h1 { font-size: 1.6rem; margin: 0 0 .25rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.2rem; margin: 2.5rem 0 .5rem; border-bottom: 1px solid var(--line); padding-bottom: .25rem; }
 h3 { font-size: 1rem; margin: 1.5rem 0 .25rem; overflow-wrap: anywhere; }
@@ -31,9 +31,10 @@ p { margin: .4rem 0; max-width: 48rem; }
 figure { margin: .75rem 0; background: #ffffff; border: 1px solid var(--line); border-radius: 6px; padding: .5rem; }
 figure img { display: block; width: 100%; height: auto; }
 .scroll { overflow-x: auto; }
+caption { white-space: nowrap; }
 table { border-collapse: collapse; margin: .5rem 0; font-variant-numeric: tabular-nums; font-size: .9rem; }
 caption { text-align: left; color: var(--soft); padding-bottom: .2rem; }
-th, td { text-align: left; padding: .2rem .9rem .2rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
+th, td { text-align: left; padding: .2rem .8rem .2rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { font-weight: 600; }
 td { overflow-wrap: anywhere; }
 td.number, th.number { text-align: right; white-space: nowrap; }
@@ -120,7 +121,7 @@ def _cells(row: Sequence[object], kinds: Sequence[str]) -> str:
 def _number(value: object) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return text(value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.6g}"
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.5g}"
 
 
 def _class(name: str) -> str:

@@ -27,6 +27,7 @@ WIDTH: Final = 8.0  # inches
 MANY: Final = 60  # bars that can be told apart
 LANES: Final = 40  # workers with a name beside their lane
 LABEL: Final = 28  # characters
+RASTER: Final = 1000  # marks from which on they are drawn as pixels, so that the file stays small
 SETTINGS: Final[Any] = {
     "font.family": "sans-serif", "font.size": 9.0, "svg.fonttype": "none", "svg.hashsalt": "triform", "text.parse_math": False,
 }  # fmt: skip
@@ -53,9 +54,9 @@ def throughput(numbers: Sequence[int], speeds: Sequence[float], median: float) -
     if len(numbers) <= MANY:
         axes.bar(numbers, speeds, color=BLUE, width=0.8)
     else:
-        axes.scatter(numbers, speeds, s=8, color=BLUE, linewidths=0, alpha=0.7, rasterized=len(numbers) > 1000)
+        axes.scatter(numbers, speeds, s=8, color=BLUE, linewidths=0, alpha=0.7, rasterized=len(numbers) > RASTER)
     axes.axhline(median, color=RED, linewidth=1.2, linestyle="--", label=f"median {median:,.0f} rows/s")
-    axes.set_ylim(0, max(speeds) * 1.22)
+    axes.set_ylim(0, (max(speeds) or 1.0) * 1.22)
     axes.legend(loc="upper right", frameon=False)
     _part_axis(axes, numbers)
     axes.set_ylabel("rows/s")
@@ -116,13 +117,14 @@ def bars(counts: Mapping[str, int], colour: str = BLUE) -> Figure:
 def actors(time: Timeline) -> Figure:
     """A lane for each worker with its parts, and below it how many were at work."""
     lanes = list(time.lanes.items())
+    many = sum(map(len, time.lanes.values())) > RASTER
     height = float(np.clip(0.24 * len(lanes), 0.6, 7.0))
     figure = Figure(figsize=(WIDTH, height + 1.9), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[height, 0.9])
     for y, (_, spans) in enumerate(lanes):
         widths = [(span.start, span.end - span.start) for span in spans]
-        edge = "white" if sum(map(len, time.lanes.values())) <= 500 else "none"
-        above.broken_barh(widths, (y - 0.4, 0.8), facecolor=BLUE, edgecolor=edge, linewidth=0.5, rasterized=edge == "none")
+        edge = "none" if many else "white"
+        above.broken_barh(widths, (y - 0.4, 0.8), facecolor=BLUE, edgecolor=edge, linewidth=0.5, rasterized=many)
     if len(lanes) <= LANES:
         above.set_yticks(range(len(lanes)), labels=[_label(worker) for worker, _ in lanes])
     else:
@@ -130,8 +132,8 @@ def actors(time: Timeline) -> Figure:
         above.set_ylabel(f"{len(lanes)} workers")
     above.set_ylim(len(lanes) - 0.4, -0.6)
     at, counts = zip(*time.active, strict=True)
-    below.fill_between(at, counts, step="post", color=SKY)
-    below.step(at, counts, where="post", color=BLUE, linewidth=1.0)
+    below.fill_between(at, counts, step="post", color=SKY, rasterized=many)
+    below.step(at, counts, where="post", color=BLUE, linewidth=1.0, rasterized=many)
     below.set_ylim(0, time.most_active * 1.15)
     below.set_ylabel("active")
     below.yaxis.set_major_locator(MaxNLocator(3, integer=True))
@@ -166,4 +168,6 @@ def _part_axis(axes: Any, numbers: Sequence[int]) -> None:
 
 def _label(text: str) -> str:
     text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
-    return text if len(text) <= LABEL else text[: LABEL - 1] + "…"
+    if len(text) <= LABEL:
+        return text
+    return f"{text[: LABEL // 2]}…{text[1 - LABEL // 2 :]}"  # its end tells a worker from others

@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from batch import page
 from batch.commit import RunManifest, committed
@@ -32,6 +33,7 @@ NAME: Final = "_report.html"  # no reader looks at names like this
 SLOWEST: Final = 20
 BARS: Final = 20
 BINS: Final = 40
+QUANTILES: Final = {"least": 0.0, "5%": 0.05, "25%": 0.25, "median": 0.5, "75%": 0.75, "95%": 0.95, "greatest": 1.0}
 STAGE_MEANINGS: Final = {
     "read": "the input file into record batches",
     "decode": "record batches into tensors",
@@ -127,7 +129,7 @@ def _stages(plots: ModuleType, timed: Sequence[ScoredPart]) -> Iterator[str]:
         return
     yield page.paragraph(
         "Reading and writing have threads of their own beside the one that decodes, predicts and encodes, so the stages of "
-        "a part overlap: stacked, they come to more than the time that the part took."
+        "a part overlap: stacked, they can come to more than the time that the part took."
     )
     seconds = {stage: [part.seconds.get(stage, 0.0) for part in timed] for stage in STAGES}
     total = sum(map(sum, seconds.values())) or 1.0
@@ -153,7 +155,7 @@ def _answers(plots: ModuleType, folder: RunFolder, plan: Plan, done: RunManifest
         yield page.paragraph(_extent(taken, len(done.parts)))
     for answer in taken.answers:
         yield page.heading(3, answer.name)
-        yield from _numbers(plots, answer) if answer.values is not None else _classes(plots, answer)
+        yield from _classes(plots, answer) if answer.values is None else _numbers(plots, answer, answer.values)
     for column in taken.skipped:
         yield page.paragraph(f"Left out: {column}.", "soft")
 
@@ -167,27 +169,26 @@ def _extent(taken: Sample, parts: int) -> str:
     )
 
 
-def _numbers(plots: ModuleType, answer: Answer) -> Iterator[str]:
-    """A column of quantities."""
-    values = answer.values
-    assert values is not None  # noqa: S101 - for the type checker
-    rows: list[tuple[str, object]] = [("rows", answer.rows), *_not_finite(answer)]
+def _numbers(plots: ModuleType, answer: Answer, values: NDArray[np.float64]) -> Iterator[str]:
+    """A column of quantities; `values` are the finite ones."""
+    cells: list[tuple[str, object]] = [("rows", answer.rows), *_not_finite(answer)]
     if len(values):
-        low, *quartiles, high = map(float, np.quantile(values, [0, 0.05, 0.25, 0.5, 0.75, 0.95, 1]))
-        says = f"From {low:.6g} to {high:.6g}, the median {quartiles[2]:.6g}; {_not_finite_text(answer)}."
+        with np.errstate(over="ignore", invalid="ignore"):  # of numbers near the end of a float's range
+            quantiles = [float(q) for q in np.quantile(values, list(QUANTILES.values()))]
+            cells += [*zip(QUANTILES, quantiles, strict=True), ("mean", float(values.mean()))]
+        says = f"From {quantiles[0]:.6g} to {quantiles[-1]:.6g}, the median {quantiles[3]:.6g}; {_not_finite_text(answer)}."
         yield page.paragraph(says)
         try:
-            counts, edges = np.histogram(values, bins=BINS)
-        except ValueError:  # all the same to a float's precision, or further apart than a float can hold
-            yield page.paragraph("They cannot be drawn: the range is too narrow or too wide.", "soft")
+            with np.errstate(over="raise"):
+                counts, edges = np.histogram(values, bins=BINS)
+        except (ValueError, FloatingPointError):
+            yield page.paragraph("They cannot be drawn: the range is too narrow or too wide for a float.", "soft")
         else:
             yield page.picture(plots.histogram(counts, edges), f"Histogram of the finite values. {says}")
-        names = ("least", "5%", "25%", "median", "75%", "95%", "greatest")
-        with np.errstate(over="ignore"):
-            rows += [*zip(names, (low, *quartiles, high), strict=True), ("mean", float(values.mean()))]
     else:
         yield page.paragraph(f"No finite value: {_not_finite_text(answer)}.")
-    yield page.facts(f"Values ({answer.kind})", rows)
+    names, row = zip(*cells, strict=True)
+    yield page.table(f"Values ({answer.kind})", names, [row])
 
 
 def _not_finite(answer: Answer) -> list[tuple[str, object]]:
@@ -200,7 +201,7 @@ def _not_finite_text(answer: Answer) -> str:
 
 def _classes(plots: ModuleType, answer: Answer) -> Iterator[str]:
     """A column of few values or texts."""
-    shown = dict(islice(answer.words.items(), BARS))
+    shown = {word or "(empty)": count for word, count in islice(answer.words.items(), BARS)}
     others = sum(answer.words.values()) - sum(shown.values()) + answer.others
     if shown:
         says = "; ".join(f"{name}: {count:,}" for name, count in islice(shown.items(), 5))
