@@ -1,4 +1,4 @@
-"""`python -m batch`: run, verify, current.
+"""`python -m batch`: run, verify, current and report.
 
 Exit codes: 0 done, 1 the job or check failed and the same command goes on, 2 wrong use, 3 another driver holds the lease, 4 too
 many dead letters. Of several partitions, the first that failed decides.
@@ -20,12 +20,13 @@ from rich.console import Console
 from rich.table import Table
 
 from batch import commit, job
+from batch import report as reports
 from batch.folder import RunFolder
 from batch.metrics import published
 from batch.nightly import Done, run_all
 from batch.pointer import current
 from batch.spec import read_spec
-from triform.cli.output import exit_code, make_table, print_error, print_json
+from triform.cli.output import exit_code, make_table, print_error, print_json, printable
 from triform.errors import JobError, LeaseHeld, StoreError, TooManyDeadLetters, TriformError
 from triform.repository import Ref
 from triform.settings import Settings
@@ -61,6 +62,7 @@ def run(
     lease: Annotated[float | None, typer.Option(help="seconds without a sign of life after which another may take over")] = None,
     pushgateway: Annotated[str | None, typer.Option(help="address of a Pushgateway that is told what came of it")] = None,
     cloudwatch: Annotated[str | None, typer.Option(help="namespace in CloudWatch that is told what came of it")] = None,
+    report: Annotated[bool, typer.Option("--report", help="write the report after the commit")] = False,
     json: Annotated[bool, typer.Option("--json", help="print the summary as JSON")] = False,
 ) -> None:
     """Score Parquet files with a model, each row exactly once. Run it again after a crash: it does only what is missing."""
@@ -70,6 +72,8 @@ def run(
         "partition": partition, "from": first, "to": last, "lease": lease, "pushgateway": pushgateway, "cloudwatch": cloudwatch,
     }  # fmt: skip
     console = Console(stderr=json)
+    if report:
+        reports.require_plots()  # said before hours of scoring, not after
     asked = read_spec(spec, given, Settings.from_env(os.environ))
     done = []
     with published(
@@ -79,6 +83,8 @@ def run(
             done.append(one)
             if one.summary is not None and not json:
                 print_summary(one.summary, console)
+            if one.summary is not None and report:
+                report_committed(one.summary, console)
             if one.error is not None and one.partition:
                 print_error(one.error)
     failed = [one.error for one in done if one.error is not None]
@@ -124,6 +130,23 @@ def verify(
         Console().print("\n".join([*checked, f"ok: {folder.location}"]), markup=False, highlight=False, soft_wrap=True)
 
 
+@app.command("report")
+def write_report(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="a run's folder: <output>/run=<id>")],
+    output: Annotated[
+        Path | None, typer.Option(help="the file to write, in a folder that is there; without it RUN/_report.html")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="print the file's path as JSON")] = False,
+) -> None:
+    """Write a committed run's report, a page of HTML with plots: throughput, stage times, scores, dead letters, actors."""
+    folder = run_folder(run)
+    written = reports.write_report(folder, output.absolute() if output else None)
+    if json:
+        print_json({"run": folder.location, "report": written})
+    else:
+        typer.echo(written)
+
+
 def _warn(message: str) -> None:
     Console(stderr=True).print(f"warning: {message}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
@@ -161,6 +184,15 @@ def run_folder(location: str) -> RunFolder:
     return RunFolder(path.parent, path.name.removeprefix("run="))
 
 
+def report_committed(summary: job.Summary, console: Console) -> None:
+    """Writes the report of a run that is done; a report that fails does not make the run fail."""
+    try:
+        written = reports.write_report(run_folder(summary.folder))
+        console.print(f"report: {written}", markup=False, highlight=False, soft_wrap=True)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the rows are committed
+        _warn(printable(f"the run is committed, but its report failed: {error}"))
+
+
 def print_summary(summary: job.Summary, console: Console) -> None:
     """What came of a run, for a person."""
     done = summary.manifest
@@ -175,6 +207,7 @@ def print_summary(summary: job.Summary, console: Console) -> None:
     rows.append(("output", summary.data))
     if done.dead:
         rows.append(("dead letters", f"{summary.folder}/dead_letters"))
+    rows.append(("report", f"python -m batch report {shlex.quote(summary.folder)}"))
     rows.append(("verify", f"python -m batch verify {shlex.quote(summary.folder)}"))
     for name, value in rows:  # a table would cut long paths short
         console.print(f"  {name:<14}{value}", markup=False, highlight=False, soft_wrap=True)

@@ -201,13 +201,19 @@ def check_keys(folder: RunFolder, plan: Plan, *, committed: bool) -> None:
         raise NotReconciled(f"the key ({', '.join(plan.layout.key)}) is not unique, so nothing is committed: {shown}")
 
 
-def verify(folder: RunFolder) -> list[str]:
-    """Checks a committed run against its manifest: files, digests, counts, keys. Returns what was checked, a line each."""
+def committed(folder: RunFolder) -> tuple[Plan, RunManifest]:
+    """A committed run's plan and manifest. Raises `JobError` if it is not committed, `NotReconciled` if they do not fit."""
     plan, done = folder.plan(), manifest(folder)
     if done is None:
         raise JobError(f"{folder.location} is not committed: the command that started it finishes it")
     if done.run != plan.run or len(done.parts) != len(plan.parts):
         raise NotReconciled(f"{folder.location}: plan and manifest are of different runs")
+    return plan, done
+
+
+def verify(folder: RunFolder) -> list[str]:
+    """Checks a committed run against its manifest: files, digests, counts, keys. Returns what was checked, a line each."""
+    plan, done = committed(folder)
     data, letters = folder.data(committed=True), folder.dead_letters(committed=True)
     for planned, scored in zip(plan.parts, done.parts, strict=True):
         if not scored.rows_in == planned.rows == scored.rows_out + scored.rows_dead:

@@ -10,6 +10,8 @@ make a run fail are found by halving. Nothing is visible under a final name: the
 
 from __future__ import annotations
 
+import os
+import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -79,6 +81,8 @@ class ScoredPart(msgspec.Struct, frozen=True):
     dead_letters: FileEntry | None
     seconds: dict[str, float]
     elapsed: float
+    began: float = 0.0  # Unix time of this attempt's start, by its machine's clock; 0 where nobody recorded it
+    worker: str = ""  # host:process
 
     @property
     def rows_dead(self) -> int:
@@ -139,7 +143,7 @@ class _Scoring:
         self.rows_out = 0
 
     def run(self, data: Path, dead_letters: Path, footer: dict[str, Any]) -> ScoredPart:
-        started = time.perf_counter()
+        began, started = time.time(), time.perf_counter()
         with self.sources.open(self.part.path, self.part.identity) as source:
             schema = output_schema(self.features, source.schema, self.layout)
             with sink(data, schema) as writer:
@@ -171,6 +175,8 @@ class _Scoring:
             dead_letters=file_entry(dead_letters) if self.dead else None,
             seconds={k: round(v, 6) for k, v in self.seconds.items()},
             elapsed=round(time.perf_counter() - started, 6),
+            began=round(began, 6),
+            worker=f"{socket.gethostname()[:64]}:{os.getpid()}",
         )
 
     def _dead_by_code(self) -> dict[str, int]:
