@@ -140,7 +140,15 @@ def sink(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
         os.fsync(file.fileno())
 
 
+def decoded(rows: pa.RecordBatch, but: Sequence[str] = ()) -> pa.RecordBatch:
+    """The rows with plain columns in place of dictionaries, except for the named ones."""
+    fields = zip(rows.schema.names, rows.columns, strict=True)
+    plain = [c.dictionary_decode() if pa.types.is_dictionary(c.type) and name not in but else c for name, c in fields]
+    return pa.RecordBatch.from_arrays(plain, names=rows.schema.names)
+
+
 def _raw_rows(rows: pa.RecordBatch) -> list[dict[str, Any]]:
+    rows = decoded(rows)
     try:
         return cast(list[dict[str, Any]], rows.to_pylist())
     except (ValueError, OverflowError):  # Python has no text that is not UTF-8 and no year after 9999

@@ -14,9 +14,10 @@ import hashlib
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,7 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from triform import arrow, buffers
-from triform.dead_letters import FOOTER_KEY, DeadLetter, plain_field, read, sink
+from triform.dead_letters import FOOTER_KEY, DeadLetter, decoded, plain_field, read, sink
 from triform.dead_letters import write as write_dead_letters
 from triform.errors import InputChanged, InputUnreadable, ResourceExhausted, RunFailed, TooManyDeadLetters
 from triform.features import Features
@@ -130,17 +131,30 @@ def output_schema(features: Features, source: pa.Schema, layout: Layout) -> pa.S
     return pa.schema([*carried, *arrow.output_schema(features), *stamps])
 
 
-def open_parquet(part: Part) -> pq.ParquetFile:
-    """The part's file, checked to be the one that was planned."""
+def open_parquet(part: Part, text: Iterable[str] = ()) -> pq.ParquetFile:
+    """The part's file, checked to be the one that was planned.
+
+    The columns of `text` that are plain text come as dictionaries, as the file has them, several times faster.
+    """
     path = Path(part.path)
     try:
         if path.stat().st_size != part.size or fingerprint(path) != part.fingerprint:
             raise InputChanged(f"{part.path} is not the file that was planned; start the job anew for its present content")
-        return pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True)
+        opened = partial(pq.ParquetFile, path, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True)
+        source = opened()
+        if not (coded := [name for name in text if _is_text(source.schema_arrow, name)]):
+            return source
+        source.close()
+        return opened(metadata=source.metadata, read_dictionary=coded)
     except OSError as error:  # ArrowInvalid is a ValueError
         raise InputUnreadable(f"{part.path}: {error.strerror or error}") from error
     except ValueError as error:
         raise InputUnreadable(f"{part.path}: {error}") from error
+
+
+def _is_text(schema: pa.Schema, name: str) -> bool:
+    places = schema.get_all_field_indices(name)
+    return len(places) == 1 and bool(pa.types.is_string(schema.field(places[0]).type))
 
 
 class _Scoring:
@@ -165,7 +179,8 @@ class _Scoring:
 
     def run(self, data: Path, dead_letters: Path, footer: dict[str, Any]) -> ScoredPart:
         started = time.perf_counter()
-        with open_parquet(self.part) as source:
+        text = {c.name for f in self.features.inputs if f.tensor.datatype == "BYTES" for c in f.columns}
+        with open_parquet(self.part, sorted(text.difference(self.layout.carried))) as source:
             schema = output_schema(self.features, source.schema_arrow, self.layout)
             with sink(data, schema) as writer:
                 with (
@@ -263,7 +278,8 @@ class _Scoring:
         if self.dead_rows is None:
             return
         dead = np.delete(np.arange(batch.num_rows), scored)
-        self.dead_rows.append(batch.take(buffers.from_numpy(dead)))
+        rows = batch.take(buffers.from_numpy(dead))
+        self.dead_rows.append(decoded(rows, but=self.layout.key))
         self.dead_bytes += self.dead_rows[-1].nbytes
         if self.dead_bytes > KEPT_BYTES:
             self.dead_rows = None
