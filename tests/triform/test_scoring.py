@@ -295,7 +295,7 @@ def test_a_dead_letter_has_its_whole_row_whether_it_was_kept_or_is_read_again(
     texts = [None if i % 1000 == 3 else f"word {i % 10}" for i in range(rows)]
     table = columns | {"x": texts, "id": list(range(rows))}
     file = write(tmp_path / "in.parquet", table, row_group_size=20_000)
-    scored, data, dead = score(part_of(file), predictors("words"), Layout(key=("id",)))
+    _, data, dead = score(part_of(file), predictors("words"), Layout(key=("id",)))
     expected = [i for i in range(rows) if texts[i] is None]
     assert dead is not None
     assert dead["id"].to_pylist() == dead["row_number"].to_pylist() == expected
