@@ -18,8 +18,9 @@ from typing import NamedTuple
 import psutil
 
 EVERY = 0.1  # seconds
-# Processes that hold no rows: Ray's own daemons and idle workers, and the drivers that only wait.
-HELPERS = ("gcs_server", "raylet", "ray/_private", "ray/dashboard", "ray::IDLE", "ray::_StatsActor", "ray::AutoscalingRequester")
+# Processes that hold no rows: Ray's daemons, its own actors and idle workers.
+HELPERS = ("gcs_server", "raylet", "ray/_private", "ray/dashboard", "ray::IDLE", "ray::_", "ray::DashboardAgent")
+HELPERS += ("ray::RuntimeEnvAgent", "ray::ActorLocationTracker", "ray::JobSupervisor", "ray::AutoscalingRequester")
 
 
 class Look(NamedTuple):
