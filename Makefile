@@ -45,8 +45,8 @@ lint: setup ## ruff, mypy --strict, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: setup ## run the benchmarks; each prints one table
-	@for name in predict scoring; do $(BIN)/python -m benchmarks.$$name; done
+bench: setup ## run the benchmarks; each prints its tables (20 to 30 minutes; Spark needs Java)
+	@for name in predict scoring "batch --plot docs/img" "batch --flat --plot docs/img" "batch --profile"; do $(BIN)/python -m benchmarks.$$name; done
 
 lock: setup ## rewrite requirements/*.txt from pyproject.toml
 	@compile="$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate"; \

@@ -9,8 +9,8 @@ import matplotlib as mpl
 
 
 def bars(path: Path, title: str, groups: Sequence[str], series: Mapping[str, Sequence[float]], unit: str) -> None:
-    """An SVG with a group of bars for each of `groups`, one bar for each of `series`."""
-    mpl.use("svg")
+    """An SVG (or PNG, by the name) with a group of bars for each of `groups`, one bar for each of `series`."""
+    mpl.use("agg")
     mpl.rcParams["svg.hashsalt"] = "triform"  # the same numbers give the same file
     import matplotlib.pyplot as plt
 
@@ -25,5 +25,23 @@ def bars(path: Path, title: str, groups: Sequence[str], series: Mapping[str, Seq
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Date": None})
+    figure.savefig(path, dpi=120, metadata={"Date": None} if path.suffix == ".svg" else None)
+    plt.close(figure)
+
+
+def lines(path: Path, title: str, x: Sequence[float], y: Sequence[float], unit: str) -> None:
+    """One line over millions of rows, from zero, so that flat looks flat."""
+    mpl.use("agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(5, 3), layout="constrained")
+    axes.plot(x, y, marker="o")
+    axes.set_xlim(0)
+    axes.set_ylim(0, max(y) * 1.15)
+    axes.set_xlabel("million rows")
+    axes.set_ylabel(unit)
+    axes.set_title(title)
+    axes.spines[["top", "right"]].set_visible(False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
     plt.close(figure)

@@ -181,6 +181,8 @@ def _numbers(values: Array, column: Column, tensor: TensorMetadata, faults: _Fau
 
 def _text(values: pa.Array, column: Column, faults: _Faults) -> Array:
     """Text as numpy `U` if it is short, else as `str` objects; [rows]. Nulls become what the column says."""
+    if pa.types.is_dictionary(values.type) and len(values.dictionary) > len(values):  # the whole file's words, for a few rows
+        values = values.dictionary_decode()
     if not pa.types.is_dictionary(values.type):
         values = values.dictionary_encode()
     words, broken = _words(values.dictionary.cast(pa.string()))

@@ -41,13 +41,18 @@ def write(
     row_groups: Sequence[int],
     first_row: int,
     letters: Sequence[DeadLetter],
+    known: pa.Table | None = None,
     key: Sequence[str],
     footer: Mapping[str, Any],
 ) -> None:
-    """Writes the letters, sorted by row, with all columns of their rows: only row groups that hold one are read again."""
+    """Writes the letters, sorted by row, with all columns of their rows.
+
+    `known` has, in that order, the columns of these rows that are at hand. The others are read again, and only in row groups
+    that hold a letter.
+    """
     schema = schema_for(source.schema, key)
     with sink(path, schema) as writer:
-        for some, rows in _with_rows(source, row_groups, sorted(letters, key=lambda d: d.row)):
+        for some, rows in _with_rows(source, row_groups, sorted(letters, key=lambda d: d.row), known):
             columns = {
                 "source_file": [source.name] * len(some),
                 "row_number": [first_row + d.row for d in some],
@@ -62,21 +67,42 @@ def write(
 
 
 def _with_rows(
-    source: Source, row_groups: Sequence[int], letters: Sequence[DeadLetter]
+    source: Source, row_groups: Sequence[int], letters: Sequence[DeadLetter], known: pa.Table | None
 ) -> Iterator[tuple[list[DeadLetter], pa.RecordBatch]]:
     """The letters, some at a time, each with its row."""
+    columns = source.schema.names
+    unknown = None if known is None else [column for column in columns if column not in known.schema.names]
+    if known is not None and not unknown:
+        for first in range(0, len(letters), READ_ROWS):
+            some = list(letters[first : first + READ_ROWS])
+            yield some, _batch(known.slice(first, len(some)), columns)
+        return
     start, pending = 0, list(letters)
     for group in row_groups:
         rows = source.parquet.metadata.row_group(group).num_rows
         if pending and pending[0].row < start + rows:
             at = start
-            for batch in source.batches(READ_ROWS, [group]):
+            for batch in source.batches(READ_ROWS, [group], unknown):
                 mine = [d for d in pending[: batch.num_rows] if d.row < at + batch.num_rows]
                 if mine:
-                    yield mine, batch.take(pa.array([d.row - at for d in mine]))
+                    rows_again = batch.take(pa.array([d.row - at for d in mine]))
+                    first = len(letters) - len(pending)
+                    yield mine, rows_again if known is None else _together(rows_again, known.slice(first, len(mine)), columns)
                     pending = pending[len(mine) :]
                 at += batch.num_rows
         start += rows
+
+
+def _together(read_again: pa.RecordBatch, known: pa.Table, columns: Sequence[str]) -> pa.RecordBatch:
+    """The same rows' columns from both, in the given order."""
+    for name, values in zip(read_again.schema.names, read_again.columns, strict=True):
+        known = known.append_column(name, values)
+    return _batch(known, columns)
+
+
+def _batch(table: pa.Table, columns: Sequence[str]) -> pa.RecordBatch:
+    (batch,) = table.select(columns).combine_chunks().to_batches()
+    return batch
 
 
 @contextmanager
@@ -90,7 +116,15 @@ def sink(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
         os.fsync(file.fileno())
 
 
+def decoded(rows: pa.RecordBatch, but: Sequence[str] = ()) -> pa.RecordBatch:
+    """The rows with plain columns in place of dictionaries, except for the named ones."""
+    fields = zip(rows.schema.names, rows.columns, strict=True)
+    plain = [c.dictionary_decode() if pa.types.is_dictionary(c.type) and name not in but else c for name, c in fields]
+    return pa.RecordBatch.from_arrays(plain, names=rows.schema.names)
+
+
 def _raw_rows(rows: pa.RecordBatch) -> list[dict[str, Any]]:
+    rows = decoded(rows)
     try:
         return cast(list[dict[str, Any]], rows.to_pylist())
     except (ValueError, OverflowError):  # Python has no text that is not UTF-8 and no year after 9999
@@ -107,7 +141,8 @@ def _value(cell: pa.Scalar) -> Any:
 
 
 def _json(row: Mapping[str, Any]) -> str:
-    return orjson.dumps(_finite(row), default=_plain, option=orjson.OPT_NON_STR_KEYS).decode()
+    simple = all(math.isfinite(v) if isinstance(v, float) else not isinstance(v, Mapping | list | tuple) for v in row.values())
+    return orjson.dumps(row if simple else _finite(row), default=_plain, option=orjson.OPT_NON_STR_KEYS).decode()
 
 
 def _finite(value: Any) -> Any:

@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from triform import arrow, buffers
-from triform.dead_letters import FOOTER_KEY, DeadLetter, sink
+from triform.dead_letters import FOOTER_KEY, DeadLetter, decoded, sink
 from triform.dead_letters import write as write_dead_letters
 from triform.errors import InputUnreadable, ResourceExhausted, RunFailed, TooManyDeadLetters
 from triform.features import Features
@@ -37,8 +37,9 @@ from triform.predictor import Predictor, joined
 from triform.signature import Array, rows_of
 from triform.sources import Identity, Source, Sources, plain_field
 
-BATCH_ROWS: Final = 16_384
+BATCH_ROWS: Final = 32_768
 BATCH_BYTES: Final = 32 << 20
+KEPT_BYTES: Final = 16 << 20  # of rows that became dead letters; beyond, they are read again with all their columns
 STAGES: Final = ("read", "decode", "predict", "encode", "write")
 
 
@@ -138,13 +139,17 @@ class _Scoring:
         self.features = Features(predictor.signature, predictor.manifest.config)
         self.scored_at = int(datetime.fromisoformat(layout.scored_at).timestamp()) * 1_000_000
         self.dead: list[DeadLetter] = []
+        self.dead_rows: list[pa.RecordBatch] | None = []  # what was read of them; None: too much to keep
+        self.dead_bytes = 0
         self.seconds = dict.fromkeys(STAGES, 0.0)
         self.rows_in = 0
         self.rows_out = 0
 
     def run(self, data: Path, dead_letters: Path, footer: dict[str, Any]) -> ScoredPart:
         began, started = time.time(), time.perf_counter()
-        with self.sources.open(self.part.path, self.part.identity) as source:
+        text = {c.name for f in self.features.inputs if f.tensor.datatype == "BYTES" for c in f.columns}
+        coded = sorted(text.difference(self.layout.carried))
+        with self.sources.open(self.part.path, self.part.identity, coded) as source:
             schema = output_schema(self.features, source.schema, self.layout)
             with sink(data, schema) as writer:
                 with (
@@ -219,6 +224,8 @@ class _Scoring:
             rows = np.delete(rows, [at for at, _, _ in failed])
         self.rows_out += len(rows)
         with self._timed("encode"):
+            if len(rows) != batch.num_rows:
+                self._keep_dead_rows(batch, rows)
             carried = batch.select(self.layout.carried)
             if len(rows) != batch.num_rows:
                 carried = carried.take(buffers.from_numpy(rows))
@@ -237,6 +244,17 @@ class _Scoring:
                 f"{self.dead[0].reason}"
             )
 
+    def _keep_dead_rows(self, batch: pa.RecordBatch, scored: Array) -> None:
+        """Keeps what was read of the other rows, so that only their other columns have to be read again."""
+        if self.dead_rows is None:
+            return
+        dead = np.delete(np.arange(batch.num_rows), scored)
+        rows = batch.take(buffers.from_numpy(dead))
+        self.dead_rows.append(decoded(rows, but=self.layout.key))
+        self.dead_bytes += self.dead_rows[-1].nbytes
+        if self.dead_bytes > KEPT_BYTES:
+            self.dead_rows = None
+
     def _write(self, writer: pq.ParquetWriter, batch: pa.RecordBatch) -> None:
         with self._timed("write"):
             writer.write_batch(batch)
@@ -249,6 +267,7 @@ class _Scoring:
                 row_groups=self.part.row_groups,
                 first_row=self.part.first_row,
                 letters=self.dead,
+                known=pa.Table.from_batches(self.dead_rows) if self.dead_rows is not None else None,
                 key=self.layout.key,
                 footer=footer,
             )

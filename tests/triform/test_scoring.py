@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from triform import testing
+from triform import scoring, testing
 from triform.errors import InputChanged, InputUnreadable, InvalidInput, JobError, TooManyDeadLetters
 from triform.predictor import Predictor
 from triform.scoring import BATCH_ROWS, Layout, Part, ScoredPart, score_part
@@ -282,3 +282,40 @@ def test_every_refusal_of_a_part_is_an_error_of_ours(tmp_path: Path, predictors:
         return
     assert dead is not None
     assert (data["y"].to_pylist(), dead["row_number"].to_pylist()) == (["a", "b"], [1])
+
+
+@pytest.mark.parametrize("kept", [0, scoring.KEPT_BYTES])
+@pytest.mark.parametrize("others", [{}, {"note": 2, "at": 1}])
+def test_a_dead_letter_has_its_whole_row_whether_it_was_kept_or_is_read_again(
+    tmp_path: Path, predictors: Callable[[str], Predictor], monkeypatch: pytest.MonkeyPatch, kept: int, others: dict[str, int]
+) -> None:
+    """Over several batches and row groups, with the columns that the model reads, those it does not, and the key."""
+    monkeypatch.setattr(scoring, "KEPT_BYTES", kept)
+    rows = BATCH_ROWS + 1000
+    columns = {name: [f"{name}-{i % 7**power}" for i in range(rows)] for name, power in others.items()}
+    texts = [None if i % 1000 == 3 else f"word {i % 10}" for i in range(rows)]
+    table = columns | {"x": texts, "id": list(range(rows))}
+    file = write(tmp_path / "in.parquet", table, row_group_size=20_000)
+    _, data, dead = score(part_of(file), predictors("words"), Layout(key=("id",)))
+    expected = [i for i in range(rows) if texts[i] is None]
+    assert dead is not None
+    assert dead["id"].to_pylist() == dead["row_number"].to_pylist() == expected
+    assert [json.loads(row) for row in dead["raw_row"].to_pylist()] == [{n: v[i] for n, v in table.items()} for i in expected]
+    assert data["y"].to_pylist() == [text for text in texts if text is not None]
+
+
+@pytest.mark.parametrize("words", [3, 40_000])
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())], ids=str)
+def test_text_is_the_same_however_the_file_holds_it(
+    tmp_path: Path, predictors: Callable[[str], Predictor], words: int, kind: pa.DataType
+) -> None:
+    """Few words and more than a batch has rows; as input only, and carried into the output too."""
+    texts = [f"word {i % words}" for i in range(2 * 40_000)]
+    column = pa.array(texts)
+    column = column.dictionary_encode() if pa.types.is_dictionary(kind) else column.cast(kind)
+    file = write(tmp_path / "in.parquet", {"x": column}, dictionary_pagesize_limit=1 << 24)
+    for layout in Layout(), Layout(keep=("x",)):
+        _, data, _ = score(part_of(file), predictors("words"), layout)
+        assert data["y"].to_pylist() == texts
+        assert data.column_names[:-3] == list(layout.keep)
+        assert not layout.keep or (data["x"].to_pylist() == texts and data.schema.field("x").type == kind)
