@@ -15,11 +15,9 @@ counts; whoever comes later (the attempt itself, a resume, a zombie) completes t
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import shutil
-import time
 import uuid
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -36,7 +34,6 @@ from triform.scoring import ScoredPart
 from triform.stores import durable
 
 T = TypeVar("T")
-NOTE_SECONDS: Final = 60.0
 _RECORD: Final = re.compile(r"(\d{5,})\.json")
 
 
@@ -126,27 +123,6 @@ class RunFolder:
 
     def _attempt(self, part: int, attempt: str, what: str) -> Path:
         return self.temporary / f"part-{part:05d}.{attempt}.{what}.parquet"
-
-    def note_rows(self, attempt: str, rows: int) -> None:
-        """Tells whoever watches how far an attempt is."""
-        (self.temporary / f"{attempt}.rows").write_text(str(rows))
-
-    def forget_rows(self, attempt: str) -> None:
-        (self.temporary / f"{attempt}.rows").unlink(missing_ok=True)
-
-    def forget_all_rows(self) -> None:
-        """Before a driver begins: what is noted is of attempts that were killed (or of another driver's, who notes it again)."""
-        for note in self.temporary.glob("*.rows"):
-            note.unlink(missing_ok=True)
-
-    def rows_under_way(self) -> int:
-        """The rows of the attempts that go on now; a note that was left alone for long is of one that was killed."""
-        rows = 0
-        for note in self.temporary.glob("*.rows"):
-            with contextlib.suppress(FileNotFoundError, ValueError):  # gone meanwhile; being written
-                if time.time() - note.stat().st_mtime < NOTE_SECONDS:
-                    rows += int(note.read_text())
-        return rows
 
     def place(self, attempt: str, scored: ScoredPart) -> ScoredPart:
         """Makes an attempt's files the part's, unless another attempt was first; returns what counts."""

@@ -14,10 +14,10 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from triform.batch_rows import BATCH_ROWS, batch_rows
 from triform.errors import InputUnreadable
 
 FOOTER_KEY: Final = b"triform"
-READ_ROWS: Final = 16_384
 COLUMNS: Final = {
     "source_file": pa.string(), "row_number": pa.int64(), "code": pa.string(), "reason": pa.string(), "raw_row": pa.string(),
 }  # fmt: skip
@@ -44,11 +44,13 @@ def write(
     letters: Sequence[DeadLetter],
     key: Sequence[str],
     footer: Mapping[str, Any],
+    most_rows: int = BATCH_ROWS,
 ) -> None:
-    """Writes the letters, sorted by row, with all columns of their rows: only row groups that hold one are read again."""
+    """Writes the letters, sorted by row, with all columns of their rows: only row groups that hold one are read again, at most
+    `most_rows` at a time."""
     schema = schema_for(source.schema_arrow, key)
     with sink(path, schema) as writer:
-        for some, rows in _with_rows(source, source_file, row_groups, sorted(letters, key=lambda d: d.row)):
+        for some, rows in _with_rows(source, source_file, row_groups, sorted(letters, key=lambda d: d.row), most_rows):
             columns = {
                 "source_file": [source_file] * len(some),
                 "row_number": [first_row + d.row for d in some],
@@ -63,7 +65,7 @@ def write(
 
 
 def _with_rows(
-    source: pq.ParquetFile, name: str, row_groups: Sequence[int], letters: Sequence[DeadLetter]
+    source: pq.ParquetFile, name: str, row_groups: Sequence[int], letters: Sequence[DeadLetter], most_rows: int
 ) -> Iterator[tuple[list[DeadLetter], pa.RecordBatch]]:
     """The letters, some at a time, each with its row."""
     start, pending = 0, list(letters)
@@ -71,7 +73,9 @@ def _with_rows(
         rows = source.metadata.row_group(group).num_rows
         if pending and pending[0].row < start + rows:
             at = start
-            for batch in read(source, name, READ_ROWS, [group]):
+            with unreadable(name, [group]):
+                size = batch_rows(source, [group], source.schema_arrow.names, most=most_rows)
+            for batch in read(source, name, size, [group]):
                 mine = [d for d in pending[: batch.num_rows] if d.row < at + batch.num_rows]
                 if mine:
                     yield mine, batch.take(pa.array([d.row - at for d in mine]))
@@ -86,13 +90,20 @@ def read(
     """The row groups in batches of up to `rows`. Raises `InputUnreadable`, with the file's name, for pages that are damaged."""
     batches = source.iter_batches(rows, row_groups=row_groups, columns=columns, use_threads=False)
     while True:
-        try:
+        with unreadable(name, row_groups):
             batch = next(batches, None)
-        except (OSError, ValueError) as error:
-            raise InputUnreadable(f"{name}: row groups {list(row_groups)}: {error}") from error
         if batch is None:
             return
         yield batch.cast(pa.schema(map(plain_field, batch.schema)))
+
+
+@contextmanager
+def unreadable(name: str, row_groups: Sequence[int]) -> Iterator[None]:
+    """Raises `InputUnreadable` for what Arrow raises."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise InputUnreadable(f"{name}: row groups {list(row_groups)}: {error}") from error
 
 
 def plain_field(field: pa.Field) -> pa.Field:

@@ -27,7 +27,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from triform import arrow, buffers
-from triform.dead_letters import FOOTER_KEY, DeadLetter, plain_field, read, sink
+from triform.batch_rows import BATCH_ROWS, batch_rows
+from triform.dead_letters import FOOTER_KEY, DeadLetter, plain_field, read, sink, unreadable
 from triform.dead_letters import write as write_dead_letters
 from triform.errors import InputChanged, InputUnreadable, ResourceExhausted, RunFailed, TooManyDeadLetters
 from triform.features import Features
@@ -36,8 +37,7 @@ from triform.pipeline import Behind, ahead
 from triform.predictor import Predictor, joined
 from triform.signature import Array, rows_of
 
-BATCH_ROWS: Final = 16_384
-BATCH_BYTES: Final = 32 << 20
+SMALLER: Final = 8  # a part for which memory does not suffice is scored again in batches smaller by this factor
 STAGES: Final = ("read", "decode", "predict", "encode", "write")
 
 
@@ -51,6 +51,13 @@ class Part(msgspec.Struct, frozen=True):
     row_groups: tuple[int, ...]
     first_row: int
     rows: int
+
+    @property
+    def label(self) -> str:
+        """The part as a person looks for it."""
+        first, last = (self.row_groups[0], self.row_groups[-1]) if self.row_groups else (0, 0)
+        groups = f"row group {first}" if first == last else f"row groups {first} to {last}"
+        return f"{self.path}, {groups} (rows {self.first_row:,} to {self.first_row + max(self.rows, 1) - 1:,})"
 
 
 class Layout(msgspec.Struct, frozen=True):
@@ -112,14 +119,23 @@ def score_part(
     footer: Mapping[str, Any] | None = None,
     max_dead: int | None = None,
     on_rows: Callable[[int], None] | None = None,
+    most_rows: int = BATCH_ROWS,
 ) -> ScoredPart:
     """Writes the part's answers to `data` and, if there are any, its dead letters to `dead_letters`; both synced to disk.
 
     `footer` is stored, with the counts, in the files' metadata. More than `max_dead` dead letters end the work early. `on_rows`
-    is told, after each batch, how many rows have been read so far. Raises `InputUnreadable`, `InputChanged` (the file is no
-    longer the planned one), `TooManyDeadLetters`.
+    is told, after each batch, how many rows have been read so far. A batch has at most `most_rows`; where memory runs out, the
+    part is scored again in smaller ones. Raises `InputUnreadable`, `InputChanged` (the file is no longer the planned one),
+    `TooManyDeadLetters`, and `ResourceExhausted` where memory does not suffice for one row at a time.
     """
-    return _Scoring(part, predictor, layout, max_dead, on_rows).run(data, dead_letters, dict(footer or {}))
+    while True:
+        scoring = _Scoring(part, predictor, layout, max_dead, on_rows, most_rows)
+        try:
+            return scoring.run(data, dead_letters, dict(footer or {}))
+        except (MemoryError, ResourceExhausted) as error:  # ArrowMemoryError is a MemoryError
+            if scoring.most_rows == 1:
+                raise ResourceExhausted(f"{part.label}: memory ran out, even for one row at a time: {error}") from error
+            most_rows = max(1, scoring.most_rows // SMALLER)
 
 
 def output_schema(features: Features, source: pa.Schema, layout: Layout) -> pa.Schema:
@@ -146,13 +162,20 @@ class _Scoring:
     """The work on one part; used once."""
 
     def __init__(
-        self, part: Part, predictor: Predictor, layout: Layout, max_dead: int | None, on_rows: Callable[[int], None] | None
+        self,
+        part: Part,
+        predictor: Predictor,
+        layout: Layout,
+        max_dead: int | None,
+        on_rows: Callable[[int], None] | None,
+        most_rows: int,
     ) -> None:
         self.part = part
         self.predictor = predictor
         self.layout = layout
         self.max_dead = max_dead
         self.on_rows = on_rows
+        self.most_rows = most_rows
         self.features = Features(predictor.signature, predictor.manifest.config)
         self.scored_at = int(datetime.fromisoformat(layout.scored_at).timestamp()) * 1_000_000
         self.dead: list[DeadLetter] = []
@@ -209,10 +232,9 @@ class _Scoring:
     def _batches(self, source: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
         """The needed columns, batch by batch."""
         columns = list(dict.fromkeys((*self.features.columns, *self.layout.carried)))
-        groups = [source.metadata.row_group(i) for i in self.part.row_groups]
-        row_bytes = sum(g.total_byte_size for g in groups) / max(1, sum(g.num_rows for g in groups))
-        size = int(np.clip(BATCH_BYTES / max(row_bytes, 1), 1, BATCH_ROWS))
-        batches = read(source, self.part.path, size, self.part.row_groups, columns)
+        with unreadable(self.part.path, self.part.row_groups):
+            self.most_rows = batch_rows(source, self.part.row_groups, columns, most=self.most_rows)
+        batches = read(source, self.part.path, self.most_rows, self.part.row_groups, columns)
         while True:
             with self._timed("read"):
                 batch = next(batches, None)
@@ -268,6 +290,7 @@ class _Scoring:
                 letters=self.dead,
                 key=self.layout.key,
                 footer=footer,
+                most_rows=self.most_rows,
             )
 
 

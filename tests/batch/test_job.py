@@ -29,7 +29,6 @@ from triform.errors import (
 from triform.packaging import package_model
 from triform.releases import ReleaseLog
 from triform.repository import open_repository
-from triform.telemetry import Silent
 
 COLUMNS = ["id", "note", "y", "_model_version", "_scored_at"]
 
@@ -250,11 +249,3 @@ def test_the_model_may_come_from_s3(workbench: Workbench, s3_bucket: str, monkey
     assert [f.name for f in (workbench.root / "cache/triform").iterdir() if not f.name.startswith(".")] == [
         summary.manifest.pinned.digest
     ]
-
-
-def test_the_note_of_a_killed_attempt_does_not_count_as_progress(workbench: Workbench, ray_cluster: Any) -> None:
-    folder, plan = workbench.write_some(2).begin()
-    folder.note_rows("killed", 10_000)
-    rows, _ = job.score_missing(folder, plan, workbench.spec(), workbench.console, Silent())
-    assert rows == 200
-    assert folder.rows_under_way() == 0
