@@ -109,8 +109,9 @@ def main() -> None:
     limit_this_process(work.options.provider)
     scorer = PartScorer(work.output, work.run, work.options, work.max_dead, most_rows=BATCH_ROWS)
     answer = msgspec.json.encode(scorer.score(work.part))
-    with os.fdopen(answers, "wb") as file:
-        file.write(answer)
+    file = os.fdopen(answers, "wb")
+    file.write(answer)
+    file.flush()  # closed, it would let the parent go, and then `end_with_parent` might be first
     os._exit(0)  # a library's clean-up has no say in whether the part was scored
 
 
