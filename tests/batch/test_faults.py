@@ -52,16 +52,16 @@ def test_actors_killed_at_random_moments_lose_and_double_no_row(workbench: Workb
 
 
 def test_memory_that_runs_out_in_the_actor_suffices_in_the_child(workbench: Workbench, ray_cluster: Any) -> None:
-    """The first rows of each row group are small, so that nobody can foresee the others: 16,384 of them are 1 GB."""
+    """The first rows of each row group are small, so that nobody can foresee the others: 16,384 of them are 330 MB."""
     rows = 20_000
     path = workbench.input / "swelling.parquet"
     path.parent.mkdir()
-    notes = ["small" if row < 64 else "x" * (60_000 + row % 5) for row in range(rows)]
+    notes = ["small" if row < 64 else "x" * (20_000 + row % 5) for row in range(rows)]
     columns = {"id": pa.array(range(rows), pa.int64()), "x": pa.array(map(x_of, range(rows)), pa.int64()), "note": notes}
     pq.write_table(pa.table(columns), path, row_group_size=rows, dictionary_pagesize_limit=4 << 20, compression="zstd")
     assert path.stat().st_size < 10 << 20
     killed: list[int] = []
-    with meanwhile(kill_the_greedy(path, 700 << 20, killed)):
+    with meanwhile(kill_the_greedy(path, 480 << 20, killed)):
         summary = workbench.run(actors=1)
     assert len(killed) == 2
     assert "done at attempt 3" in workbench.said

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from tests.batch.workbench import Workbench, assert_each_row_once, visible
+from triform.golden import child_env
 
 FILES, ROWS = 20, 2000  # some seconds of work
 
@@ -139,3 +140,11 @@ def test_killed_five_times_at_random_moments(workbench: Workbench, seed: int) ->
 
         kill_when(workbench, moment)
     finish(workbench)
+
+
+@pytest.mark.slow
+def test_a_node_that_is_lost_costs_no_row_and_counts_against_no_part(workbench: Workbench) -> None:
+    command = [sys.executable, "-m", "tests.batch.lost_node", str(workbench.repository), str(workbench.root)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280, env=child_env())
+    print(done.stdout)
+    assert done.returncode == 0, done.stdout + done.stderr
