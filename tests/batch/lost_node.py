@@ -1,16 +1,16 @@
-"""A run on three nodes of which one is lost, and another that comes: python -m tests.batch.lost_node REPOSITORY FOLDER.
+"""A run on two nodes of which one is lost: python -m tests.batch.lost_node REPOSITORY FOLDER replaced|gone.
 
-In a process of its own, because a process is in one Ray cluster only. The head has no CPU: what scores can be lost.
+In a process of its own, because a process is in one Ray cluster only. The head has no CPU: whatever scores can be lost.
 """
 
 from __future__ import annotations
 
 import sys
-import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from tests.batch.killing import meanwhile
 from tests.batch.workbench import Workbench, assert_each_row_once
 
 FILES, ROWS = 40, 4000
@@ -21,7 +21,7 @@ def recorded(bench: Workbench) -> int:
     return len(list(bench.output.glob("run=*/_parts/[0-9]*.json")))
 
 
-def main(repository: Path, root: Path) -> None:
+def main(repository: Path, root: Path, *, replaced: bool) -> None:
     import ray
     from ray.cluster_utils import Cluster
 
@@ -32,25 +32,23 @@ def main(repository: Path, root: Path) -> None:
     bench = Workbench(root, repository)
     for i in range(FILES):
         bench.write(f"{i:02d}.parquet", i * ROWS, ROWS)
-    lost_at: list[int] = []
-
-    def lose(over: threading.Event) -> None:
-        while recorded(bench) < 3 and not over.wait(0.01):
-            pass
-        lost_at.append(recorded(bench))
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(lambda: bench.run(actors=2))
+        while recorded(bench) < 3:
+            assert not running.done(), running.result()
+            time.sleep(0.01)
+        lost_at = recorded(bench)
         cluster.remove_node(nodes[0], allow_graceful=False)
-        if not over.wait(1):
+        if replaced:
             cluster.add_node(num_cpus=1)
-
-    with meanwhile(lose):
-        summary = bench.run(actors=2)
+        summary = running.result()
     assert_each_row_once(summary.folder, FILES * ROWS)
-    assert lost_at[0] < FILES, "the run was over before the node was lost"
+    assert lost_at < FILES, "the run was over before the node was lost"
     assert "done at attempt" not in bench.said, bench.said  # a lost node counts against no part
-    print(f"lost a node after {lost_at[0]} of {FILES} parts")
+    print(f"lost a node after {lost_at} of {FILES} parts")
     ray.shutdown()
     cluster.shutdown()
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), replaced=sys.argv[3] == "replaced")

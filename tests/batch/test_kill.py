@@ -143,8 +143,9 @@ def test_killed_five_times_at_random_moments(workbench: Workbench, seed: int) ->
 
 
 @pytest.mark.slow
-def test_a_node_that_is_lost_costs_no_row_and_counts_against_no_part(workbench: Workbench) -> None:
-    command = [sys.executable, "-m", "tests.batch.lost_node", str(workbench.repository), str(workbench.root)]
+@pytest.mark.parametrize("then", ["replaced", "gone"])
+def test_a_node_that_is_lost_costs_no_row_and_counts_against_no_part(workbench: Workbench, then: str) -> None:
+    command = [sys.executable, "-m", "tests.batch.lost_node", str(workbench.repository), str(workbench.root), then]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280, env=child_env())
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
