@@ -80,6 +80,8 @@ class PartScorer:
         self.error: Exception | None = None
         try:
             self.predictor = self._load()
+        except OSError as error:
+            self.error = StoreError(f"the model repository failed: {error}")
         except Exception as error:  # noqa: BLE001 - an actor that fails to start would be started again, for ever
             self.error = error
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from batch.attempts import Attempt, Attempts
 
-PATIENCE: Final = 30.0  # seconds that an actor waits for an answer
+PATIENCE: Final = 10.0  # seconds that an actor waits for an answer
 ROWS_EVERY: Final = 0.5  # seconds between two notes of rows
 
 
