@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Final, NamedTuple, Protocol
 
 IN_ACTOR: Final = 2  # so many deaths of actors over one part, and it runs alone
-IN_ALL: Final = 5  # so many, though it ran alone, and it is not tried again
+IN_ALL: Final = 12  # so many, most of them of actors that only waited for the child, and it is not tried again
 LOADING: Final = 3  # so many deaths in a row while loading the model on one node, and that node stops trying
 
 

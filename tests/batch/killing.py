@@ -59,7 +59,7 @@ def kill_actors(times: int, chance: random.Random, killed: list[int]) -> Callabl
     """kill -9 of one scoring actor at each of so many random moments."""
 
     def work(over: threading.Event) -> None:
-        while len(killed) < times and not over.wait(chance.random() * 1.5):
+        while len(killed) < times and not over.wait(chance.random() * 4):
             if alive := [p for p in scorers() if p.pid not in killed]:
                 victim = chance.choice(alive)
                 with suppress(psutil.NoSuchProcess):
