@@ -1,4 +1,8 @@
-"""What a Ray actor does: loads the pinned model once, then scores parts and places them. Answers are data, errors too."""
+"""What a Ray actor does: loads the pinned model once, then scores parts and places them. Answers are data, errors too.
+
+part -> attempts.begin -> 0 or 1 deaths: score_part here        2 or more: alone.py, a child process
+                                     -> files in _tmp -> RunFolder.place -> Outcome
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,12 @@ from typing import Any
 
 import msgspec
 
+from batch.alone import Work, score_alone
+from batch.attempts import IN_ACTOR, IN_ALL, LOADING, OneProcess, Registry
 from batch.folder import RunFolder
 from batch.plan import Plan
-from triform.errors import DigestMismatch, StoreError, TriformError
+from triform.batch_rows import BATCH_ROWS
+from triform.errors import DigestMismatch, ModelCrashed, PartCrashed, StoreError, TriformError, by_code
 from triform.predictor import Predictor
 from triform.repository import Ref, open_repository
 from triform.runtime import RuntimeOptions
@@ -17,12 +24,13 @@ from triform.sources import Sources
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """Of one part: what was scored, or the error's code and message."""
+    """Of one part: what was scored, or the error's code and message. `attempts` counts the processes that died over it too."""
 
     part: int
     scored: ScoredPart | None = None
     code: str = ""
     error: str = ""
+    attempts: int = 1
 
 
 def pinned_predictor(plan: Plan, options: RuntimeOptions) -> Predictor:
@@ -44,35 +52,93 @@ def _told(error: Exception) -> tuple[str, str]:
 
 
 class PartScorer:
-    """The callable class of `map_batches`: a batch has the part numbers in "part", its answer the outcomes in "outcome"."""
+    """The callable class of `map_batches`: a batch has the part numbers in "part", its answer the outcomes in "outcome".
 
-    def __init__(self, output: str, run: str, options: RuntimeOptions, max_dead: int) -> None:
+    `attempts` is told of every part before it is begun, so that what kills this process is known by those who come after.
+    """
+
+    def __init__(
+        self,
+        output: str,
+        run: str,
+        options: RuntimeOptions,
+        max_dead: int,
+        attempts: Registry | None = None,
+        most_rows: int = BATCH_ROWS,
+    ) -> None:
         import pyarrow as pa
 
         pa.set_cpu_count(1)  # the CPU this actor asked for
         self.folder = RunFolder(output, run)
         self.sources = Sources()
         self.plan = self.folder.plan()
+        self.options = options
         self.max_dead = max_dead
-        self.error: TriformError | None = None
+        self.most_rows = most_rows
+        self.attempts = attempts or OneProcess()
+        self.actor, self.me = self.attempts.introduce()
+        self.predictor: Predictor | None = None
+        self.error: Exception | None = None
         try:
-            self.predictor = pinned_predictor(self.plan, options)
-        except TriformError as error:  # an actor that fails to start would be started again, for ever
+            self.predictor = self._load()
+        except OSError as error:
+            self.error = StoreError(f"the model repository failed: {error}")
+        except Exception as error:  # noqa: BLE001 - an actor that fails to start would be started again, for ever
             self.error = error
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         return {"outcome": [msgspec.json.encode(self.score(int(number))) for number in batch["part"]]}
 
     def score(self, number: int) -> Outcome:
+        deaths = self.attempts.begin(number, self.me)
+        placed: ScoredPart | None = None
         try:
             if self.error is not None:
                 raise self.error
-            placed = self.folder.adopt(number) or self._attempt(number)
+            placed = self.folder.adopt(number) or self._score(number, deaths)
         except Exception as error:  # noqa: BLE001 - told as data: raised here, Ray would take it for a dead worker and try again
-            if (quicker := self._of_another(number)) is None:
-                return Outcome(number, None, *_told(error))
-            placed = quicker
-        return Outcome(number, placed)
+            if (placed := self._of_another(number)) is None:
+                return Outcome(number, None, *_told(error), attempts=deaths + 1)
+        finally:
+            self.attempts.end(number, self.me, scored=placed is not None)
+        return Outcome(number, placed, attempts=deaths + 1)
+
+    def _load(self) -> Predictor:
+        deaths = self.attempts.load(self.actor, self.me)
+        if deaths >= LOADING:
+            raise ModelCrashed(
+                f"{self.plan.pinned.ref}: {deaths} processes died one after another while they loaded the model: is there memory "
+                "enough for it, in each actor? Ray's log says what ended them"
+            )
+        try:
+            return pinned_predictor(self.plan, self.options)
+        finally:
+            self.attempts.loaded(self.actor, self.me)
+
+    def _score(self, number: int, deaths: int) -> ScoredPart:
+        if deaths < IN_ACTOR:
+            return self._attempt(number)
+        if deaths < IN_ALL:
+            return self._alone(number, deaths)
+        raise PartCrashed(f"{self.plan.parts[number].label}: {deaths} processes died while they scored it")
+
+    def _alone(self, number: int, deaths: int) -> ScoredPart:
+        """In a child process. The model's memory is the child's meanwhile."""
+        self.predictor = None
+        output = self.folder.files.location
+        work = Work(output=output, run=self.plan.run, part=number, options=self.options, max_dead=self.max_dead)
+        try:
+            outcome = msgspec.json.decode(score_alone(work), type=Outcome)
+        except PartCrashed as crash:
+            if (placed := self.folder.adopt(number)) is not None:
+                return placed
+            raise PartCrashed(
+                f"{self.plan.parts[number].label}: {deaths} actors died while they scored it, and then a process of its own "
+                f"({crash}); look for a row there that the model does not survive, or that does not fit in memory"
+            ) from crash
+        if outcome.scored is None:
+            raise by_code(outcome.code)(outcome.error)
+        return outcome.scored
 
     def _of_another(self, number: int) -> ScoredPart | None:
         """The part as another driver has done it meanwhile; it may have committed the run and tidied up since."""
@@ -82,6 +148,7 @@ class PartScorer:
             return None
 
     def _attempt(self, number: int) -> ScoredPart:
+        self.predictor = self.predictor or self._load()
         attempt, data, dead = self.folder.attempt_files(number)
         try:
             scored = score_part(
@@ -93,6 +160,8 @@ class PartScorer:
                 sources=self.sources,
                 footer={"run": self.plan.run, "attempt": attempt},
                 max_dead=self.max_dead,
+                on_rows=lambda rows: self.attempts.rows(number, self.me, rows),
+                most_rows=self.most_rows,
             )
         except BaseException:
             data.unlink(missing_ok=True)

@@ -26,6 +26,7 @@ from batch.plan import Pinned, Plan, job_id, make_plan
 from batch.pointer import check_output
 from batch.pool import Cluster, score_parts, size_pool
 from batch.progress import RunProgress
+from batch.registry import Watch
 from batch.spec import JobSpec
 from triform.errors import JobError, TooManyDeadLetters, TriformError, by_code
 from triform.features import Features
@@ -163,13 +164,17 @@ def score_missing(
     if not missing:
         return 0, 0.0
     rows = sum(plan.parts[number].rows for number in missing)
-    with RunProgress(console, rows=rows, parts=len(missing)) as progress:
+    watch = Watch()
+    with RunProgress(console, rows=rows, parts=len(missing), under_way=watch.rows_under_way) as progress:
         cluster = stack.enter_context(Cluster(spec.address))
         failed: list[Outcome] = []
-        for outcome in _outcomes(folder, plan, spec, cluster, missing, console):
+        for outcome in _outcomes(folder, plan, spec, cluster, missing, console, watch):
             if lease is not None:
                 lease.check()
             _record(outcome, plan, telemetry)
+            if outcome.scored and outcome.attempts > 1:
+                told = f"{plan.parts[outcome.part].label}: done at attempt {outcome.attempts}, the processes before it died"
+                console.print(told, markup=False, highlight=False, soft_wrap=True)
             if outcome.scored is None:
                 failed.append(outcome)
                 if outcome.code == TooManyDeadLetters.code or len(failed) >= MAX_FAILED_PARTS:
@@ -183,7 +188,7 @@ def score_missing(
 
 
 def _outcomes(
-    folder: RunFolder, plan: Plan, spec: JobSpec, cluster: Cluster, missing: list[int], console: Console
+    folder: RunFolder, plan: Plan, spec: JobSpec, cluster: Cluster, missing: list[int], console: Console, watch: Watch
 ) -> Iterator[Outcome]:
     ref = Ref.parse(plan.pinned.ref)
     package = open_repository(plan.repository).package(ref.model, ref.version or 0)
@@ -198,6 +203,7 @@ def _outcomes(
         run=plan.run,
         options=spec.runtime(),
         max_dead=allowed_dead(plan.rows, spec.max_dead_letters),
+        watch=watch,
     )
 
 

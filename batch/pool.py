@@ -4,7 +4,8 @@
 
 The hang that a pool as large as the cluster's CPUs causes comes from read tasks that then never get one. Here the actors read
 by themselves and no other stage exists, so the pool may take every CPU; it is still cut to what the cluster has, because actors
-that never start would wait for ever. Retries are bounded: a part that kills its worker must not do so for ever.
+that never start would wait for ever. Ray starts actors that died again, and gives them their part again, without end (its
+default); `attempts.py` sees to it that no part goes on killing them.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,11 +21,10 @@ from typing import Any, NamedTuple
 import msgspec
 
 from batch.actor import Outcome, PartScorer
+from batch.registry import RemoteAttempts, Watch, start_registry
 from batch.spec import actor_range
 from triform.errors import ConfigurationError, JobError
 from triform.runtime import RuntimeOptions
-
-MAX_ATTEMPTS = 2  # Ray's own retries of a part whose worker died; Ray's default is without end
 
 
 class Resources(NamedTuple):
@@ -117,18 +116,19 @@ def _without_stderr() -> Iterator[None]:
 
 
 def score_parts(
-    pool: Pool, parts: Sequence[int], *, output: str, run: str, options: RuntimeOptions, max_dead: int
+    pool: Pool, parts: Sequence[int], *, output: str, run: str, options: RuntimeOptions, max_dead: int, watch: Watch
 ) -> Iterator[Outcome]:
-    """The outcomes of the parts, in the order in which they are done."""
+    """The outcomes of the parts, in the order in which they are done. `watch` learns how far the others are."""
     import ray.data
 
     _quiet(ray.data)
-    warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")  # no named parameter bounds the retries in Ray 2.60
+    registry = start_registry()
+    watch.follow(registry)
     numbers = ray.data.from_items([{"part": number} for number in parts], override_num_blocks=len(parts))
     fixed = pool.smallest == pool.largest
     outcomes = numbers.map_batches(
         PartScorer,
-        fn_constructor_args=(output, run, options, max_dead),
+        fn_constructor_args=(output, run, options, max_dead, RemoteAttempts(registry)),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(
             **({"size": pool.largest} if fixed else {"min_size": pool.smallest, "max_size": pool.largest}),
@@ -136,12 +136,12 @@ def score_parts(
         ),
         num_cpus=pool.cpus,
         num_gpus=pool.gpus or None,
-        max_restarts=MAX_ATTEMPTS,
-        max_task_retries=MAX_ATTEMPTS,
     )
     try:
         for row in outcomes.iter_rows():
-            yield msgspec.json.decode(row["outcome"], type=Outcome)
+            outcome = msgspec.json.decode(row["outcome"], type=Outcome)
+            watch.finished(outcome.part)
+            yield outcome
     except ray.exceptions.RayError as error:
         reason = str(error).strip().splitlines()[0]
         raise JobError(

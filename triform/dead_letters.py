@@ -14,10 +14,10 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from triform.sources import Source, plain_field
+from triform.batch_rows import BATCH_ROWS, batch_rows
+from triform.sources import Source, plain_field, unreadable
 
 FOOTER_KEY: Final = b"triform"
-READ_ROWS: Final = 16_384
 COLUMNS: Final = {
     "source_file": pa.string(), "row_number": pa.int64(), "code": pa.string(), "reason": pa.string(), "raw_row": pa.string(),
 }  # fmt: skip
@@ -44,15 +44,16 @@ def write(
     known: pa.Table | None = None,
     key: Sequence[str],
     footer: Mapping[str, Any],
+    most_rows: int = BATCH_ROWS,
 ) -> None:
     """Writes the letters, sorted by row, with all columns of their rows.
 
     `known` has, in that order, the columns of these rows that are at hand. The others are read again, and only in row groups
-    that hold a letter.
+    that hold a letter, at most `most_rows` at a time.
     """
     schema = schema_for(source.schema, key)
     with sink(path, schema) as writer:
-        for some, rows in _with_rows(source, row_groups, sorted(letters, key=lambda d: d.row), known):
+        for some, rows in _with_rows(source, row_groups, sorted(letters, key=lambda d: d.row), known, most_rows):
             columns = {
                 "source_file": [source.name] * len(some),
                 "row_number": [first_row + d.row for d in some],
@@ -67,14 +68,14 @@ def write(
 
 
 def _with_rows(
-    source: Source, row_groups: Sequence[int], letters: Sequence[DeadLetter], known: pa.Table | None
+    source: Source, row_groups: Sequence[int], letters: Sequence[DeadLetter], known: pa.Table | None, most_rows: int
 ) -> Iterator[tuple[list[DeadLetter], pa.RecordBatch]]:
     """The letters, some at a time, each with its row."""
     columns = source.schema.names
     unknown = None if known is None else [column for column in columns if column not in known.schema.names]
     if known is not None and not unknown:
-        for first in range(0, len(letters), READ_ROWS):
-            some = list(letters[first : first + READ_ROWS])
+        for first in range(0, len(letters), most_rows):
+            some = list(letters[first : first + most_rows])
             yield some, _batch(known.slice(first, len(some)), columns)
         return
     start, pending = 0, list(letters)
@@ -82,7 +83,9 @@ def _with_rows(
         rows = source.parquet.metadata.row_group(group).num_rows
         if pending and pending[0].row < start + rows:
             at = start
-            for batch in source.batches(READ_ROWS, [group], unknown):
+            with unreadable(source.name, [group]):
+                size = batch_rows(source.parquet, [group], unknown or columns, most=most_rows)
+            for batch in source.batches(size, [group], unknown):
                 mine = [d for d in pending[: batch.num_rows] if d.row < at + batch.num_rows]
                 if mine:
                     rows_again = batch.take(pa.array([d.row - at for d in mine]))

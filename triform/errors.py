@@ -30,6 +30,7 @@
     └── JobError                    a batch run cannot go on or cannot be committed         job_failed
         ├── InputUnreadable         an input file is missing, cut or not Parquet            input_unreadable
         ├── InputChanged            an input file changed after it was planned              input_changed
+        ├── PartCrashed             a part killed every process that scored it              part_crashed
         ├── TooManyDeadLetters      more dead letters than the job allows                   too_many_dead_letters
         └── NotReconciled           rows in differ from rows out plus dead letters          not_reconciled
 
@@ -200,6 +201,10 @@ class InputUnreadable(JobError):
 class InputChanged(JobError):
     code = "input_changed"
     retryable = True
+
+
+class PartCrashed(JobError):
+    code = "part_crashed"
 
 
 class TooManyDeadLetters(JobError):

@@ -138,7 +138,7 @@ def load_in_child(model: Path, *, seconds: float = 120.0, memory_bytes: int = 16
 def _in_child(path: Path, seconds: float, memory_bytes: int) -> None:
     command = [sys.executable, "-m", "triform.golden", str(path), str(seconds)]
     pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(command, env=_child_env(), **pipes) as child:
+    with subprocess.Popen(command, env=child_env(), **pipes) as child:
         try:
             _wait(child, seconds, memory_bytes)
             answer = child.stdout.read() if child.stdout else b""
@@ -154,7 +154,7 @@ def _in_child(path: Path, seconds: float, memory_bytes: int) -> None:
     raise ModelCrashed(f"the model took down the process that tried it ({how})")
 
 
-def _child_env() -> dict[str, str]:
+def child_env() -> dict[str, str]:
     """This process's environment, with its import path: the child must import the same triform."""
     return {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "PYTHONDONTWRITEBYTECODE": "1"}
 

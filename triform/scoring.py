@@ -27,6 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from triform import arrow, buffers
+from triform.batch_rows import BATCH_ROWS, batch_rows
 from triform.dead_letters import FOOTER_KEY, DeadLetter, decoded, sink
 from triform.dead_letters import write as write_dead_letters
 from triform.errors import InputUnreadable, ResourceExhausted, RunFailed, TooManyDeadLetters
@@ -35,11 +36,10 @@ from triform.package import FileEntry, file_entry
 from triform.pipeline import Behind, ahead
 from triform.predictor import Predictor, joined
 from triform.signature import Array, rows_of
-from triform.sources import Identity, Source, Sources, plain_field
+from triform.sources import Identity, Source, Sources, plain_field, unreadable
 
-BATCH_ROWS: Final = 32_768
-BATCH_BYTES: Final = 32 << 20
 KEPT_BYTES: Final = 16 << 20  # of rows that became dead letters; beyond, they are read again with all their columns
+SMALLER: Final = 8  # a part for which memory does not suffice is scored again in batches smaller by this factor
 STAGES: Final = ("read", "decode", "predict", "encode", "write")
 
 
@@ -57,6 +57,13 @@ class Part(msgspec.Struct, frozen=True):
     @property
     def identity(self) -> Identity:
         return Identity(self.size, self.fingerprint)
+
+    @property
+    def label(self) -> str:
+        """The part as a person looks for it."""
+        first, last = (self.row_groups[0], self.row_groups[-1]) if self.row_groups else (0, 0)
+        groups = f"row group {first}" if first == last else f"row groups {first} to {last}"
+        return f"{self.path}, {groups} (rows {self.first_row:,} to {self.first_row + max(self.rows, 1) - 1:,})"
 
 
 class Layout(msgspec.Struct, frozen=True):
@@ -101,14 +108,24 @@ def score_part(
     sources: Sources | None = None,
     max_dead: int | None = None,
     on_rows: Callable[[int], None] | None = None,
+    most_rows: int = BATCH_ROWS,
 ) -> ScoredPart:
     """Writes the part's answers to `data` and, if there are any, its dead letters to `dead_letters`; both synced to disk.
 
     `footer` is stored, with the counts, in the files' metadata. `sources`: open connections to use again. More than `max_dead`
-    dead letters end the work early. `on_rows` is told, after each batch, how many rows have been read so far. Raises
-    `InputUnreadable`, `InputChanged` (the file is no longer the planned one), `TooManyDeadLetters`.
+    dead letters end the work early. `on_rows` is told, after each batch, how many rows have been read so far. A batch has at most
+    `most_rows`; where memory runs out, the part is scored again in smaller ones. Raises `InputUnreadable`, `InputChanged` (the
+    file is no longer the planned one), `TooManyDeadLetters`, and `ResourceExhausted` where memory does not suffice for one row at
+    a time.
     """
-    return _Scoring(part, predictor, layout, sources or Sources(), max_dead, on_rows).run(data, dead_letters, dict(footer or {}))
+    while True:
+        scoring = _Scoring(part, predictor, layout, sources or Sources(), max_dead, on_rows, most_rows)
+        try:
+            return scoring.run(data, dead_letters, dict(footer or {}))
+        except (MemoryError, ResourceExhausted) as error:  # ArrowMemoryError is a MemoryError
+            if scoring.most_rows == 1:
+                raise ResourceExhausted(f"{part.label}: memory ran out, even for one row at a time: {error}") from error
+            most_rows = max(1, scoring.most_rows // SMALLER)
 
 
 def output_schema(features: Features, source: pa.Schema, layout: Layout) -> pa.Schema:
@@ -129,6 +146,7 @@ class _Scoring:
         sources: Sources,
         max_dead: int | None,
         on_rows: Callable[[int], None] | None,
+        most_rows: int,
     ) -> None:
         self.part = part
         self.predictor = predictor
@@ -136,6 +154,7 @@ class _Scoring:
         self.sources = sources
         self.max_dead = max_dead
         self.on_rows = on_rows
+        self.most_rows = most_rows
         self.features = Features(predictor.signature, predictor.manifest.config)
         self.scored_at = int(datetime.fromisoformat(layout.scored_at).timestamp()) * 1_000_000
         self.dead: list[DeadLetter] = []
@@ -198,10 +217,9 @@ class _Scoring:
     def _batches(self, source: Source) -> Iterator[pa.RecordBatch]:
         """The needed columns, batch by batch."""
         columns = list(dict.fromkeys((*self.features.columns, *self.layout.carried)))
-        groups = [source.parquet.metadata.row_group(i) for i in self.part.row_groups]
-        row_bytes = sum(g.total_byte_size for g in groups) / max(1, sum(g.num_rows for g in groups))
-        size = int(np.clip(BATCH_BYTES / max(row_bytes, 1), 1, BATCH_ROWS))
-        batches = source.batches(size, self.part.row_groups, columns)
+        with unreadable(self.part.path, self.part.row_groups):
+            self.most_rows = batch_rows(source.parquet, self.part.row_groups, columns, most=self.most_rows)
+        batches = source.batches(self.most_rows, self.part.row_groups, columns)
         while True:
             with self._timed("read"):
                 batch = next(batches, None)
@@ -270,6 +288,7 @@ class _Scoring:
                 known=pa.Table.from_batches(self.dead_rows) if self.dead_rows is not None else None,
                 key=self.layout.key,
                 footer=footer,
+                most_rows=self.most_rows,
             )
 
 

@@ -62,14 +62,21 @@ class Source:
         batches = self.parquet.iter_batches(rows, row_groups=row_groups, columns=columns, use_threads=False)
         plain: Any = None
         while True:
-            try:
+            with unreadable(self.name, row_groups):
                 batch = next(batches, None)
-            except (OSError, ValueError) as error:
-                raise InputUnreadable(f"{self.name}: row groups {list(row_groups)}: {error}") from error
             if batch is None:
                 return
             plain = plain or pa.schema(map(plain_field, batch.schema))
             yield batch if batch.schema.equals(plain, check_metadata=True) else batch.cast(plain)
+
+
+@contextlib.contextmanager
+def unreadable(name: str, row_groups: Sequence[int]) -> Iterator[None]:
+    """Raises `InputUnreadable` for what Arrow raises."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise InputUnreadable(f"{name}: row groups {list(row_groups)}: {error}") from error
 
 
 def plain_field(field: pa.Field) -> pa.Field:

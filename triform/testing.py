@@ -62,6 +62,21 @@ def lookup(path: Path, *, entries: int = 10) -> Path:
     return save(path, [node], [value("x", "INT64", ["N"])], [value("y", "FP32", ["N"])], {"table": table})
 
 
+def fragile(path: Path, *, entries: int = 10) -> Path:
+    """`lookup`, but an x of -2 kills the process on x86: SIGFPE, for the least of all integers is divided by -1."""
+    nodes = [
+        helper.make_node("Add", ["x", "one"], ["divisor"]),
+        helper.make_node("Div", ["least", "divisor"], ["quotient"]),
+        helper.make_node("Mul", ["quotient", "zero"], ["nothing"]),
+        helper.make_node("Cast", ["nothing"], ["added"], to=TensorProto.FLOAT),
+        helper.make_node("Gather", ["table", "x"], ["found"], axis=0),
+        helper.make_node("Add", ["found", "added"], ["y"]),
+    ]
+    table = (10.0 * np.arange(entries)).astype(np.float32)
+    constants = {"table": table, "one": np.array([1]), "zero": np.array([0]), "least": np.array([-(2**63)])}
+    return save(path, nodes, [value("x", "INT64", ["N"])], [value("y", "FP32", ["N"])], constants)
+
+
 def centred(path: Path) -> Path:
     """y = x - mean over the batch: a model whose rows depend on one another. x FP32[rows, 2] -> y FP32[rows, 2]."""
     nodes = [helper.make_node("ReduceMean", ["x"], ["m"], axes=[0], keepdims=1), helper.make_node("Sub", ["x", "m"], ["y"])]

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from tests.batch.workbench import Workbench, assert_each_row_once, visible
+from triform.golden import child_env
 
 FILES, ROWS = 20, 2000  # some seconds of work
 
@@ -122,20 +123,38 @@ def test_a_killed_run_is_finished_by_the_same_command(workbench: Workbench, ray_
     finish(workbench, *there)
 
 
+def at_random(bench: Workbench, chance: random.Random, starting: float) -> Callable[[], bool]:
+    """A moment of a driver: while it starts, which takes about that many seconds, some parts later, or while it commits."""
+    parts = chance.choice([0, recorded(bench) + 1 + chance.randrange(4), FILES])
+    seconds = chance.random() * (starting if parts == 0 else 1.0)
+    began = time.monotonic()
+    return lambda: recorded(bench) >= parts and time.monotonic() - began >= seconds
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(4))
-def test_killed_five_times_at_random_moments(workbench: Workbench, seed: int) -> None:
-    """At the start, between parts, while it commits."""
-    chance = random.Random(seed)
-    for i in range(FILES):
-        workbench.write(f"{i:02d}.parquet", i * ROWS, ROWS)
-    for _ in range(5):
-        parts, seconds, began = chance.choice([0, 1, chance.randrange(FILES), FILES]), chance.random() * 2, time.monotonic()
-        if parts == 0:
-            seconds *= 8
+@pytest.mark.parametrize(("kills", "own_ray"), [(8, True), (32, False)])
+def test_drivers_killed_at_random_moments(
+    new_workbench: Callable[[str], Workbench], kills: int, own_ray: bool, ray_cluster: Any
+) -> None:
+    """Over as many runs as it takes, with a Ray of their own or in a cluster that stays, where their actors may be zombies."""
+    chance = random.Random(kills)
+    there = () if own_ray else ("--address", ray_cluster.get_runtime_context().gcs_address)
+    killed = runs = 0
+    while killed < kills:
+        runs += 1
+        bench = new_workbench(f"run-{runs}")
+        for i in range(FILES):
+            bench.write(f"{i:02d}.parquet", i * ROWS, ROWS)
+        while killed < kills and kill_when(bench, at_random(bench, chance, 10.0 if own_ray else 4.0), *there):
+            killed += 1
+        finish(bench, *there)
+    print(f"{killed} drivers killed in {runs} run(s)")
 
-        def moment(parts: int = parts, began: float = began, seconds: float = seconds) -> bool:
-            return recorded(workbench) >= parts and time.monotonic() - began >= seconds
 
-        kill_when(workbench, moment)
-    finish(workbench)
+@pytest.mark.slow
+@pytest.mark.parametrize("then", ["replaced", "gone"])
+def test_a_node_that_is_lost_costs_no_row_and_counts_against_no_part(workbench: Workbench, then: str) -> None:
+    command = [sys.executable, "-m", "tests.batch.lost_node", str(workbench.repository), str(workbench.root), then]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280, env=child_env())
+    print(done.stdout)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -54,9 +54,9 @@ def test_each_letter_carries_its_own_row(tmp_path_factory: Any, rows: list[int],
 
 
 def test_more_rows_than_one_batch_holds(tmp_path: Path) -> None:
-    many = 3 * dead_letters.READ_ROWS
+    many = 3 * dead_letters.BATCH_ROWS
     table = pa.table({"id": range(many)})
-    dead = bury(tmp_path, table, list(range(many)), size=2 * dead_letters.READ_ROWS + 5)
+    dead = bury(tmp_path, table, list(range(many)), size=2 * dead_letters.BATCH_ROWS + 5)
     assert dead["row_number"].to_pylist() == list(range(many))
 
 
