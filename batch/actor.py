@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import platform
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from batch.folder import RunFolder
-from batch.plan import Plan
-from triform.errors import DigestMismatch, StoreError, TriformError
+from batch.plan import Pinned, Plan
+from triform.errors import DigestMismatch, JobError, NotFound, StoreError, TriformError
 from triform.predictor import Predictor
-from triform.repository import Ref, open_repository
+from triform.repository import Ref
 from triform.runtime import RuntimeOptions
 from triform.scoring import ScoredPart, score_part
+from triform.settings import Settings
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -25,13 +28,31 @@ class Outcome(msgspec.Struct, frozen=True):
     error: str = ""
 
 
-def pinned_predictor(plan: Plan, options: RuntimeOptions) -> Predictor:
-    """The run's model, loaded and verified; raises `DigestMismatch` if the repository now holds another under its name."""
-    ref = Ref.parse(plan.pinned.ref)
-    package = open_repository(plan.repository).package(ref.model, ref.version or 0)
-    if package.manifest.digest != plan.pinned.digest:
-        raise DigestMismatch(f"{plan.pinned.ref} is not the package this run began with (digest {plan.pinned.digest[:12]})")
+def pinned_predictor(location: str, pinned: Pinned, options: RuntimeOptions) -> Predictor:
+    """The model, loaded and verified; raises `DigestMismatch` if the repository now holds another under its name.
+
+    Packages of a remote repository are kept where this node's TRIFORM_CACHE says.
+    """
+    ref = Ref.parse(pinned.ref)
+    repository = Settings.from_env(os.environ, repository=location).open_repository()
+    try:
+        package = repository.package(ref.model, ref.version or 0)
+    except NotFound as error:  # the driver has found it
+        raise type(error)(f"{error} in {location} as this node ({platform.node()}) sees it") from error
+    if package.manifest.digest != pinned.digest:
+        raise DigestMismatch(f"{pinned.ref} is not the package this run began with (digest {pinned.digest[:12]})")
     return Predictor.load(package, options)
+
+
+def _plan_of(folder: RunFolder) -> Plan:
+    """The run's plan. The driver has written it, so where it is missing this node does not see the driver's output."""
+    try:
+        return folder.plan()
+    except JobError as error:
+        raise JobError(
+            f"the output is not on this node ({platform.node()}): {error}. Every node needs the output, the input and the model "
+            "repository: use a file system that they share, or s3://"
+        ) from error
 
 
 def _told(error: Exception) -> tuple[str, str]:
@@ -51,11 +72,11 @@ class PartScorer:
 
         pa.set_cpu_count(1)  # the CPU this actor asked for
         self.folder = RunFolder(Path(output), run)
-        self.plan = self.folder.plan()
         self.max_dead = max_dead
         self.error: TriformError | None = None
         try:
-            self.predictor = pinned_predictor(self.plan, options)
+            self.plan = _plan_of(self.folder)
+            self.predictor = pinned_predictor(self.plan.repository, self.plan.pinned, options)
         except TriformError as error:  # an actor that fails to start would be started again, for ever
             self.error = error
 
