@@ -26,10 +26,12 @@ def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[Any]:
-    """The session's cluster: 4 logical CPUs, whatever the machine has."""
+    """The session's cluster: 4 logical CPUs, whatever the machine has; with the dashboard, which is where the job API lives."""
     import ray
 
-    ray.init(num_cpus=4, include_dashboard=False, object_store_memory=150_000_000, logging_level="ERROR", log_to_driver=False)
+    ray.init(
+        "local", num_cpus=4, include_dashboard=True, object_store_memory=150_000_000, logging_level="ERROR", log_to_driver=False
+    )
     yield ray
     ray.shutdown()
 
