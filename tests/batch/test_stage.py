@@ -122,8 +122,9 @@ def test_a_pipeline_of_ray_data(lookup_repository: Path, workbench: Workbench, r
 
     workbench.write_some(4)
     answered = (
-        ray.data.read_parquet(str(workbench.input), override_num_blocks=4)
-        .filter(expr=col("id") >= 100)  # empties the first file's block
+        ray.data.read_parquet(str(workbench.input))
+        .repartition(4)
+        .filter(expr=col("id") >= 100)  # empties a block
         .map_batches(
             Predict,
             fn_constructor_args=Predict.pinned(str(lookup_repository), "lookup@stable"),
