@@ -130,8 +130,11 @@ def test_a_job_of_the_job_api_brings_its_code(workbench: Workbench, elsewhere: P
     printed = subprocess.run(
         command, cwd=elsewhere / "empty", env=os.environ | {"PYTHONPATH": str(elsewhere)}, capture_output=True, check=True
     )
-    run = shlex.join([sys.executable, "-m", "batch", "run", *options(workbench.write_some(4))])
-    client = JobSubmissionClient(ray_cluster.get_runtime_context().gcs_address)
+    address = (
+        ray_cluster.get_runtime_context().gcs_address
+    )  # where one machine has two clusters, Ray may tell a job the wrong one
+    run = shlex.join([sys.executable, "-m", "batch", "run", *options(workbench.write_some(4)), f"--address={address}"])
+    client = JobSubmissionClient(address)
     there = f"cd {elsewhere / 'empty'} && {run}"  # this cluster was started in a checkout
     job = within(90, lambda: client.submit_job(entrypoint=there, runtime_env=json.loads(printed.stdout)))
     within(240, lambda: client.get_job_status(job).is_terminal())
