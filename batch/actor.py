@@ -6,6 +6,8 @@ part -> attempts.begin -> 0 or 1 deaths: score_part here        2 or more: alone
 
 from __future__ import annotations
 
+import os
+import platform
 from typing import Any
 
 import msgspec
@@ -13,13 +15,14 @@ import msgspec
 from batch.alone import Work, score_alone
 from batch.attempts import IN_ACTOR, IN_ALL, LOADING, OneProcess, Registry
 from batch.folder import RunFolder
-from batch.plan import Plan
+from batch.plan import Pinned, Plan
 from triform.batch_rows import BATCH_ROWS
-from triform.errors import DigestMismatch, ModelCrashed, PartCrashed, StoreError, TriformError, by_code
+from triform.errors import DigestMismatch, JobError, ModelCrashed, NotFound, PartCrashed, StoreError, TriformError, by_code
 from triform.predictor import Predictor
-from triform.repository import Ref, open_repository
+from triform.repository import Ref
 from triform.runtime import RuntimeOptions
 from triform.scoring import ScoredPart, score_part
+from triform.settings import Settings
 from triform.sources import Sources
 
 
@@ -33,13 +36,31 @@ class Outcome(msgspec.Struct, frozen=True):
     attempts: int = 1
 
 
-def pinned_predictor(plan: Plan, options: RuntimeOptions) -> Predictor:
-    """The run's model, loaded and verified; raises `DigestMismatch` if the repository now holds another under its name."""
-    ref = Ref.parse(plan.pinned.ref)
-    package = open_repository(plan.repository).package(ref.model, ref.version or 0)
-    if package.manifest.digest != plan.pinned.digest:
-        raise DigestMismatch(f"{plan.pinned.ref} is not the package this run began with (digest {plan.pinned.digest[:12]})")
+def pinned_predictor(location: str, pinned: Pinned, options: RuntimeOptions) -> Predictor:
+    """The model, loaded and verified; raises `DigestMismatch` if the repository now holds another under its name.
+
+    Packages of a remote repository are kept where this node's TRIFORM_CACHE says.
+    """
+    ref = Ref.parse(pinned.ref)
+    repository = Settings.from_env(os.environ, repository=location).open_repository()
+    try:
+        package = repository.package(ref.model, ref.version or 0)
+    except NotFound as error:  # the driver has found it
+        raise type(error)(f"{error} in {location} as this node ({platform.node()}) sees it") from error
+    if package.manifest.digest != pinned.digest:
+        raise DigestMismatch(f"{pinned.ref} is not the package this run began with (digest {pinned.digest[:12]})")
     return Predictor.load(package, options)
+
+
+def _plan_of(folder: RunFolder) -> Plan:
+    """The run's plan. The driver has written it, so where it is missing this node does not see the driver's output."""
+    try:
+        return folder.plan()
+    except JobError as error:
+        raise JobError(
+            f"the output is not on this node ({platform.node()}): {error}. Every node needs the output, the input and the model "
+            "repository: use a file system that they share, or s3://"
+        ) from error
 
 
 def _told(error: Exception) -> tuple[str, str]:
@@ -71,7 +92,6 @@ class PartScorer:
         pa.set_cpu_count(1)  # the CPU this actor asked for
         self.folder = RunFolder(output, run)
         self.sources = Sources()
-        self.plan = self.folder.plan()
         self.options = options
         self.max_dead = max_dead
         self.most_rows = most_rows
@@ -80,6 +100,7 @@ class PartScorer:
         self.predictor: Predictor | None = None
         self.error: Exception | None = None
         try:
+            self.plan = _plan_of(self.folder)
             self.predictor = self._load()
         except OSError as error:
             self.error = StoreError(f"the model repository failed: {error}")
@@ -111,7 +132,7 @@ class PartScorer:
                 "enough for it, in each actor? Ray's log says what ended them"
             )
         try:
-            return pinned_predictor(self.plan, self.options)
+            return pinned_predictor(self.plan.repository, self.plan.pinned, self.options)
         finally:
             self.attempts.loaded(self.actor, self.me)
 

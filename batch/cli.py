@@ -49,11 +49,14 @@ def run(
     key: Annotated[list[str] | None, typer.Option(help="a key column; keys are kept and must be unique")] = None,
     keep: Annotated[list[str] | None, typer.Option(help="a column to carry over into the output")] = None,
     actors: Annotated[str | None, typer.Option(help="N or MIN:MAX; without it as many as fit")] = None,
+    cpus: Annotated[float | None, typer.Option(help="CPUs of an actor; without it the model's threads")] = None,
     gpus: Annotated[float | None, typer.Option(help="GPUs of an actor, e.g. 0.25")] = None,
     provider: Annotated[str | None, typer.Option(help="cpu, cuda, tensorrt or auto")] = None,
     max_dead_letters: Annotated[float | None, typer.Option(help="the share of rows that may be refused [0.01]")] = None,
     if_exists: Annotated[str | None, typer.Option(help="fail or replace, where the output stands for another run [fail]")] = None,
-    address: Annotated[str | None, typer.Option(help="a Ray cluster; without it one is started here")] = None,
+    address: Annotated[
+        str | None, typer.Option(help="a Ray cluster: auto, host:port or ray://host:port; without it one is started here")
+    ] = None,
     partition: Annotated[
         list[str] | None, typer.Option(help="only that folder of the input: month=2013-12; month alone with --from and --to")
     ] = None,
@@ -68,8 +71,9 @@ def run(
     """Score Parquet files with a model, each row exactly once. Run it again after a crash: it does only what is missing."""
     given = {
         "repository": repository, "model": model, "input": input, "output": output, "key": key, "keep": keep, "actors": actors,
-        "gpus": gpus, "provider": provider, "max_dead_letters": max_dead_letters, "if_exists": if_exists, "address": address,
-        "partition": partition, "from": first, "to": last, "lease": lease, "pushgateway": pushgateway, "cloudwatch": cloudwatch,
+        "cpus": cpus, "gpus": gpus, "provider": provider, "max_dead_letters": max_dead_letters, "if_exists": if_exists,
+        "address": address, "partition": partition, "from": first, "to": last, "lease": lease, "pushgateway": pushgateway,
+        "cloudwatch": cloudwatch,
     }  # fmt: skip
     console = Console(stderr=json)
     if report:

@@ -24,9 +24,10 @@ from batch.folder import RunFolder, open_run
 from batch.lease import Lease, held
 from batch.plan import Pinned, Plan, job_id, make_plan
 from batch.pointer import check_output
-from batch.pool import Cluster, score_parts, size_pool
+from batch.pool import Cluster, size_pool
 from batch.progress import RunProgress
 from batch.registry import Watch
+from batch.remote import drive
 from batch.spec import JobSpec
 from triform.errors import JobError, TooManyDeadLetters, TriformError, by_code
 from triform.features import Features
@@ -192,11 +193,13 @@ def _outcomes(
 ) -> Iterator[Outcome]:
     ref = Ref.parse(plan.pinned.ref)
     package = open_repository(plan.repository).package(ref.model, ref.version or 0)
-    threads = package.manifest.config.runtime.threads
-    pool = size_pool(spec.actors, parts=len(missing), threads=threads, gpus=spec.gpus, cluster=cluster.nodes())
+    cpus = spec.cpus or float(package.manifest.config.runtime.threads)
+    pool = size_pool(
+        spec.actors, parts=len(missing), cpus=cpus, gpus=spec.gpus, cluster=cluster.nodes(), may_grow=cluster.may_grow
+    )
     if pool.note:
         console.print(pool.note, highlight=False, soft_wrap=True)
-    yield from score_parts(
+    yield from drive(
         pool,
         missing,
         output=folder.files.location,

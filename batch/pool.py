@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,11 +21,14 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from batch import shipping
 from batch.actor import Outcome, PartScorer
 from batch.registry import RemoteAttempts, Watch, start_registry
 from batch.spec import actor_range
 from triform.errors import ConfigurationError, JobError
 from triform.runtime import RuntimeOptions
+
+REACHABLE_SECONDS = 10.0
 
 
 class Resources(NamedTuple):
@@ -44,37 +48,49 @@ class Pool(NamedTuple):
     note: str = ""
 
 
-def size_pool(actors: str | int | None, *, parts: int, threads: int, gpus: float, cluster: Sequence[Resources]) -> Pool:
-    """The pool for a job: as many actors as asked (None: as fit), never more than fit or than there are parts.
+def size_pool(
+    actors: str | int | None, *, parts: int, cpus: float, gpus: float, cluster: Sequence[Resources], may_grow: bool = False
+) -> Pool:
+    """The pool for a job: as many actors as asked (None: as fit), never more than there are parts, nor than fit now.
 
-    Raises `ConfigurationError` where not even one fits.
+    A cluster that `may_grow` keeps the MAX of "MIN:MAX": its autoscaler sees the actors that wait, and work goes on with those
+    that run. Raises `ConfigurationError` where not even one actor fits now, or not MIN of a cluster that may grow.
     """
-    fit = sum(_fit(node, threads, gpus) for node in cluster)
-    if fit < 1:
-        raise ConfigurationError(
-            f"no actor fits the cluster: each needs {threads} CPU(s) and {gpus:g} GPU(s), "
-            f"and its nodes have {', '.join(f'{node.cpus:g} and {node.gpus:g}' for node in cluster[:8])}"
-        )
+    fit = sum(_fit(node, cpus, gpus) for node in cluster)
     smallest, largest = actor_range(actors) or (fit, fit)
+    keep_largest = may_grow and smallest < largest
+    if fit < (needed := min(smallest, parts) if keep_largest else 1):
+        has = ", ".join(f"{node.cpus:g} and {node.gpus:g}" for node in cluster[:8]) or "none"
+        raise ConfigurationError(
+            f"{'no actor fits' if fit < 1 else f'{needed} actors do not fit'} the cluster as it is: each needs {cpus:g} CPU(s) "
+            f"and {gpus:g} GPU(s), and its nodes have {has}"
+        )
     note = ""
-    if largest > fit:
+    if largest > fit and not keep_largest:
         note = f"{largest} actors asked for, the cluster has room for {fit}: going on with {fit}"
-    largest = max(1, min(largest, fit, parts))
-    return Pool(min(smallest, largest), largest, float(threads), gpus, note)
+        largest = fit
+    largest = min(largest, parts)
+    return Pool(min(smallest, largest), largest, cpus, gpus, note)
 
 
-def _fit(node: Resources, threads: int, gpus: float) -> int:
+def _fit(node: Resources, cpus: float, gpus: float) -> int:
     """How many actors one node has room for: an actor does not span nodes."""
-    fit = int(node.cpus // threads)
+    fit = int(node.cpus / cpus + 1e-9)  # 0.3 / 0.1 is less than 3
     return min(fit, int(node.gpus / gpus + 1e-9)) if gpus else fit
 
 
 class Cluster:
-    """A Ray cluster: the one at `address`, the one this process is in already, or one started here and stopped again."""
+    """A Ray cluster: the one this process is in already, the one at `address` (or RAY_ADDRESS), or one started here and stopped
+    again. To one that was not started here the code of this process is shipped."""
 
     def __init__(self, address: str | None) -> None:
-        self.address = address
+        self.address = address or os.environ.get("RAY_ADDRESS") or "local"
         self._started = False
+
+    @property
+    def may_grow(self) -> bool:
+        """Whether it may get nodes while a job runs: not if it was started here."""
+        return self.address != "local"
 
     def __enter__(self) -> Cluster:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -82,11 +98,25 @@ class Cluster:
         import ray
 
         if not ray.is_initialized():
-            local: dict[str, Any] = {"include_dashboard": False, "object_store_memory": 200 << 20} if self.address is None else {}
-            with _without_stderr():
-                ray.init(address=self.address, logging_level=logging.ERROR, log_to_driver=False, **local)
+            self._connect()
             self._started = True
         return self
+
+    def _connect(self) -> None:
+        import ray
+
+        options: dict[str, Any] = {"runtime_env": shipping.of_driver()}
+        if self.address == "local":
+            options = {"include_dashboard": False, "object_store_memory": 200 << 20}
+        else:
+            _check_reachable(self.address)
+        try:
+            with _without_stderr():
+                ray.init(address=self.address, logging_level=logging.ERROR, log_to_driver=False, **options)
+        except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+            if self.address == "local":
+                raise
+            raise ConfigurationError(f"address: the cluster at {self.address} cannot be used: {_reason(error)}") from error
 
     def __exit__(self, *_: object) -> None:
         import ray
@@ -99,6 +129,24 @@ class Cluster:
 
         alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         return [Resources(found.get("CPU", 0.0), found.get("GPU", 0.0)) for found in alive]
+
+
+def _check_reachable(address: str) -> None:
+    """Raises `ConfigurationError` where nobody listens at host:port or ray://host:port: Ray would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not (host and port.isdecimal()):
+        return  # "auto", or something that Ray knows or names
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=REACHABLE_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigurationError(f"address: the cluster at {address} cannot be reached: {error}") from error
+
+
+def _reason(error: Exception) -> str:
+    """Ray's first line; a missing token it tells only in the depths of the cause."""
+    if "InvalidAuthToken" in f"{error} {error.__cause__}":
+        return "it asks for another authentication token: give RAY_AUTH_TOKEN, or the cluster's token in ~/.ray/auth_token"
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 @contextmanager

@@ -18,7 +18,8 @@ FROM_SETTINGS: Final = ("repository", "provider", "required_providers", "gpu_mem
 
 
 class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`input`: files, folders or globs. `actors`: N or "MIN:MAX"; None: as many as fit."""
+    """`input`: files, folders or globs. `actors`: N or "MIN:MAX"; None: as many as fit. `cpus` and `gpus`: what one actor asks
+    Ray for."""
 
     repository: str
     model: str
@@ -27,6 +28,7 @@ class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     key: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
     actors: str | int | None = None
+    cpus: float | None = None  # None: the model's threads
     gpus: float = 0.0
     max_dead_letters: float = 0.01
     if_exists: Literal["fail", "replace"] = "fail"
@@ -44,6 +46,8 @@ class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     def __post_init__(self) -> None:
         _require(bool(self.input), "input", "at least one file, folder or glob", "none")
         _require(0.0 <= self.max_dead_letters <= 1.0, "max_dead_letters", "a share from 0 to 1", self.max_dead_letters)
+        if self.cpus is not None:
+            _require(self.cpus > 0.0 and math.isfinite(self.cpus), "cpus", "more than 0", self.cpus)
         _require(self.gpus >= 0.0 and math.isfinite(self.gpus), "gpus", "0 or more", self.gpus)
         for name, columns in ("key", self.key), ("keep", self.keep):
             _require(all(columns) and len(set(columns)) == len(columns), name, "each column once", ", ".join(columns))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,14 @@ def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[Any]:
-    """The session's cluster: 4 logical CPUs, whatever the machine has."""
+    """The session's cluster: 4 logical CPUs, whatever the machine has; with the dashboard, which is where the job API lives."""
     import ray
 
-    ray.init(num_cpus=4, include_dashboard=False, object_store_memory=150_000_000, logging_level="ERROR", log_to_driver=False)
+    options = {"object_store_memory": 150_000_000, "logging_level": "ERROR", "log_to_driver": False}
+    with pytest.MonkeyPatch.context() as patch:  # `ray start` can choose the port of the job API's agent, `ray.init` cannot
+        anywhere = partial(ray._private.parameter.RayParams, dashboard_agent_listen_port=0)
+        patch.setattr(ray._private.parameter, "RayParams", anywhere)
+        ray.init("local", num_cpus=4, include_dashboard=True, **options)
     yield ray
     ray.shutdown()
 

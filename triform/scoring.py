@@ -1,7 +1,7 @@
 """Scores one part of a Parquet file with a predictor, from Parquet to Parquet, at bounded memory. No Ray in here.
 
     reader thread                  this thread                                     writer thread
-    row groups -> record batches -> encode (arrow.py) -> Predictor.run -> columns -> part file
+    row groups -> record batches -> encode -> Predictor.run -> columns (answering.py) -> part file
                                     refused rows, rows that make a run fail ------> dead letters, with the raw row
 
 The bounded queues between the threads read ahead and write behind; memory depends on the batch, never on the file. Rows that
@@ -27,15 +27,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from triform import arrow, buffers
+from triform.answering import answer
 from triform.batch_rows import BATCH_ROWS, batch_rows
 from triform.dead_letters import FOOTER_KEY, DeadLetter, decoded, sink
 from triform.dead_letters import write as write_dead_letters
-from triform.errors import InputUnreadable, ResourceExhausted, RunFailed, TooManyDeadLetters
+from triform.errors import InputUnreadable, ResourceExhausted, TooManyDeadLetters
 from triform.features import Features
 from triform.package import FileEntry, file_entry
 from triform.pipeline import Behind, ahead
-from triform.predictor import Predictor, joined
-from triform.signature import Array, rows_of
+from triform.predictor import Predictor
+from triform.signature import Array
 from triform.sources import Identity, Source, Sources, plain_field, unreadable
 
 KEPT_BYTES: Final = 16 << 20  # of rows that became dead letters; beyond, they are read again with all their columns
@@ -231,15 +232,8 @@ class _Scoring:
         """One batch as it goes into the output: the rows that were answered."""
         first = self.rows_in
         self.rows_in += batch.num_rows
-        with self._timed("decode"):
-            encoded = arrow.encode(self.features, batch)
-        self._bury(DeadLetter(first + r.row, r.code, r.reason) for r in encoded.refused)
-        rows = np.arange(batch.num_rows) if encoded.keep is None else np.flatnonzero(encoded.keep)
-        with self._timed("predict"):
-            outputs, failed = predict_isolating(self.predictor, encoded.inputs)
-        if failed:
-            self._bury(DeadLetter(first + int(rows[at]), code, reason) for at, code, reason in failed)
-            rows = np.delete(rows, [at for at, _, _ in failed])
+        rows, answers, refused = answer(self.predictor, self.features, batch, self._timed)
+        self._bury(DeadLetter(first + r.row, r.code, r.reason) for r in refused)
         self.rows_out += len(rows)
         with self._timed("encode"):
             if len(rows) != batch.num_rows:
@@ -247,7 +241,6 @@ class _Scoring:
             carried = batch.select(self.layout.carried)
             if len(rows) != batch.num_rows:
                 carried = carried.take(buffers.from_numpy(rows))
-            answers = arrow.to_arrow(self.features, outputs)
             version = buffers.repeated_text(self.predictor.manifest.ref, len(rows))
             stamp = buffers.repeated_instant(self.scored_at, len(rows))
             return pa.RecordBatch.from_arrays([*carried.columns, *answers.values(), version, stamp], schema=schema)
@@ -290,35 +283,3 @@ class _Scoring:
                 footer=footer,
                 most_rows=self.most_rows,
             )
-
-
-def predict_isolating(predictor: Predictor, inputs: Mapping[str, Array]) -> tuple[dict[str, Array], list[tuple[int, str, str]]]:
-    """The answers of the rows that can be answered, and (row, code, reason) of those that make a run fail.
-
-    A run that raises is tried again in halves until the rows at fault stand alone.
-    """
-    answered: list[dict[str, Array]] = []
-    failed: list[tuple[int, str, str]] = []
-    _halve(predictor, inputs, 0, rows_of(inputs), answered, failed)
-    return joined(answered or [predictor.run({n: a[:0] for n, a in inputs.items()})]), failed
-
-
-def _halve(
-    predictor: Predictor,
-    inputs: Mapping[str, Array],
-    start: int,
-    stop: int,
-    answered: list[dict[str, Array]],
-    failed: list[tuple[int, str, str]],
-) -> None:
-    try:
-        answered.append(predictor.run({n: a[start:stop] for n, a in inputs.items()}))
-    except (RunFailed, ResourceExhausted) as error:
-        if stop - start > 1:
-            middle = (start + stop) // 2
-            _halve(predictor, inputs, start, middle, answered, failed)
-            _halve(predictor, inputs, middle, stop, answered, failed)
-        elif isinstance(error, ResourceExhausted):
-            raise  # memory that one row does not get is the machine's trouble, not the row's
-        else:
-            failed.append((start, error.code, str(error)))

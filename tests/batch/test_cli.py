@@ -101,6 +101,7 @@ def test_a_commented_toml_file_is_a_job(workbench: Workbench, call: Cli) -> None
         (["--max-dead-letters=2"], 2, "max_dead_letters"),
         (["--max-dead-letters=nan"], 2, "max_dead_letters"),
         (["--max-dead-letters=x"], 2, "max-dead-letters"),
+        (["--cpus=0"], 2, "cpus"),
         (["--gpus=-1"], 2, "gpus"),
         (["--if-exists=append"], 2, "if_exists"),
         (["--model=../etc"], 2, "invalid_reference"),

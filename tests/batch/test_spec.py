@@ -22,6 +22,7 @@ output = "out"
 key = ["id"]
 keep = "note"
 actors = "1:4"
+cpus = 0.5
 gpus = 0.25
 max_dead_letters = 0.5
 if_exists = "replace"
@@ -40,6 +41,7 @@ def test_a_toml_file_is_a_job_and_options_override_it(tmp_path: Path) -> None:
         key=("id",),
         keep=("a", "b"),
         actors="2",
+        cpus=0.5,
         gpus=0.25,
         max_dead_letters=0.0,
         if_exists="replace",
@@ -57,6 +59,8 @@ def test_a_toml_file_is_a_job_and_options_override_it(tmp_path: Path) -> None:
         ({"max_dead_letters": 1.1}, "max_dead_letters"),
         ({"max_dead_letters": float("nan")}, "max_dead_letters"),
         ({"max_dead_letters": "1%"}, "max_dead_letters"),
+        ({"cpus": 0.0}, "cpus"),
+        ({"cpus": float("nan")}, "cpus"),
         ({"gpus": -1.0}, "gpus"),
         ({"gpus": float("inf")}, "gpus"),
         ({"gpus": float("nan")}, "gpus"),
