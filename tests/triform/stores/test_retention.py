@@ -209,6 +209,25 @@ def test_a_release_made_in_the_middle_of_a_prune_never_names_what_is_gone(
         assert all("was pruned" in message or "was just pruned" in message for message in told)
 
 
+def test_a_release_that_is_no_longer_being_made_is_found_in_the_log(store: ModelRepository, publish: Publish, age: Age) -> None:
+    """Its claim protects nothing any more when the prune, which began before it, comes to the version."""
+    races(store, publish, age)
+
+    def release_an_hour_ago() -> None:
+        ReleaseLog(store, "linear").set(stable=2)
+        age(0.1, "claims/")
+
+    class Late(Between):
+        def remove(self, model: str, version: int) -> None:
+            if version == 0:  # everything is judged by now
+                release_an_hour_ago()
+            store.remove(model, version)
+
+    outcome = prune(cast(ModelRepository, Late(store, 0, lambda: None)), "linear", Policy(), dry_run=False)
+    assert [verdict.stays for verdict in outcome.verdicts][1] == "stable in revision 2"
+    assert_whole(store)
+
+
 @pytest.mark.parametrize("number", range(1, 12))
 def test_a_prune_in_the_middle_of_a_release_never_takes_what_it_names(
     store: ModelRepository, publish: Publish, age: Age, number: int
