@@ -107,6 +107,21 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         return msgspec.structs.replace(self, digest=hashlib.sha256(canonical).hexdigest())
 
 
+class Names(msgspec.Struct, frozen=True):
+    """What every format of a manifest has, so that one of a later Triform is understood this far."""
+
+    digest: str
+    files: dict[str, FileEntry]
+
+
+def named_in(manifest: bytes) -> Names | None:
+    """The digest and the files that a manifest names, of whatever format; None where it cannot be read."""
+    try:
+        return msgspec.json.decode(manifest, type=Names)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
 class ModelPackage(msgspec.Struct, frozen=True):
     """A package on local disk."""
 

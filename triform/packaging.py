@@ -83,6 +83,8 @@ def package_model(
         raise ConfigurationError(f"version: expected a positive integer of up to nine digits, got {version}")
     if version in repository.versions(name):
         raise VersionExists(f"'{name}' already has a version {version}, and versions never change: publish the next")
+    if version in repository.pruned(name):
+        raise VersionExists(f"version {version} of '{name}' was pruned, and no number is used twice: publish the next")
     settings = read_config(config) if config else ModelConfig()
     with repository.staging(name) as folder:
         build = _Build(folder, settings)
@@ -95,7 +97,7 @@ def _publish(repository: ModelRepository, folder: Path, draft: Manifest, version
     """Seals the manifest with its version number and publishes; without a fixed number it takes the next that is free."""
     verified, refused = False, 0
     while True:
-        number = version or max([refused, *repository.versions(draft.name)]) + 1
+        number = version or max([refused, *repository.versions(draft.name), *repository.pruned(draft.name)]) + 1
         manifest = msgspec.structs.replace(draft, version=number).sealed()
         (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
         if not verified:

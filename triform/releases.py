@@ -3,7 +3,8 @@
     <model>/releases/000017.json : one file a revision, created exclusively, never changed; the highest is current
 
 Creating revision N+1 is at once the compare-and-swap and the audit trail: of many writers one wins, the others are told
-(`ReleaseConflict`). `set` never tries again by itself; `rollback` re-reads and tries until it wins.
+(`ReleaseConflict`). `set` never tries again by itself; `rollback` re-reads and tries until it wins. Whatever a revision names
+newly is claimed first (claims.py), so that a prune which runs beside it does not take it away.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from triform import claims
 from triform.errors import AliasNotFound, InvalidRequest, ReleaseConflict, StoreError, VersionNotFound
 
 if TYPE_CHECKING:  # repository.py resolves aliases through this module
@@ -54,6 +56,11 @@ class Release(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
     def versions(self) -> set[int]:
         return {self.stable, *(b.version for b in (self.canary, self.shadow) if b)}
+
+    def named(self) -> dict[int, str]:
+        """Every version that a rollback or a reader of this revision may want, and as what."""
+        aliases = [("previous", self.previous), *((alias, self.version_of(alias)) for alias in ("shadow", "canary", "stable"))]
+        return {version: alias for alias, version in aliases if version is not None}
 
 
 class ReleaseLog:
@@ -108,10 +115,13 @@ class ReleaseLog:
                 raise InvalidRequest(f"'{self.model}' was never released: name its first stable version with --stable")
             stable = now.stable
         wanted = self._next(now, stable, canary, shadow, reason, changed_by)
+        new = sorted(wanted.versions() - (now.versions() if now else set()))
         for version in sorted(wanted.versions()):
             package = self._known(version)
-            if now is None or version not in now.versions():
+            if version in new:
                 package.verify("full")
+        for version in new:  # last, because a claim holds for an hour; what `now` names is safe without
+            claims.claim(self.repository, self.model, version, by=wanted.changed_by)
         return self._append(wanted)
 
     def rollback(self, *, reason: str = "rollback", changed_by: str | None = None) -> Release:
@@ -143,8 +153,7 @@ class ReleaseLog:
     def _known(self, version: int) -> ModelPackage:
         versions = self.repository.versions(self.model)
         if version not in versions:
-            listed = ", ".join(map(str, versions)) or "none"
-            raise VersionNotFound(f"'{self.model}' has no version {version} (it has: {listed}); the release stays as it is")
+            raise no_such_version(self.repository, self.model, version, versions, "; the release stays as it is")
         return self.repository.package(self.model, version)
 
     def _next(
@@ -181,6 +190,16 @@ class ReleaseLog:
             f"revision {release.revision} of '{self.model}' was taken by {winner.changed_by} "
             f"(stable {winner.stable}, {winner.changed_at}): look again and decide anew"
         )
+
+
+def no_such_version(
+    repository: ModelRepository, model: str, version: int, versions: list[int], then: str = ""
+) -> VersionNotFound:
+    """What to raise for a version that is not among `versions`: it says what there is, and whether this one was pruned."""
+    listed = ", ".join(map(str, versions)) or "none"
+    if version in repository.pruned(model):
+        return VersionNotFound(f"version {version} of '{model}' was pruned (it has: {listed}){then}")
+    return VersionNotFound(f"'{model}' has no version {version} (it has: {listed}){then}")
 
 
 def _left(before: Release, after: Release) -> bool:

@@ -9,22 +9,50 @@ in it mean is `releases.py`'s business, the same for every store.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Final, Literal, Protocol
+from typing import Final, Literal, NamedTuple, Protocol
 
 import msgspec
 
-from triform.errors import AliasNotFound, ConfigurationError, InvalidReference, ModelNotFound, VersionNotFound
+from triform.errors import AliasNotFound, ConfigurationError, InvalidReference, ModelNotFound
 from triform.package import NAME, ModelPackage
-from triform.releases import ReleaseLog
+from triform.releases import ReleaseLog, no_such_version
 
 Alias = Literal["stable", "canary", "shadow"]
 VERSION: Final = re.compile(r"[1-9][0-9]{0,8}")
+ABANDONED_SECONDS: Final = 24 * 3600.0  # what nothing names for so long has lost its packager
+
+
+class Note(NamedTuple):
+    """A small file about a model: `age` is in seconds, by the storage's own clock."""
+
+    content: bytes
+    age: float
+
+
+class Stored(NamedTuple):
+    """What lies in a version's place: `age` as a note's, `size` the bytes that go with it and with nothing else."""
+
+    version: int
+    age: float
+    size: int
+    digest: str  # empty where the manifest cannot be read
+
+
+class Leftover(NamedTuple):
+    """What no version names: `name` is relative to the model's place, `size` in bytes."""
+
+    name: str
+    size: int
 
 
 class ModelRepository(Protocol):
-    """What a store must do. Every method may raise `StoreError` where the storage fails."""
+    """What a store must do. Every method may raise `StoreError` where the storage fails.
+
+    From `pruned` on it is what `claims.py` and `retention.py` need to remove versions; they say in which order.
+    """
 
     location: str
 
@@ -32,7 +60,7 @@ class ModelRepository(Protocol):
         """The names of all models, sorted."""
 
     def versions(self, model: str) -> list[int]:
-        """The published versions, rising; empty where the model does not exist."""
+        """The published versions but those pruned, rising; empty where the model does not exist."""
 
     def package(self, model: str, version: int) -> ModelPackage:
         """The package on local disk, fetched if it must be; not yet verified. Raises `VersionNotFound`."""
@@ -41,7 +69,7 @@ class ModelRepository(Protocol):
         """An empty folder to build a package in; gone afterwards, published or not."""
 
     def publish(self, staged: Path, model: str, version: int) -> None:
-        """Makes the staged folder that version, whole or not at all. Raises `VersionExists`."""
+        """Makes the staged folder that version, whole or not at all. Raises `VersionExists`, also for a pruned number."""
 
     def latest_revision(self, model: str) -> int:
         """The highest revision of the model's release log; 0 where nothing was released."""
@@ -51,6 +79,25 @@ class ModelRepository(Protocol):
 
     def create_release(self, model: str, revision: int, content: bytes) -> bool:
         """Creates the revision exclusively and durably; False if it is taken."""
+
+    def pruned(self, model: str) -> list[int]:
+        """The numbers with a note `pruned/<version>.json`, rising: spent, whatever still lies in their place."""
+
+    def read_note(self, model: str, name: str) -> Note | None:
+        """A note such as `claims/3-000001.json`, or None."""
+
+    def create_note(self, model: str, name: str, content: bytes) -> bool:
+        """Creates the note exclusively and durably; False if it is there (perhaps by us, if a response was lost)."""
+
+    def stored(self, model: str) -> list[Stored]:
+        """What lies in the place of each version, pruned or not, rising."""
+
+    def remove(self, model: str, version: int) -> None:
+        """Takes the version out of every reader's sight at once, then removes it; none there is no error."""
+
+    def sweep(self, model: str, *, older_than: float, without: Collection[int] = (), dry_run: bool = False) -> list[Leftover]:
+        """Removes, or tells, what killed packagers and removed versions left and nobody may be using: older than so many
+        seconds, and named by no version but those in `without`."""
 
 
 class Ref(msgspec.Struct, frozen=True):
@@ -123,7 +170,7 @@ def resolve(repository: ModelRepository, ref: str | Ref) -> tuple[str, int]:
         raise ModelNotFound(f"no model '{ref.model}' in {repository.location} (it has: {known})")
     if ref.version is not None:
         if ref.version not in versions:
-            raise VersionNotFound(f"'{ref.model}' has no version {ref.version} (it has: {', '.join(map(str, versions))})")
+            raise no_such_version(repository, ref.model, ref.version, versions)
         return ref.model, ref.version
     release = ReleaseLog(repository, ref.model).current()
     if release is None:

@@ -8,12 +8,13 @@ import sys
 import typer
 
 import triform
-from triform.cli import model, releases
+from triform.cli import model, prune, releases
 from triform.cli.output import exit_code, print_error
 from triform.errors import TriformError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 model.register(app)
+releases.repo.command()(prune.prune)
 app.add_typer(releases.repo, name="repo")
 app.add_typer(releases.release, name="release")
 

@@ -12,7 +12,7 @@ from triform.cli.output import make_table, print_json
 from triform.errors import AliasNotFound, InvalidRequest, ModelNotFound
 from triform.releases import Canary, Release, ReleaseLog, Shadow
 
-repo = typer.Typer(no_args_is_help=True, help="Look into a model repository.")
+repo = typer.Typer(no_args_is_help=True, help="Look into a model repository, and clear it.")
 release = typer.Typer(no_args_is_help=True, help="Say which version is stable, and see who said what when.")
 
 Name = Annotated[str, typer.Argument(metavar="MODEL", help="the model's name")]

@@ -109,7 +109,7 @@ def _explained(error: ClientError) -> StoreError:
     if code in DENIED:
         return StoreError(
             f"S3 denies {action} ({code}): reading needs s3:GetObject and s3:ListBucket on the prefix, publishing, releasing and "
-            "writing a run also s3:PutObject"
+            "writing a run also s3:PutObject, removing s3:DeleteObject"
         )
     if code == "NoSuchBucket":
         return StoreError("S3: there is no such bucket; check the location and the region")
@@ -323,7 +323,9 @@ class Bucket:
         for start in range(0, len(names), DELETE_KEYS):
             some = {"Objects": names[start : start + DELETE_KEYS], "Quiet": True}
             if failed := self.client.delete_objects(Bucket=self.name, Delete=some).get("Errors"):
-                raise StoreError(f"S3 denies DeleteObjects of {failed[0].get('Key')} ({failed[0].get('Code')})")
+                code = failed[0].get("Code")
+                why = "S3 denies it: removing needs s3:DeleteObject on the prefix" if code in DENIED else "tried several times"
+                raise StoreError(f"{self.url(failed[0].get('Key', ''))} could not be removed ({code}); {why}")
 
 
 def _pieces(file: Path) -> int:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from triform import retention
 from triform.packaging import package_model
 from triform.releases import ReleaseLog
 from triform.repository import open_repository
@@ -37,6 +38,10 @@ def publish(root: Path) -> None:
 
 def package(root: Path) -> None:
     package_model(root / "linear.onnx", name="linear", version=9, repository=open_repository(root))
+
+
+def prune(root: Path) -> None:
+    retention.prune(open_repository(root), "linear", retention.Policy(), dry_run=False)
 
 
 def die_before(number: int, root: Path) -> None:

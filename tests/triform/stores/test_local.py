@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -18,6 +19,7 @@ from triform.errors import StoreError, UnsafePackage, VersionExists, VersionNotF
 from triform.package import ModelPackage
 from triform.releases import ReleaseLog
 from triform.repository import open_repository
+from triform.retention import Policy, prune
 
 Python = Callable[..., subprocess.Popen[str]]
 PACKAGE = "import sys; from triform.cli import main; main()"
@@ -85,6 +87,25 @@ def test_a_crash_at_any_file_operation_leaves_a_readable_release_log(
             assert log.set(reason="after").revision == len(history) + 1
     assert revisions == sorted(revisions)
     assert set(revisions) == {before, before + 1}
+
+
+def test_a_prune_that_crashes_at_any_file_operation_leaves_whole_versions_and_the_next_ends_it(
+    three_versions: Path, tmp_path: Path, python: Python
+) -> None:
+    for path in three_versions.rglob("*"):
+        os.utime(path, times=(path.stat().st_mtime - 30 * 86400,) * 2)
+    left = []
+    for root in crashed(python, "prune", three_versions, tmp_path / "work"):
+        repository = open_repository(root)
+        left.append(repository.versions("linear"))
+        for version in left[-1]:
+            repository.package("linear", version).verify("golden")
+        prune(repository, "linear", Policy(), dry_run=False)
+        assert repository.versions("linear") == [3]
+        assert sorted(p.name for p in (root / "linear").iterdir()) == ["3", "claims", "pruned"]
+        assert repository.pruned("linear") == [1, 2]
+    assert left == sorted(left)
+    assert {len(versions) for versions in left} == {1, 2, 3}
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])

@@ -15,17 +15,9 @@ from triform.errors import DigestMismatch, InvalidReference, ReleaseConflict, Ve
 from triform.packaging import package_model
 from triform.predictor import Predictor
 from triform.releases import Canary, ReleaseLog
-from triform.repository import ModelRepository, open_repository, resolve
+from triform.repository import ModelRepository, resolve
 from triform.stores.cache import PackageCache
 from triform.stores.s3_repository import S3Repository
-
-
-@pytest.fixture(params=["local", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> ModelRepository:
-    if request.param == "local":
-        return open_repository(tmp_path / "models")
-    bucket = request.getfixturevalue("s3_bucket")
-    return S3Repository.open(f"s3://{bucket}/team/models", PackageCache(tmp_path / "cache"))
 
 
 @pytest.fixture
