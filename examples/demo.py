@@ -55,7 +55,7 @@ def demo(folder: Path, console: Console) -> None:
     for line in commit.verify(RunFolder(folder.absolute() / "scored", summary.manifest.run)):
         console.print(f"  {line}", highlight=False)
     step(console, "4. How good is it? October to December, which the model has not seen, from the scored output")
-    figures = evaluate.evaluate(summary.data, folder / "input")
+    figures = evaluate.evaluate(Path(summary.data), folder / "input")
     console.print("  " + ", ".join(f"{name} {value:g}" for name, value in figures.items()), highlight=False)
     step(console, "5. Query it with anything that reads Parquet, for instance DuckDB")
     query = QUERY.format(data=summary.data)

@@ -126,7 +126,7 @@ score_alone(Work(output={str(workbench.output)!r}, run={folder.run!r}, part=0, o
     parent = subprocess.Popen([sys.executable, "-c", code], env=child_env())
     while not (born := psutil.Process(parent.pid).children()):
         time.sleep(0.01)
-    while not list(folder.temporary.glob("part-*")):
+    while not list(Path(folder.where(folder.temporary)).glob("part-*")):
         assert born[0].is_running()
         time.sleep(0.01)
     os.kill(parent.pid, signal.SIGKILL)

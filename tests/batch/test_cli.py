@@ -84,7 +84,7 @@ def test_a_commented_toml_file_is_a_job(workbench: Workbench, call: Cli) -> None
         """
     )
     workbench.write_some(1).score(input=(f"{workbench.input}/*.parquet",))
-    assert call("run", file)[0] == 1
+    assert call("run", file)[0] == 4
     assert call("run", file, "--max-dead-letters", "0.5")[0] == 0
     file.write_text(file.read_text().replace("keep =", "kept ="))
     code, _, err = call("run", file)
@@ -113,7 +113,7 @@ def test_a_commented_toml_file_is_a_job(workbench: Workbench, call: Cli) -> None
         (["--nonsense"], 2, "--nonsense"),
         (["absent.toml"], 2, "absent.toml"),
         (["--output=/proc/nowhere"], 1, "the output failed"),
-        (["--max-dead-letters=0.1"], 1, "missing_value 10, run_failed 4"),
+        (["--max-dead-letters=0.1"], 4, "missing_value 10, run_failed 4"),
     ],
     ids=str,
 )

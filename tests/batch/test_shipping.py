@@ -37,7 +37,7 @@ def elsewhere(tmp_path: Path) -> Path:
         shutil.copytree(folder, root / folder.name, ignore=shutil.ignore_patterns("__pycache__"))
     (root / "seen").mkdir()
     with (root / "batch/actor.py").open("a") as actor:
-        actor.write(f"\n(Path({str(root / 'seen')!r}) / str(os.getpid())).write_text(__file__)\n")
+        actor.write(f"\nimport pathlib\n(pathlib.Path({str(root / 'seen')!r}) / str(os.getpid())).write_text(__file__)\n")
     (root / "empty").mkdir()
     return root
 

@@ -74,7 +74,7 @@ def test_the_answers_are_those_of_the_batch_job(workbench: Workbench, predict: P
     stage = predict(read_rows(workbench.input)).sort_by("id")
     good = stage.filter(pc.is_null(stage["_error"]))
     assert good.select(["id", "note", "y", "_model_version"]) == job.select(["id", "note", "y", "_model_version"])
-    letters = read_rows(summary.folder / "dead_letters").sort_by("id")
+    letters = read_rows(f"{summary.folder}/dead_letters").sort_by("id")
     bad = stage.filter(pc.is_valid(stage["_error"]))
     assert bad.select(["id", "_error", "_reason"]).rename_columns(["id", "code", "reason"]) == letters.select(
         ["id", "code", "reason"]

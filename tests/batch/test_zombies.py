@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -41,7 +42,7 @@ def test_a_zombie_adds_nothing_to_what_another_has_done(workbench: Workbench, me
     summary = workbench.score_and_run() if meanwhile == "scored" else workbench.run()
     assert_each_row_once(summary.folder, 200)
     assert outcome.scored.data == summary.manifest.parts[0].data
-    assert not list(summary.folder.glob("**/*.*data*"))
+    assert not list(Path(summary.folder).glob("**/*.*data*"))
 
 
 def test_an_input_that_changes_while_it_is_scored_fails_before_the_commit(workbench: Workbench) -> None:

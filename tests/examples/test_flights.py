@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from batch import commit, job
-from batch.folder import RunFolder
+from batch.cli import run_folder
 from batch.job import Summary
 from batch.spec import JobSpec
 from examples.flights import build, evaluate
@@ -48,8 +48,8 @@ def scored(flights: Path, ray_cluster: object) -> Summary:
     return job.run(spec, Console(quiet=True))
 
 
-def read(folder: Path) -> pa.Table:
-    return pa.concat_tables([pq.read_table(file, partitioning=None) for file in sorted(folder.glob("*.parquet"))])
+def read(folder: Path | str) -> pa.Table:
+    return pa.concat_tables([pq.read_table(file, partitioning=None) for file in sorted(Path(folder).glob("*.parquet"))])
 
 
 def test_the_input_is_every_flight_once(flights: Path) -> None:
@@ -72,17 +72,17 @@ def test_both_versions_verify_in_full_and_the_first_is_stable(flights: Path) -> 
 
 def test_every_flight_is_scored_or_a_dead_letter(flights: Path, scored: Summary) -> None:
     assert (scored.manifest.rows_in, scored.manifest.dead) == (ROWS, {"missing_value": DEAD})
-    dead, data = read(scored.folder / "dead_letters"), read(scored.data)
+    dead, data = read(f"{scored.folder}/dead_letters"), read(scored.data)
     assert Counter(data["id"].to_pylist()) + Counter(dead["id"].to_pylist()) == Counter(range(ROWS))
     given = read_partitions(flights / "input")
     incomplete = pc.or_(pc.is_null(given["temp"]), pc.is_null(given["visib"]))
     assert sorted(dead["id"].to_pylist()) == sorted(given.filter(incomplete)["id"].to_pylist())
     assert set(read_columns().required) >= {"temp", "visib"}
-    commit.verify(RunFolder(scored.folder.parent, scored.manifest.run))
+    commit.verify(run_folder(scored.folder))
 
 
 def test_dead_letters_lead_back_to_their_rows(scored: Summary) -> None:
-    dead = read(scored.folder / "dead_letters").slice(0, 50).to_pylist()
+    dead = read(f"{scored.folder}/dead_letters").slice(0, 50).to_pylist()
     for letter in dead:
         row = pq.read_table(letter["source_file"], partitioning=None).slice(letter["row_number"], 1).to_pylist()[0]
         raw = json.loads(letter["raw_row"])
@@ -94,7 +94,7 @@ def test_dead_letters_lead_back_to_their_rows(scored: Summary) -> None:
 def test_the_scored_output_is_as_good_as_the_manifest_says(flights: Path, scored: Summary) -> None:
     """October to December, which the model has not seen: the graph in the batch job gives what training measured."""
     package = open_repository(flights / "repository").package("flight-delay", 1)
-    said, found = package.manifest.evaluation, evaluate.evaluate(scored.data, flights / "input")
+    said, found = package.manifest.evaluation, evaluate.evaluate(Path(scored.data), flights / "input")
     assert found["rows"] == said["rows"]
     for figure in "auc", "brier", "log_loss":
         assert found[figure] == pytest.approx(said[figure], abs=1e-6)
