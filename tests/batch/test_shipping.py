@@ -117,7 +117,7 @@ def test_what_fails_is_told_through_ray_client_as_elsewhere(workbench: Workbench
     workbench.write_some(1)
     workbench.write("all-null.parquet", 1000, 300, x=[None] * 300)
     done = drive(workbench, elsewhere, client_server)
-    assert done.returncode == 1
+    assert done.returncode == 4
     assert "all-null.parquet: 300 dead letters in its first 300 rows are more than the whole run may have (200)" in done.stderr
     assert "Traceback" not in done.stderr + done.stdout
 
