@@ -6,10 +6,10 @@
 
     data set -> each round, each way: a fresh process tree, measured -> answers held against the first's -> medians -> table
 
-Rows/s and `s` count from the moment a way has its libraries, workers and model: the raw loops all ready; our first part begun
-(`Summary.scoring_seconds`); Ray Data's first actor ready, what it has read by then given to it; Spark's workers warm. `wall s`
-is the whole program. `CPU s / M` are the CPU seconds of all processes per million rows in the same span, `whole` in the whole
-program. `MB` are peaks of resident memory: of the largest process that holds rows, of all that hold rows, of all there are.
+Rows/s and `s` count from the moment a way has its libraries, workers and model: the raw loops all ready and warm; our first
+part begun (by its file, see `peers/triform_job.py`); Ray Data's first actor ready, what it has read by then given to it; Spark's
+workers warm. `wall s` is the whole program. `CPU s / M` are the CPU seconds of all processes per million rows in the same span,
+`whole` in the whole program. `MB` are peaks of resident memory: of the largest process that holds rows, of all these, of all.
 """
 
 from __future__ import annotations

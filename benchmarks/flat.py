@@ -64,7 +64,8 @@ def make(folder: Path, data: DataSet, rows: int) -> None:
     with pq.ParquetWriter(unfinished / "one.parquet", year.schema, compression="zstd") as one:
         for i in range(FILES):
             at = i * each % (year.num_rows - each)
-            some = year.slice(at, each)
+            ids = pa.array(range(i * each, (i + 1) * each), pa.int64())
+            some = year.slice(at, each).set_column(0, year.schema.field("id"), ids)
             pq.write_table(some, unfinished / f"many/{i:02}.parquet", compression="zstd", row_group_size=ROW_GROUP)
             one.write_table(some, row_group_size=ROW_GROUP)
     unfinished.rename(folder)
