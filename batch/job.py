@@ -181,7 +181,9 @@ def score_missing(
                 if outcome.code == TooManyDeadLetters.code or len(failed) >= MAX_FAILED_PARTS:
                     break
             else:
-                progress.advance(outcome.scored.rows_in, outcome.scored.rows_dead, outcome.scored.elapsed)
+                scored = outcome.scored
+                ago = time.time() - scored.began if scored.began else 0.0
+                progress.advance(scored.rows_in, scored.rows_dead, scored.elapsed, ago)
         seconds = progress.seconds
     if failed:
         raise _failure(failed)

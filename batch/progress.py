@@ -65,10 +65,10 @@ class RunProgress:
         if self._bar is not None:
             self._bar.stop()
 
-    def advance(self, rows: int, dead: int, elapsed: float) -> None:
-        """A part is done, after `elapsed` seconds."""
+    def advance(self, rows: int, dead: int, elapsed: float, ago: float = 0.0) -> None:
+        """A part is done, after `elapsed` seconds; it was begun `ago` seconds ago, where its record says when."""
         with self._lock:
-            begun = self._clock() - elapsed
+            begun = max(self._entered, self._clock() - max(elapsed, ago))
             self._first = begun if self._first is None else min(self._first, begun)
             self.rows += rows
             self.parts += 1

@@ -34,7 +34,9 @@ class Look(NamedTuple):
 
 
 class Usage(NamedTuple):
-    """`seconds` and `cpu` are from `begin` to `end`, `wall` and `cpu_total` of the whole program; memory in bytes, peaks."""
+    """`cpu` is from `begin` to `end`, and so is `seconds` where the program does not tell it; `wall` and `cpu_total` are of the
+    whole program; memory in bytes, peaks.
+    """
 
     seconds: float
     wall: float
@@ -77,7 +79,7 @@ def measured(
 def _usage(looks: Sequence[Look], told: dict[str, float], wall: float) -> Usage:
     begin, end = told["begin"], told["end"]
     return Usage(
-        seconds=end - begin,
+        seconds=told.get("seconds", end - begin),
         wall=wall,
         cpu=_cpu_at(looks, end) - _cpu_at(looks, begin),
         cpu_total=looks[-1].cpu,

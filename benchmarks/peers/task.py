@@ -53,9 +53,13 @@ def read_task(path: str) -> Task:
     return Task(**json.loads(Path(path).read_text()))
 
 
-def finish(task: Task, *, begin: float, end: float) -> None:
-    """Tells when scoring began and ended, as `time.time()`; `processes.py` takes CPU time and memory in between."""
-    Path(task.result).write_text(json.dumps({"begin": begin, "end": end}))
+def finish(task: Task, *, begin: float, end: float, seconds: float | None = None) -> None:
+    """Tells when scoring began and ended, as `time.time()`; `processes.py` takes CPU time and memory in between.
+
+    `seconds`: how long it took, where that is less than all of that time, because workers began one after the other.
+    """
+    told = {"begin": begin, "end": end} | ({} if seconds is None else {"seconds": seconds})
+    Path(task.result).write_text(json.dumps(told))
 
 
 class Scorer:

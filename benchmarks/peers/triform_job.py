@@ -5,20 +5,15 @@ python -m benchmarks.peers.triform_job TASK
 
 from __future__ import annotations
 
-import json
-import math
 import sys
 import time
-from pathlib import Path
 
-import pyarrow.parquet as pq
 from rich.console import Console
 
 from batch import job
 from batch.spec import JobSpec
 from benchmarks.peers.task import finish, read_task
-from triform.dead_letters import FOOTER_KEY
-from triform.telemetry import InferenceRecord, LoadRecord
+from triform.telemetry import InferenceRecord, LoadRecord, RunRecord
 
 
 def main() -> None:
@@ -33,36 +28,28 @@ def main() -> None:
         actors=task.workers,
         max_dead_letters=0.05,
     )
-    parts = PartTimes()
-    summary = job.run(spec, Console(quiet=True), parts)
-    finish(task, begin=first_begun(summary.data, parts.elapsed), end=parts.told_first + summary.scoring_seconds)
+    outcomes = LastOutcome()
+    summary = job.run(spec, Console(quiet=True), outcomes)
+    begun: dict[str, float] = {}
+    for part in summary.manifest.parts:
+        begun[part.worker] = min(begun.get(part.worker, part.began), part.began)
+    spans = [outcomes.at - began for began in begun.values()]
+    finish(task, begin=min(begun.values()), end=outcomes.at, seconds=sum(spans) / len(spans))
 
 
-def first_begun(data: Path, elapsed: dict[int, float]) -> float:
-    """When the first part was really begun: by its file's last change and how long the part took.
-
-    `Summary.scoring_seconds` counts back from when an outcome *reached* the driver, up to two seconds after it was there, and so
-    begins too late. Dead letters are written after the data file, which can only make this too early: against us.
-    """
-    begun = []
-    for file in data.glob("*.parquet"):
-        footer = json.loads(pq.read_metadata(file).metadata[FOOTER_KEY])
-        begun.append(file.stat().st_mtime - elapsed[footer["part"]])
-    return min(begun)
-
-
-class PartTimes:
-    """Telemetry that keeps how long each part took, and when the driver took the first to have begun."""
+class LastOutcome:
+    """Telemetry that keeps when the driver heard of the last part."""
 
     def __init__(self) -> None:
-        self.elapsed: dict[int, float] = {}
-        self.told_first = math.inf
+        self.at = 0.0
 
-    def record(self, inference: InferenceRecord) -> None:
-        self.elapsed[int(inference.request_id.rpartition("/")[2])] = inference.seconds
-        self.told_first = min(self.told_first, time.time() - inference.seconds)
+    def record(self, inference: InferenceRecord) -> None:  # noqa: ARG002 - when it comes is what counts
+        self.at = time.time()
 
     def loaded(self, load: LoadRecord) -> None:
+        """Counts for nothing."""
+
+    def ran(self, run: RunRecord) -> None:
         """Counts for nothing."""
 
 
