@@ -1,1 +1,1 @@
-"""Layers, images, Kubernetes and monitoring. Nothing is here yet."""
+"""Images, Kubernetes and monitoring: manifests and programs that deploy the forms. Tested by tests/infra."""

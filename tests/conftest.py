@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import os
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -16,6 +21,9 @@ from triform.repository import ModelRepository
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(autouse=True)
@@ -77,3 +85,48 @@ def s3_bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
     bucket = f"bucket-{uuid.uuid4().hex}"
     boto3.client("s3").create_bucket(Bucket=bucket)
     return bucket
+
+
+@pytest.fixture(scope="session")
+def debian() -> Callable[..., Path]:
+    """`debian("promtool", package="prometheus")`: a program of a Debian package; fetched once, see infra/debian.sh."""
+
+    def program(name: str, *, package: str) -> Path:
+        done = subprocess.run([ROOT / "infra/debian.sh", package], capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr
+        return Path(done.stdout.strip()) / name
+
+    return program
+
+
+@pytest.fixture
+def pushgateway(debian: Callable[..., Path], tmp_path: Path) -> Iterator[str]:
+    """A Pushgateway of its own on loopback: its address."""
+    program = debian("prometheus-pushgateway", package="prometheus-pushgateway")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [program, f"--web.listen-address=127.0.0.1:{port}", "--persistence.file="]
+    with (tmp_path / "pushgateway.log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        _await(f"http://127.0.0.1:{port}/-/ready", process)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(10)
+
+
+def _await(url: str, process: subprocess.Popen[bytes], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            with urllib.request.urlopen(url, timeout=2):
+                return
+        except (urllib.error.URLError, OSError):
+            assert process.poll() is None, f"it ended with {process.returncode}"
+            assert time.monotonic() < deadline, f"{url} does not answer"
+            time.sleep(0.05)
