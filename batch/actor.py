@@ -17,7 +17,17 @@ from batch.attempts import IN_ACTOR, IN_ALL, LOADING, OneProcess, Registry
 from batch.folder import RunFolder
 from batch.plan import Pinned, Plan
 from triform.batch_rows import BATCH_ROWS
-from triform.errors import DigestMismatch, JobError, ModelCrashed, NotFound, PartCrashed, StoreError, TriformError, by_code
+from triform.errors import (
+    DigestMismatch,
+    JobError,
+    ModelCrashed,
+    NotFound,
+    PartCrashed,
+    ResourceExhausted,
+    StoreError,
+    TriformError,
+    by_code,
+)
 from triform.predictor import Predictor
 from triform.repository import Ref
 from triform.runtime import RuntimeOptions
@@ -67,6 +77,8 @@ def _told(error: Exception) -> tuple[str, str]:
     """Code and message; an `OSError` means that the output's disk is full, gone or not ours to write."""
     if isinstance(error, TriformError):
         return error.code, str(error)
+    if isinstance(error, MemoryError):
+        return ResourceExhausted.code, f"memory ran out: {error}"
     if isinstance(error, OSError):
         return StoreError.code, f"the output failed: {error}"
     return TriformError.code, f"a fault of Triform's, please report it: {type(error).__name__}: {error}"
@@ -114,8 +126,7 @@ class PartScorer:
         deaths = self.attempts.begin(number, self.me)
         placed: ScoredPart | None = None
         try:
-            if self.error is not None:
-                raise self.error
+            self._check_ready()
             placed = self.folder.adopt(number) or self._score(number, deaths)
         except Exception as error:  # noqa: BLE001 - told as data: raised here, Ray would take it for a dead worker and try again
             if (placed := self._of_another(number)) is None:
@@ -123,6 +134,14 @@ class PartScorer:
         finally:
             self.attempts.end(number, self.me, scored=placed is not None)
         return Outcome(number, placed, attempts=deaths + 1)
+
+    def _check_ready(self) -> None:
+        """Raises what kept this actor from starting; what may pass (the store did not answer) is tried again."""
+        if self.error is not None:
+            if not getattr(self.error, "retryable", False):
+                raise self.error
+            self.plan = _plan_of(self.folder)
+            self.predictor, self.error = self._load(), None
 
     def _load(self) -> Predictor:
         deaths = self.attempts.load(self.actor, self.me)

@@ -26,6 +26,7 @@ from triform.runtime import RuntimeOptions
 
 BATCH_ROWS: Final = 256
 MEMORY_SHARE: Final = 0.5  # of the free memory: two actors of a node may each have such a child
+LEAST_MEMORY: Final = 512 << 20  # a model must be loaded at all
 CGROUP: Final = Path("/sys/fs/cgroup")
 
 
@@ -72,8 +73,17 @@ def free_memory(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = CGROUP) ->
         line = next(line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable:"))
         free.append(int(line.split()[1]) << 10)
     with suppress(OSError, ValueError):  # "max" is no number: no limit
-        free.append(int((cgroup / "memory.max").read_text()) - int((cgroup / "memory.current").read_text()))
+        used = int((cgroup / "memory.current").read_text()) - _reclaimable(cgroup)
+        free.append(int((cgroup / "memory.max").read_text()) - used)
     return max(0, min(free)) if free else None
+
+
+def _reclaimable(cgroup: Path) -> int:
+    """What the cgroup holds of files and could give back: reading Parquet fills it, and the kernel counts that as used."""
+    with suppress(OSError, ValueError):
+        stat = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
+        return int(stat.get("inactive_file", 0)) + int(stat.get("slab_reclaimable", 0))
+    return 0
 
 
 def limit_this_process(provider: str) -> None:
@@ -83,7 +93,8 @@ def limit_this_process(provider: str) -> None:
     free = free_memory()
     if provider == "cpu" and free is not None:  # CUDA reserves far more than it uses
         _, most = resource.getrlimit(resource.RLIMIT_DATA)
-        resource.setrlimit(resource.RLIMIT_DATA, (int(free * MEMORY_SHARE), most))
+        wanted = max(LEAST_MEMORY, int(free * MEMORY_SHARE))
+        resource.setrlimit(resource.RLIMIT_DATA, (wanted if most == resource.RLIM_INFINITY else min(wanted, most), most))
 
 
 def end_with_parent() -> None:

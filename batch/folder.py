@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import re
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -27,12 +28,13 @@ import pyarrow.parquet as pq
 
 from batch.plan import Plan
 from triform.dead_letters import FOOTER_KEY
-from triform.errors import JobError, NotReconciled, TriformError
+from triform.errors import InputChanged, JobError, NotReconciled, StoreError, TriformError
 from triform.scoring import ScoredPart
 from triform.stores.files import FileStore, open_files
 
 T = TypeVar("T")
 _RECORD: Final = re.compile(r"(\d{5,})\.json")
+_PART: Final = re.compile(r"part-(\d{5,})\.parquet")
 ABANDONED_SECONDS: Final = 24 * 3600.0  # an upload that old has lost its process
 
 
@@ -94,9 +96,18 @@ class RunFolder:
         if not self.swapped() and not self.committed():
             self.files.make_folder(self.data(committed=False))
             self.files.make_folder(self.dead_letters(committed=False))
-            self.files.abort_uploads(self.name, older_than=ABANDONED_SECONDS)
-        self.files.create(_open(frozen.job), msgspec.json.encode(OpenRun(self.run)))
+            with suppress(StoreError):  # a role that may not list uploads; the commit tries again
+                self.files.abort_uploads(self.name, older_than=ABANDONED_SECONDS)
+        self._open(frozen.job)
         return frozen
+
+    def _open(self, job: str) -> None:
+        """Names this run the job's open one, in the place of one that is committed and could not be removed."""
+        marker, content = open_name(job), msgspec.json.encode(OpenRun(self.run))
+        if not self.files.create(marker, content):
+            found = read_json(self.files, marker, OpenRun)
+            if found is not None and found.run != self.run and RunFolder(self.files, found.run).committed():
+                self.files.replace(marker, content)
 
     def plan(self) -> Plan:
         plan = read_json(self.files, f"{self.name}/_run.json", Plan)
@@ -160,7 +171,7 @@ class RunFolder:
         source = self._staged_letters(footer.part, footer.attempt)
         try:
             self.files.copy(source, target)
-        except FileNotFoundError:
+        except (FileNotFoundError, InputChanged):  # it was removed before, or while it was copied
             if not self.files.exists(target):
                 raise NotReconciled(
                     f"the dead letters of part {footer.part} are gone ({self.where(source)} was removed): "
@@ -188,6 +199,10 @@ class RunFolder:
     def recorded(self) -> set[int]:
         """The parts that are done."""
         return {int(m[1]) for m in map(_RECORD.fullmatch, self.files.names(f"{self.name}/_parts")) if m}
+
+    def placed(self) -> set[int]:
+        """The parts whose data file has its final name: done, or to be completed by `adopt`."""
+        return {int(m[1]) for m in map(_PART.fullmatch, self.files.names(self.data(committed=False))) if m}
 
     def swapped(self) -> bool:
         """Whether the commit, all its checks passed, has begun to rename the folders."""
@@ -234,7 +249,7 @@ class RunFolder:
             self.files.remove_folder(self.temporary)
             self.files.abort_uploads(self.name)
             if open_run(self.files, job) == self.run:
-                self.files.remove(_open(job))
+                self.files.remove(open_name(job))
         except TriformError:  # a role that may not delete
             return
 
@@ -242,7 +257,7 @@ class RunFolder:
         return f"{self.name}/_parts/{part:05d}.json"
 
 
-def _open(job: str) -> str:
+def open_name(job: str) -> str:
     return f"_open/{job}.json"
 
 
@@ -265,8 +280,8 @@ def read_json(files: FileStore, name: str, kind: type[T]) -> T | None:
 
 def open_run(files: FileStore, job: str) -> str | None:
     """The run that a job has begun, if nobody has moved it away."""
-    found = read_json(files, _open(job), OpenRun)
+    found = read_json(files, open_name(job), OpenRun)
     if found is not None and not files.exists(f"run={found.run}/_run.json"):
-        files.remove(_open(job))
+        files.remove(open_name(job))
         return None
     return found.run if found else None

@@ -68,7 +68,7 @@ def _is_unicode(file: str) -> bool:
 def _objects(pattern: str, sources: Sources) -> Iterator[str]:
     """The same for a bucket: only keys below what the pattern names outright are listed."""
     bucket, key = sources.bucket(pattern)
-    if not glob.has_magic(key) and key and not key.endswith("/") and bucket.find(key) is not None:
+    if key and not key.endswith("/") and bucket.find(key) is not None:
         yield bucket.url(key)
         return
     wanted = [part for part in key.split("/") if part]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import Final
 
 import msgspec
@@ -29,7 +29,7 @@ from batch.progress import RunProgress
 from batch.registry import Watch
 from batch.remote import drive
 from batch.spec import JobSpec
-from triform.errors import JobError, TooManyDeadLetters, TriformError, by_code
+from triform.errors import JobError, StoreError, TooManyDeadLetters, TriformError, by_code
 from triform.features import Features
 from triform.repository import Ref, open_repository, resolve
 from triform.scoring import Layout
@@ -69,7 +69,7 @@ def run(spec: JobSpec, console: Console, telemetry: Telemetry | None = None, *, 
     """
     started, telemetry = time.perf_counter(), telemetry or Silent()
     try:
-        with held(open_files(spec.output), spec.lease) as lease, ExitStack() as own:
+        with _output_failures(), held(open_files(spec.output), spec.lease) as lease, ExitStack() as own:
             summary = _run(spec, console, telemetry, lease, stack or own)
     except TriformError as error:
         seconds, model = time.perf_counter() - started, spec.model.split("@")[0].split("/")[0]
@@ -88,6 +88,15 @@ def run(spec: JobSpec, console: Console, telemetry: Telemetry | None = None, *, 
         )
     )
     return summary
+
+
+@contextmanager
+def _output_failures() -> Iterator[None]:
+    """The output's disk is full, gone or not ours to write."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"the output failed: {error}") from error
 
 
 def _run(spec: JobSpec, console: Console, telemetry: Telemetry, lease: Lease | None, stack: ExitStack) -> Summary:
@@ -157,7 +166,8 @@ def score_missing(
 ) -> tuple[int, float]:
     """Scores the parts without a record; returns the rows scored, and the seconds since the first part was begun."""
     done = folder.recorded()
-    missing = [part.number for part in plan.parts if part.number not in done and folder.adopt(part.number) is None]
+    done |= {number for number in folder.placed() - done if folder.adopt(number) is not None}
+    missing = [part.number for part in plan.parts if part.number not in done]
     if done and missing:
         console.print(
             f"{len(plan.parts) - len(missing)} of {len(plan.parts)} parts were done before", highlight=False, soft_wrap=True

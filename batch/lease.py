@@ -14,7 +14,8 @@ import socket
 import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import msgspec
 
@@ -32,6 +33,7 @@ class Entry(msgspec.Struct, frozen=True):
     pid: int
     seconds: float
     nonce: str
+    space: str = ""  # of process ids: the machine's start and the namespace, where it is known
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
@@ -55,7 +57,8 @@ class Lease:
     def give_back(self) -> None:
         self._over.set()
         self._thread.join()
-        self._files.create(_name(self._number, "end"), b"")
+        with suppress(TriformError, OSError):  # it ends by itself; what the job came to must not be hidden by this
+            self._files.create(_name(self._number, "end"), b"")
 
     def _beat(self) -> None:
         while not self._over.wait(self._entry.seconds / BEATS):
@@ -78,7 +81,7 @@ def held(files: FileStore, seconds: float | None) -> Iterator[Lease | None]:
     if seconds is None:
         yield None
         return
-    lease = _take(files, Entry(socket.gethostname(), os.getpid(), seconds, uuid.uuid4().hex))
+    lease = _take(files, Entry(socket.gethostname(), os.getpid(), seconds, uuid.uuid4().hex, _space()))
     try:
         yield lease
     finally:
@@ -101,7 +104,7 @@ def _check_free(files: FileStore, number: int) -> None:
     entry = read_json(files, _name(number), Entry) if number else None
     if entry is None or files.exists(_name(number, "end")):
         return
-    if entry.host == socket.gethostname() and not _runs(entry.pid):
+    if entry.space and entry.space == _space() and not _runs(entry.pid):
         return
     age = files.age(_name(number, "beat"))
     age = files.age(_name(number)) if age is None else age
@@ -110,6 +113,14 @@ def _check_free(files: FileStore, number: int) -> None:
             f"{entry} is at work on {files.location} (last seen {age:.0f} s ago); the lease ends {entry.seconds:g} s after its "
             "last sign of life, then the same command goes on"
         )
+
+
+def _space() -> str:
+    """Where a process id means the same process: containers may share a host's name and not its processes."""
+    try:
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return ""
 
 
 def _runs(pid: int) -> bool:

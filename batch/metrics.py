@@ -114,7 +114,7 @@ def published(model: str, *, pushgateway: str | None, cloudwatch: str | None, wa
     if pushgateway is not None:
         registry = _registry()
         backends.append(prometheus(registry))
-        senders.append((f"the Pushgateway {pushgateway}", lambda: _push(pushgateway, registry, model)))
+        senders.append((f"the Pushgateway {pushgateway.rpartition('@')[2]}", lambda: _push(pushgateway, registry, model)))
     if cloudwatch is not None:
         sums = Sums()
         backends.append(sums)

@@ -8,6 +8,7 @@ or replaced when late data has come, without a look at any other.
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -20,12 +21,12 @@ from triform.errors import ConfigurationError, InputUnreadable
 from triform.sources import Sources, is_remote
 
 EMPTY: Final = "__HIVE_DEFAULT_PARTITION__"  # Hive's name for a null or an empty text
-_PLAIN: Final = " !$&()+,;@~"  # what Hive and Spark leave as it is, beside letters, digits and "_.-"
+_ESCAPED: Final = frozenset("\"#%'*/:=?\\{[]^\x7f")  # what Hive and Spark escape, with all control characters
 
 
 def encode(value: str) -> str:
     """The value as the end of a folder's name: "/", "=", "%" and the like as %2F, %3D, %25; an empty one as Hive calls it."""
-    return quote(value, safe=_PLAIN) or EMPTY
+    return "".join(f"%{ord(c):02X}" if c in _ESCAPED or c < " " else c for c in value) or EMPTY
 
 
 def decode(text: str) -> str:
@@ -73,7 +74,7 @@ def _job(
 ) -> tuple[str, JobSpec]:
     path = "/".join(f"{name}={encode(value or '')}" for name, value in partition)
     name, value = partition[-1]
-    inputs = tuple(_descend(folders, [(name, value or "")], sources))
+    inputs = tuple(map(glob.escape, _descend(folders, [(name, value or "")], sources)))
     output = f"{spec.output.rstrip('/')}/{path}"
     return path, msgspec.structs.replace(spec, input=inputs, output=output, partition=(), first=None, last=None)
 
@@ -92,7 +93,8 @@ def _descend(folders: Sequence[str], partition: Sequence[tuple[str, str]], sourc
 
 def _named(folder: str, name: str, value: str, sources: Sources) -> Iterator[str]:
     """The folder `name=value`, however its writer has encoded the value."""
-    for text in dict.fromkeys((encode(value), quote(value, safe="") or EMPTY, *([value] if "/" not in value else []))):
+    arrow = quote(value, safe="", errors="surrogateescape")
+    for text in dict.fromkeys((encode(value), arrow or EMPTY, *([value] if "/" not in value else []))):
         path = f"{folder.rstrip('/')}/{name}={text}"
         if _is_folder(path, sources):
             yield path
@@ -115,9 +117,10 @@ def _values(folder: str, name: str, sources: Sources) -> list[str]:
 
 
 def _between(values: Iterable[str], spec: JobSpec) -> list[str]:
-    """Those from `spec.first` to `spec.last`, in order: whole numbers by their size (9 comes before 10), else as texts, which is
-    right for dates as ISO 8601 writes them."""
-    some, bounds = sorted(set(values)), [bound for bound in (spec.first, spec.last) if bound is not None]
+    """Those from `spec.first` to `spec.last`, in order, but the empty one, which has no place in it. Whole numbers by their size
+    (9 comes before 10), else as texts, which is right for dates as ISO 8601 writes them.
+    """
+    some, bounds = sorted(set(values) - {""}), [bound for bound in (spec.first, spec.last) if bound is not None]
     key: Callable[[str], Any] = int if all(v.isascii() and v.isdecimal() for v in [*some, *bounds]) else str
     if len(bounds) == 2 and key(bounds[0]) > key(bounds[1]):
         raise ConfigurationError(f"--from {bounds[0]} comes after --to {bounds[1]}")

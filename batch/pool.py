@@ -146,6 +146,10 @@ def _reason(error: Exception) -> str:
     """Ray's first line; a missing token it tells only in the depths of the cause."""
     if "InvalidAuthToken" in f"{error} {error.__cause__}":
         return "it asks for another authentication token: give RAY_AUTH_TOKEN, or the cluster's token in ~/.ray/auth_token"
+    return first_line(error)
+
+
+def first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
@@ -191,10 +195,9 @@ def score_parts(
             watch.finished(outcome.part)
             yield outcome
     except ray.exceptions.RayError as error:
-        reason = str(error).strip().splitlines()[0]
         raise JobError(
-            f"Ray gave up: {reason} Finished parts are kept, and the same command goes on from here; if it fails again, look for "
-            "what kills the worker (memory?) in Ray's log"
+            f"Ray gave up: {first_line(error)} Finished parts are kept, and the same command goes on from here; if it fails "
+            "again, look for what kills the worker (memory?) in Ray's log"
         ) from error
 
 

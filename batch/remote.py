@@ -9,10 +9,11 @@ Ray Data does not run through Ray Client (Ray 2.60: its executor needs a core wo
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 from batch.actor import Outcome
-from batch.pool import Pool, score_parts
+from batch.pool import Pool, first_line, score_parts
 from batch.registry import Watch
 from triform.errors import JobError, TriformError
 
@@ -57,9 +58,9 @@ def _through_client(pool: Pool, parts: Sequence[int], watch: Watch, how: dict[st
             watch.finished(outcome.part)
             yield outcome
     except (ray.exceptions.RayError, ConnectionError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise JobError(
-            f"the cluster was lost: {reason} Finished parts are kept, and the same command goes on from here"
+            f"the cluster was lost: {first_line(error)} Finished parts are kept, and the same command goes on from here"
         ) from error
     finally:
-        ray.kill(foreman)
+        with suppress(Exception):  # where the cluster is gone, so is the foreman, and the error above is the one to tell
+            ray.kill(foreman)

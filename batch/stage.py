@@ -8,7 +8,7 @@
         num_cpus=1,
     )
 
-    pa.Table -> rows of at most 16,384 or 32 MB -> triform/answering.py -> the same table with the answers beside it
+    pa.Table -> rows of at most 32,768 or 32 MB -> triform/answering.py -> the same table with the answers beside it
 
 Needs no Ray itself: `Predict(*Predict.pinned("models", "churn"))(table)` works anywhere. It promises nothing about a whole data
 set; for each row exactly once, whatever is killed, run the job (`python -m batch run`).

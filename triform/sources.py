@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -106,6 +107,7 @@ class Sources:
 
     def __init__(self) -> None:
         self._buckets: dict[str, Bucket] = {}
+        self._lock = threading.Lock()
 
     def bucket(self, location: str) -> tuple[Bucket, str]:
         """The bucket and the key of `s3://bucket/key`."""
@@ -114,9 +116,10 @@ class Sources:
         except ModuleNotFoundError as error:
             raise ConfigurationError(f"{location[:200]!r}: S3 needs {error.name}: install triform[s3]") from error
         name, key = s3.split(location)
-        if name not in self._buckets:
-            self._buckets[name] = s3.Bucket.open(name)
-        return self._buckets[name], key
+        with self._lock:
+            if name not in self._buckets:
+                self._buckets[name] = s3.Bucket.open(name)
+            return self._buckets[name], key
 
     def identify(self, location: str) -> Identity:
         """The file that is there now. Raises `InputUnreadable` where there is none, or no Parquet file."""

@@ -150,4 +150,6 @@ def test_free_memory_is_the_least_of_machine_and_cgroup(tmp_path: Path) -> None:
     assert free_memory(meminfo, tmp_path) == 4000 << 10
     (tmp_path / "memory.max").write_text("3000\n")
     assert free_memory(meminfo, tmp_path) == 2000
+    (tmp_path / "memory.stat").write_text("anon 100\ninactive_file 600\nslab_reclaimable 50\n")  # files that were read
+    assert free_memory(meminfo, tmp_path) == 2650
     assert free_memory(tmp_path / "none", tmp_path / "none") is None

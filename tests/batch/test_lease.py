@@ -92,6 +92,21 @@ def test_signs_of_life_keep_it(files: FileStore) -> None:
         assert files.exists("_lease/000001.beat")
 
 
+def test_giving_back_hides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = open_files(tmp_path)
+
+    def full(*_: object) -> bool:
+        raise OSError("no space left")
+
+    def work() -> None:
+        with held(files, 60.0):
+            monkeypatch.setattr(files, "create", full)
+            raise ValueError("the real cause")
+
+    with pytest.raises(ValueError, match="the real cause"):
+        work()
+
+
 def test_a_lease_that_was_lost_is_noticed(files: FileStore) -> None:
     with held(files, 1.0) as lease:
         assert lease is not None

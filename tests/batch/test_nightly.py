@@ -84,6 +84,17 @@ def test_a_backfill_goes_on_past_a_night_that_fails(workbench: Workbench, call: 
         assert json.loads((run / "_manifest/000001.json").read_text())["rows_in"] == 100
 
 
+def test_an_output_that_cannot_be_written_is_told_and_stops_no_other_night(workbench: Workbench, call: Cli) -> None:  # noqa: F811
+    write_months(workbench, 1, 2)
+    score_months(workbench, 2)
+    (workbench.output / "month=2013-01").write_text("a file where a folder should be")
+    code, out, err = call("run", *options(workbench, "--partition=month", "--json"))
+    assert [(one["partition"], one["code"]) for one in json.loads(out)] == [
+        ("month=2013-01", "store_unavailable"), ("month=2013-02", "ok"),
+    ]  # fmt: skip
+    assert (code, "the output failed" in err) == (1, True)
+
+
 def test_late_data_replaces_its_night_and_no_other(workbench: Workbench, call: Cli) -> None:  # noqa: F811
     write_months(workbench, 1, 2)
     score_months(workbench, 1, 2)
@@ -170,8 +181,10 @@ def killed(bench: RemoteWorkbench, chance: random.Random) -> None:
         deadline = time.monotonic() + 120
         while process.poll() is None and recorded(bench) < parts + 1 and time.monotonic() < deadline:
             time.sleep(0.05)
-        for actor in scorers(psutil.Process(process.pid))[:1] if process.poll() is None else ():
-            actor.kill()
+        if process.poll() is None:
+            actors = scorers(psutil.Process(process.pid))
+            assert actors, "there was no actor to kill"
+            actors[0].kill()
         time.sleep(chance.random())
         if process.poll() is None:
             os.kill(process.pid, signal.SIGKILL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from pathlib import Path
 
 import msgspec
@@ -45,6 +46,7 @@ def test_a_value_is_one_folder_and_comes_back(value: str) -> None:
         ("50%", "month=50%25"),
         ("a b:c", "month=a b:c"),  # as Arrow and Hive write it, not as we would
         ("a b:c", "month=a%20b%3Ac"),
+        ("[x]*", "month=%5Bx%5D%2A"),
         ("ümläut", "month=%C3%BCml%C3%A4ut"),
         ("ümläut", "month=ümläut"),
     ],
@@ -53,7 +55,7 @@ def test_a_partition_is_found_however_it_was_encoded(tmp_path: Path, value: str,
     (tmp_path / "in" / folder).mkdir(parents=True)
     (tmp_path / "in" / "month=other").mkdir()
     ((partition, job),) = jobs(spec(tmp_path / "in", partition=(f"month={value}",)), Sources())
-    assert job.input == (str(tmp_path / "in" / folder),)
+    assert job.input == (glob.escape(str(tmp_path / "in" / folder)),)
     assert job.output == f"out/{partition}" == f"out/month={encode(value)}"
     assert (job.partition, job.first, job.last) == ((), None, None)
 
@@ -77,6 +79,14 @@ def test_a_range_takes_what_is_there(tmp_path: Path, first: str | None, last: st
     (tmp_path / "monthly=2013-05").mkdir()
     (tmp_path / "month=2013-06").write_text("not a folder")
     assert chosen(tmp_path, partition=("month",), first=first, last=last) == [f"month={value}" for value in found]
+
+
+def test_the_empty_value_is_in_no_range(tmp_path: Path) -> None:
+    for value in "9", "10", "11", "__HIVE_DEFAULT_PARTITION__":
+        (tmp_path / f"day={value}").mkdir()
+    assert chosen(tmp_path, partition=("day",), first="9", last="11") == ["day=9", "day=10", "day=11"]
+    assert chosen(tmp_path, partition=("day",), first="10") == ["day=10", "day=11"]
+    assert chosen(tmp_path, partition=("day=",)) == ["day=__HIVE_DEFAULT_PARTITION__"]
 
 
 def test_numbers_are_in_the_order_of_their_size(tmp_path: Path) -> None:

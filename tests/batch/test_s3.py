@@ -16,6 +16,7 @@ import pytest
 
 from batch import commit, inputs
 from batch.folder import RunFolder
+from batch.partitions import jobs
 from batch.pointer import current
 from tests.batch.workbench import DEAD_OF_100, RemoteWorkbench, assert_each_row_once
 from tests.faulty_proxy import Fault, FaultyProxy, faulty_proxy
@@ -246,6 +247,47 @@ def test_a_role_that_may_not_delete_commits_too(bench: RemoteWorkbench, proxy: F
     assert_each_row_once(bench.fetch(summary.folder), 100)
     proxy.fail()
     assert bench.run().scored == 0
+
+
+def test_a_role_that_may_not_list_uploads_begins_and_commits_too(bench: RemoteWorkbench, proxy: FaultyProxy) -> None:
+    bench.write_some(1)
+    proxy.fail(*["403"] * 9, where="?uploads")  # type: ignore[arg-type]
+    assert all(outcome.scored for outcome in bench.score())
+    assert_each_row_once(bench.fetch(bench.run().folder), 100)
+    assert len(proxy.taken) == 3  # of two beginnings and a commit
+
+
+def test_finding_what_is_done_takes_no_request_a_part(bench: RemoteWorkbench, proxy: FaultyProxy) -> None:
+    for i in range(12):
+        bench.write(f"{i:02}.parquet", i * 10, 10)
+    folder, plan = bench.begin()
+    proxy.seen.clear()
+    assert (folder.recorded(), folder.placed()) == (set(), set())
+    assert proxy.requests == 2
+    assert len(plan.parts) == 12
+
+
+def test_names_that_mean_something_to_a_glob_are_found(bench: RemoteWorkbench) -> None:
+    for key in "in/a[1].parquet", "in/k=[x]/b.parquet":
+        bench.client.put_object(Bucket=bench.bucket, Key=key, Body=b"")
+    root = f"s3://{bench.bucket}/in"
+    assert inputs.find([f"{root}/a[1].parquet"], Sources()) == [f"{root}/a[1].parquet"]
+    ((_, job),) = jobs(bench.spec(partition=("k=[x]",)), Sources())
+    assert inputs.find(job.input, Sources()) == [f"{root}/k=[x]/b.parquet"]
+
+
+def test_an_upload_in_pieces_that_meets_a_conflict_is_made_anew(
+    bench: RemoteWorkbench, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(s3, "SINGLE_BYTES", 10)
+    monkeypatch.setattr(s3, "AGAIN", frozenset({"AccessDenied"}))  # as the proxy's answer stands for S3's 409
+    (tmp_path / "file").write_bytes(b"content" * 10)
+    proxy.fail("403", where="POST /" + bench.bucket + "/x/name?uploadId")
+    files = S3Files.at(f"s3://{bench.bucket}/x")
+    assert files.place(tmp_path / "file", "name")
+    assert proxy.taken == ["403"]
+    assert files.read("name") == b"content" * 10
+    assert "Uploads" not in bench.client.list_multipart_uploads(Bucket=bench.bucket)
 
 
 def test_large_files_are_placed_in_pieces_once_and_orphans_are_aborted(

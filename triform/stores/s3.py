@@ -37,6 +37,7 @@ MISSING: Final = frozenset({"NoSuchKey", "404", "NotFound"})
 DENIED: Final = frozenset({"AccessDenied", "403", "Forbidden", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"})
 EXISTS: Final = frozenset({"PreconditionFailed", "412"})
 AGAIN: Final = frozenset({"ConditionalRequestConflict", "409"})  # S3 asks to try anew
+GONE: Final = frozenset({"NoSuchUpload"})
 EMPTY: Final = frozenset({"InvalidRange", "416"})
 _LOCATION: Final = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(.*))?", re.DOTALL)
 
@@ -52,6 +53,8 @@ class Budget:
 
     def spend(self, error: Exception) -> None:
         """Waits before the next try; raises `error` itself if there is none left."""
+        if isinstance(error, NoCredentialsError):  # waiting brings none
+            raise error
         self._spent += 1
         pause = random.uniform(0.5, 1.0) * min(0.1 * 2**self._spent, 5.0)  # noqa: S311 - jitter
         if self._spent > self.retries or time.monotonic() + pause > self.deadline:
@@ -109,7 +112,7 @@ def _explained(error: ClientError) -> StoreError:
     if code in DENIED:
         return StoreError(
             f"S3 denies {action} ({code}): reading needs s3:GetObject and s3:ListBucket on the prefix, publishing, releasing and "
-            "writing a run also s3:PutObject, removing s3:DeleteObject"
+            "writing a run also s3:PutObject and s3:AbortMultipartUpload, removing s3:DeleteObject"
         )
     if code == "NoSuchBucket":
         return StoreError("S3: there is no such bucket; check the location and the region")
@@ -230,21 +233,28 @@ class Bucket:
         """The same with a file's content, in pieces where it is large; an upload that fails is aborted."""
         if file.stat().st_size <= SINGLE_BYTES:
             return self._exclusively(lambda: self._put_file(file, key))
+        return self._in_pieces(file, key, Budget())
+
+    def _in_pieces(self, file: Path, key: str, budget: Budget) -> bool:
         if self.find(key) is not None:  # the pieces need not travel; who wins is decided at the end
             return False
         upload = self.client.create_multipart_upload(Bucket=self.name, Key=key, ChecksumAlgorithm="CRC32")["UploadId"]
         name = {"Bucket": self.name, "Key": key, "UploadId": upload}
         try:
             pieces = {"Parts": list(self.pool.map(lambda n: self._piece(file, n, name), range(_pieces(file))))}
-            created = self._exclusively(
-                lambda: self.client.complete_multipart_upload(**name, MultipartUpload=pieces, IfNoneMatch="*")
-            )
+            self.client.complete_multipart_upload(**name, MultipartUpload=pieces, IfNoneMatch="*")
+        except ClientError as error:
+            self._abort(name)
+            if error_code(error) in EXISTS:
+                return False
+            if error_code(error) not in AGAIN | GONE:
+                raise
+            budget.spend(error)  # an upload whose end met a conflict must be made anew; one that is gone may have ended
+            return self._in_pieces(file, key, budget)
         except BaseException:
             self._abort(name)
             raise
-        if not created:
-            self._abort(name)
-        return created
+        return True
 
     def _put_file(self, file: Path, key: str) -> None:
         with file.open("rb") as body:

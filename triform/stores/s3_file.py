@@ -41,7 +41,6 @@ class S3File(io.RawIOBase):
             raise FileNotFoundError(f"there is no {bucket.url(key)}")
         self._tail, self.size, self.etag = tail
         self._at = 0
-        self._budget = Budget(retries=16, seconds=3600.0)
         self._blocks: list[Block] = []
         self._starts: list[int] = []
         self._pending: dict[int, Future[bytes]] = {}
@@ -68,7 +67,7 @@ class S3File(io.RawIOBase):
 
     def _fetch(self, block: Block | None) -> None:
         if block is not None and block.start not in self._pending:
-            fetch = self._bucket.pool.submit(self._bucket.range, self._key, block.start, block.stop, self._budget, self.etag)
+            fetch = self._bucket.pool.submit(self._bucket.range, self._key, block.start, block.stop, Budget(), self.etag)
             self._pending[block.start] = fetch
 
     def _forget(self) -> None:
@@ -91,7 +90,7 @@ class S3File(io.RawIOBase):
             return self._tail[in_tail : in_tail + stop - start]
         block = self._block(start)
         if block is None:
-            return self._bucket.range(self._key, start, stop, self._budget, self.etag)
+            return self._bucket.range(self._key, start, stop, Budget(), self.etag)
         self._fetch(block)
         if block.after is not None:
             self._fetch(self._block(block.after))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import atexit
+import fcntl
 import hashlib
-import os
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO, Final, cast
+from typing import BinaryIO, Final, TextIO, cast
 
 from triform.package import FileEntry
 from triform.stores.s3 import RANGE_BYTES, Bucket, split
@@ -27,6 +28,7 @@ class S3Files:
         self.prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
         self.location = bucket.url(self.prefix).rstrip("/")
         self._scratch: Path | None = None
+        self._held: TextIO | None = None
 
     @classmethod
     def at(cls, location: str, *, endpoint_url: str | None = None, read_timeout: float = 20.0) -> S3Files:
@@ -80,7 +82,9 @@ class S3Files:
         """A folder in the system's temporary one; those of processes that were killed are removed on the way."""
         if self._scratch is None:
             _remove_abandoned(Path(tempfile.gettempdir()))
-            self._scratch = Path(tempfile.mkdtemp(prefix=f"{_SCRATCH}{os.getpid()}-"))
+            self._scratch = Path(tempfile.mkdtemp(prefix=_SCRATCH))
+            self._held = (self._scratch / ".held").open("w")
+            fcntl.flock(self._held, fcntl.LOCK_EX)  # ends with this process, however that ends
             atexit.register(shutil.rmtree, self._scratch, ignore_errors=True)
         return self._scratch
 
@@ -109,7 +113,8 @@ class S3Files:
 
 
 def _remove_abandoned(root: Path) -> None:
-    for folder in root.glob(f"{_SCRATCH}*"):
-        pid = folder.name.removeprefix(_SCRATCH).partition("-")[0]
-        if pid.isdigit() and not Path(f"/proc/{pid}").exists() and Path("/proc/self").exists():
-            shutil.rmtree(folder, ignore_errors=True)
+    """Those that no process holds any more, wherever it ran."""
+    for held in root.glob(f"{_SCRATCH}*/.held"):
+        with suppress(OSError), held.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(held.parent, ignore_errors=True)
