@@ -82,7 +82,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.close()
             return
         if fault == "late":
-            time.sleep(0.3)
+            time.sleep(0.05)
         upstream = http.client.HTTPConnection(self.server.upstream, timeout=30)
         upstream.request(
             self.command, self.path, body, {k: v for k, v in self.headers.items() if k.lower() != "transfer-encoding"}

@@ -51,6 +51,7 @@ def test_actors_killed_at_random_moments_lose_and_double_no_row(workbench: Workb
     print(f"{len(killed)} actors killed in {runs} run(s)")
 
 
+@pytest.mark.slow
 def test_memory_that_runs_out_in_the_actor_suffices_in_the_child(workbench: Workbench, ray_cluster: Any) -> None:
     """The first rows of each row group are small, so that nobody can foresee the others: 16,384 of them are 330 MB."""
     rows = 20_000

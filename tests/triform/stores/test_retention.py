@@ -152,6 +152,7 @@ def test_a_number_that_is_spent_while_it_is_published_is_never_seen(store: Model
     assert [one.version for one in store.stored("linear")] == [2]
 
 
+@pytest.mark.slow
 def test_wherever_a_prune_is_killed_the_next_one_ends_its_work(store: ModelRepository, publish: Publish, age: Age) -> None:
     publish(1)
     ReleaseLog(store, "linear").set(stable=1)
@@ -240,6 +241,7 @@ def test_a_prune_in_the_middle_of_a_release_never_takes_what_it_names(
     assert (2 in store.versions("linear")) == (told == "released")
 
 
+@pytest.mark.slow
 def test_two_prunes_at_once_are_one(store: ModelRepository, publish: Publish, age: Age) -> None:
     for number in range(1, 18):
         publish(2 * number - 1, 2 * number)
