@@ -34,7 +34,7 @@ from triform.features import Features
 from triform.repository import Ref, open_repository, resolve
 from triform.scoring import Layout
 from triform.sources import Sources
-from triform.stores.files import open_files
+from triform.stores.files import FileStore, open_files
 from triform.telemetry import InferenceRecord, RunRecord, Silent, Telemetry
 
 MAX_FAILED_PARTS: Final = 10  # after so many the cause is not a single file
@@ -67,14 +67,11 @@ def run(spec: JobSpec, console: Console, telemetry: Telemetry | None = None, *, 
     its kinds, `InvalidInput` for inputs that cannot feed the model, `OutputExists`, `LeaseHeld`, `NotFound`,
     `ConfigurationError`, `PackageError`.
     """
-    started, telemetry = time.perf_counter(), telemetry or Silent()
-    try:
-        with _output_failures(), held(open_files(spec.output), spec.lease) as lease, ExitStack() as own:
-            summary = _run(spec, console, telemetry, lease, stack or own)
-    except TriformError as error:
-        seconds, model = time.perf_counter() - started, spec.model.split("@")[0].split("/")[0]
-        telemetry.ran(RunRecord(model=model, code=error.code, seconds=seconds, ended_at=time.time()))
-        raise
+    telemetry = telemetry or Silent()
+    with told_if_failed(spec, telemetry), _output_failures(), ExitStack() as own:
+        output = open_files(spec.output)
+        with held(output, spec.lease) as lease:
+            summary = _run(spec, output, console, telemetry, lease, stack or own)
     ref, done = Ref.parse(summary.manifest.pinned.ref), summary.manifest
     telemetry.ran(
         RunRecord(
@@ -91,6 +88,18 @@ def run(spec: JobSpec, console: Console, telemetry: Telemetry | None = None, *, 
 
 
 @contextmanager
+def told_if_failed(spec: JobSpec, telemetry: Telemetry) -> Iterator[None]:
+    """A job that fails is recorded as a run that failed, so that alerts hear of it."""
+    started = time.perf_counter()
+    try:
+        yield
+    except TriformError as error:
+        seconds, model = time.perf_counter() - started, spec.model.split("@")[0].split("/")[0]
+        telemetry.ran(RunRecord(model=model, code=error.code, seconds=seconds, ended_at=time.time()))
+        raise
+
+
+@contextmanager
 def _output_failures() -> Iterator[None]:
     """The output's disk is full, gone or not ours to write."""
     try:
@@ -99,10 +108,12 @@ def _output_failures() -> Iterator[None]:
         raise StoreError(f"the output failed: {error}") from error
 
 
-def _run(spec: JobSpec, console: Console, telemetry: Telemetry, lease: Lease | None, stack: ExitStack) -> Summary:
+def _run(
+    spec: JobSpec, output: FileStore, console: Console, telemetry: Telemetry, lease: Lease | None, stack: ExitStack
+) -> Summary:
     started = time.perf_counter()
-    plan = prepare(spec, console)
-    folder = RunFolder(spec.output, plan.run)
+    plan = prepare(spec, console, output)
+    folder = RunFolder(output, plan.run)
     check_output(folder.files, plan.run, spec.if_exists)
     scored, scoring_seconds = 0, 0.0
     if not folder.committed():
@@ -121,13 +132,12 @@ def _run(spec: JobSpec, console: Console, telemetry: Telemetry, lease: Lease | N
     )
 
 
-def prepare(spec: JobSpec, console: Console) -> Plan:
+def prepare(spec: JobSpec, console: Console, output: FileStore) -> Plan:
     """The plan: of the job's unfinished run where there is one, else a new one with the version that the model means now."""
     repository = open_repository(spec.repository)
     sources = Sources()
     files = inputs.read_files(inputs.find(spec.input, sources), sources)
     footers = [file for file, _ in files]
-    output = open_files(spec.output)
     inputs.check_apart(footers, output.location)
     layout = Layout(key=spec.key, keep=spec.keep, scored_at=utc_now())
     unfinished = open_run(output, job_id(footers, layout, spec.model, repository.location))

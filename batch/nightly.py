@@ -32,7 +32,8 @@ class Done(msgspec.Struct, frozen=True):
 def run_all(spec: JobSpec, console: Console, telemetry: Telemetry) -> Iterator[Done]:
     """Runs the jobs that were asked for. Raises what is wrong with the partitions themselves; see `partitions.jobs`."""
     with ExitStack() as stack:
-        chosen = jobs(spec, Sources())
+        with job.told_if_failed(spec, telemetry):  # a night whose input is missing alerts too
+            chosen = jobs(spec, Sources())
         for i, (partition, one) in enumerate(chosen):
             if partition:
                 console.print(f"{partition} ({i + 1} of {len(chosen)})", highlight=False, soft_wrap=True, style="bold")

@@ -8,7 +8,8 @@
 
 Rows/s and `s` count from the moment a way has its libraries, workers and model: the raw loops all ready and warm; our first
 part begun (by its file, see `peers/triform_job.py`); Ray Data's first actor ready, what it has read by then given to it; Spark's
-workers warm. `wall s` is the whole program. `CPU s / M` are the CPU seconds of all processes per million rows in the same span,
+workers warm. `steady` leaves out the first file of each worker too, while which Ray's own actors still start on the same CPUs.
+`wall s` is the whole program. `CPU s / M` are the CPU seconds of all processes per million rows in the same span,
 `whole` in the whole program. `MB` are peaks of resident memory: of the largest process that holds rows, of all these, of all.
 """
 
@@ -178,13 +179,19 @@ def rate(data: DataSet, rounds: Sequence[Round]) -> float:
     return data.rows / statistics.median(r.usage.seconds for r in rounds)
 
 
+def steady(rounds: Sequence[Round]) -> float:
+    """Rows/s without each worker's first file; 0 where the way does not tell."""
+    return statistics.median(r.usage.steady or 0.0 for r in rounds)
+
+
 def tell(data: DataSet, rounds: dict[str, list[Round]], report: Report) -> None:
     """One table: a row for each way, medians over the rounds."""
     rows = []
     reference = rate(data, rounds["raw"]) if rounds.get("raw") else None
+    limit = steady(rounds["raw"]) if rounds.get("raw") else None
     for way, its_rounds in rounds.items():
         if not its_rounds:
-            rows.append([WAYS[way].title, "not measured: no Java", *[""] * 9])
+            rows.append([WAYS[way].title, "not measured: no Java", *[""] * 11])
             continue
         usages = [r.usage for r in its_rounds]
 
@@ -192,12 +199,15 @@ def tell(data: DataSet, rounds: dict[str, list[Round]], report: Report) -> None:
             return statistics.median(getattr(usage, field) for usage in usages)
 
         seconds = [usage.seconds for usage in usages]
+        lasting = steady(its_rounds)
         rows.append(
             [
                 WAYS[way].title,
                 f"{rate(data, its_rounds):,.0f}",
                 f"{rate(data, its_rounds) / reference:.2f}" if reference else "",
                 f"{(max(seconds) - min(seconds)) / median('seconds'):.0%}",
+                f"{lasting:,.0f}" if lasting else "",
+                f"{lasting / limit:.2f}" if lasting and limit else "",
                 f"{median('seconds'):.1f}",
                 f"{median('wall'):.1f}",
                 f"{median('cpu') / data.rows * 1e6:.2f}",
@@ -207,7 +217,8 @@ def tell(data: DataSet, rounds: dict[str, list[Round]], report: Report) -> None:
                 f"{median('total') / 2**20:,.0f}",
             ]
         )
-    columns = ["way", "rows/s", "of raw", "spread", "s", "wall s", "CPU s / M", "whole", "MB largest", "MB scoring", "MB tree"]
+    columns = ["way", "rows/s", "of raw", "spread", "steady", "of raw"]
+    columns += ["s", "wall s", "CPU s / M", "whole", "MB largest", "MB scoring", "MB tree"]
     report.table(f"{data.title} ({data.rows:,} rows, {len(data.files)} files)", columns, rows)
 
 

@@ -45,6 +45,7 @@ class Usage(NamedTuple):
     scoring: int
     largest: int
     total: int
+    steady: float | None = None  # rows/s without each worker's first file, where the program tells it
 
 
 class ProgramFailed(RuntimeError):
@@ -86,6 +87,7 @@ def _usage(looks: Sequence[Look], told: dict[str, float], wall: float) -> Usage:
         scoring=max(look.scoring for look in looks),
         largest=max(look.largest for look in looks),
         total=max(look.total for look in looks),
+        steady=told.get("steady"),
     )
 
 

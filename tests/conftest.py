@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from tests.faulty_proxy import FaultyProxy, faulty_proxy
 from triform import testing
 from triform.repository import ModelRepository
 
@@ -85,6 +86,13 @@ def s3_bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
     bucket = f"bucket-{uuid.uuid4().hex}"
     boto3.client("s3").create_bucket(Bucket=bucket)
     return bucket
+
+
+@pytest.fixture(scope="module")
+def proxy(s3_server: str) -> Iterator[FaultyProxy]:
+    """A proxy before that server which fails as it is told to."""
+    with faulty_proxy(s3_server) as proxy:
+        yield proxy
 
 
 @pytest.fixture(scope="session")

@@ -24,31 +24,33 @@ def main() -> None:
     command = [sys.executable, "-m", "benchmarks.peers.raw", task]
     loops = [subprocess.Popen([*command, str(i)], stdin=subprocess.PIPE, stdout=subprocess.PIPE) for i in range(workers)]
     for process in loops:
-        _expect(process, b"ready\n")
+        _said(process, "ready")
     begin = time.time()
     for process in loops:
         assert process.stdin
         process.stdin.write(b"go\n")
         process.stdin.flush()
-    for process in loops:
-        _expect(process, b"done\n")
-    finish(read_task(task), begin=begin, end=time.time())
+    steady = sum(float(_said(process, "done")) for process in loops)
+    finish(read_task(task), begin=begin, end=time.time(), steady=steady)
     for process in loops:
         if process.wait(60):
             sys.exit(f"a loop ended with {process.returncode}")
 
 
-def _expect(process: subprocess.Popen[bytes], line: bytes) -> None:
+def _said(process: subprocess.Popen[bytes], word: str) -> str:
+    """What follows the word on the loop's next line."""
     assert process.stdout
-    if (got := process.stdout.readline()) != line:
-        sys.exit(f"expected {line!r} of a loop, got {got!r}")
+    got, _, rest = process.stdout.readline().decode().strip().partition(" ")
+    if got != word:
+        sys.exit(f"expected {word} of a loop, got {got!r}")
+    return rest
 
 
 def loop(path: str, index: int) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from benchmarks.peers.task import BATCH_ROWS, Scorer, read_task
+    from benchmarks.peers.task import BATCH_ROWS, Scorer, read_task, steady_rate
 
     task = read_task(path)
     pa.set_cpu_count(1)
@@ -57,10 +59,12 @@ def loop(path: str, index: int) -> None:
     output.mkdir(parents=True, exist_ok=True)
     print("ready", flush=True)
     sys.stdin.readline()
+    ends = []
     for number, file in enumerate(task.files[index :: task.workers]):
-        writer = None
+        writer, rows = None, 0
         with pq.ParquetFile(file) as source:
             for batch in source.iter_batches(BATCH_ROWS, columns=task.columns, use_threads=False):
+                rows += batch.num_rows
                 scored = score(batch)
                 writer = writer or pq.ParquetWriter(
                     output / f"{index}-{number}.parquet",
@@ -72,7 +76,8 @@ def loop(path: str, index: int) -> None:
                 writer.write_batch(scored)
         if writer:
             writer.close()
-    print("done", flush=True)
+        ends.append((time.time(), rows))
+    print("done", steady_rate(ends), flush=True)
 
 
 if __name__ == "__main__":

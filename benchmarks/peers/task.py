@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,13 +53,21 @@ def read_task(path: str) -> Task:
     return Task(**json.loads(Path(path).read_text()))
 
 
-def finish(task: Task, *, begin: float, end: float, seconds: float | None = None) -> None:
+def finish(task: Task, *, begin: float, end: float, seconds: float | None = None, steady: float | None = None) -> None:
     """Tells when scoring began and ended, as `time.time()`; `processes.py` takes CPU time and memory in between.
 
-    `seconds`: how long it took, where that is less than all of that time, because workers began one after the other.
+    `seconds`: how long it took, where that is less than all of that time, because workers began one after the other. `steady`:
+    rows/s without each worker's first file.
     """
-    told = {"begin": begin, "end": end} | ({} if seconds is None else {"seconds": seconds})
-    Path(task.result).write_text(json.dumps(told))
+    told = {"begin": begin, "end": end, "seconds": seconds, "steady": steady}
+    Path(task.result).write_text(json.dumps({name: value for name, value in told.items() if value is not None}))
+
+
+def steady_rate(ends: Sequence[tuple[float, int]]) -> float:
+    """Rows/s of one worker after its first file. `ends`: when each file (or part) was done, and its rows; rising."""
+    if len(ends) < 2:
+        return 0.0
+    return sum(rows for _, rows in ends[1:]) / (ends[-1][0] - ends[0][0])
 
 
 class Scorer:

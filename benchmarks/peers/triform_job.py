@@ -12,7 +12,8 @@ from rich.console import Console
 
 from batch import job
 from batch.spec import JobSpec
-from benchmarks.peers.task import finish, read_task
+from benchmarks.peers.task import finish, read_task, steady_rate
+from triform.scoring import ScoredPart
 from triform.telemetry import InferenceRecord, LoadRecord, RunRecord
 
 
@@ -30,11 +31,13 @@ def main() -> None:
     )
     outcomes = LastOutcome()
     summary = job.run(spec, Console(quiet=True), outcomes)
-    begun: dict[str, float] = {}
-    for part in summary.manifest.parts:
-        begun[part.worker] = min(begun.get(part.worker, part.began), part.began)
-    spans = [outcomes.at - began for began in begun.values()]
-    finish(task, begin=min(begun.values()), end=outcomes.at, seconds=sum(spans) / len(spans))
+    parts: dict[str, list[ScoredPart]] = {}
+    for part in sorted(summary.manifest.parts, key=lambda part: part.began):
+        parts.setdefault(part.worker, []).append(part)
+    begun = [one[0].began for one in parts.values()]
+    steady = sum(steady_rate([(part.began + part.elapsed, part.rows_in) for part in one]) for one in parts.values())
+    seconds = sum(outcomes.at - began for began in begun) / len(begun)
+    finish(task, begin=min(begun), end=outcomes.at, seconds=seconds, steady=steady)
 
 
 class LastOutcome:

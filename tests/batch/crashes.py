@@ -13,12 +13,13 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas  # noqa: F401 - pyarrow imports it when it makes Python values: once here, not in every fork
 
 from tests.batch.workbench import Workbench, assert_each_row_once, visible
 
+Bench = TypeVar("Bench", bound=Workbench)
 CRASHED = 9
 FILES, ROWS = 2, 200
 CHANGES = {"os.link", "os.rename", "os.mkdir", "os.remove", "os.rmdir"}
@@ -96,8 +97,14 @@ def crash_everywhere(repository: Path, root: Path) -> int:
 
 
 def race(repository: Path, root: Path) -> None:
+    race_with(lambda: Workbench(root, repository), finish_and_check)
+
+
+def race_with(make: Callable[[], Bench], check: Callable[[Bench], None]) -> None:
+    """Three drivers at once, each with a bench of its own; then the same command once more."""
+
     def drive(seed: int) -> None:
-        bench = Workbench(root, repository)
+        bench = make()
         parts = [(seed + i) % FILES for i in range(FILES)]
         outcomes = bench.score(*parts)
         assert all(outcome.scored for outcome in outcomes), outcomes
@@ -105,7 +112,7 @@ def race(repository: Path, root: Path) -> None:
 
     drivers = [in_child(lambda seed=seed: drive(seed)) for seed in range(3)]
     assert [ended(pid) for pid in drivers] == [0, 0, 0]
-    assert ended(in_child(lambda: finish_and_check(Workbench(root, repository)))) == 0
+    assert ended(in_child(lambda: check(make()))) == 0
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import Any
 
 from botocore.httpsession import URLLib3Session
 
-from tests.batch.crashes import CRASHED, FILES, ROWS, ended, in_child
+from tests.batch.crashes import CRASHED, FILES, ROWS, ended, in_child, race_with
 from tests.batch.workbench import RemoteWorkbench, assert_each_row_once
 
 WRITES = {"PUT", "POST", "DELETE"}
@@ -76,16 +76,7 @@ def crash_everywhere(repository: Path, root: Path, bucket: str) -> int:
 
 
 def race(repository: Path, root: Path, bucket: str) -> None:
-    def drive(seed: int) -> None:
-        bench = RemoteWorkbench(root, repository, bucket)
-        parts = [(seed + i) % FILES for i in range(FILES)]
-        outcomes = bench.score(*parts)
-        assert all(outcome.scored for outcome in outcomes), outcomes
-        bench.run()
-
-    drivers = [in_child(lambda seed=seed: drive(seed)) for seed in range(3)]
-    assert [ended(pid) for pid in drivers] == [0, 0, 0]
-    assert ended(in_child(lambda: finish_and_check(RemoteWorkbench(root, repository, bucket)))) == 0
+    race_with(lambda: RemoteWorkbench(root, repository, bucket), finish_and_check)
 
 
 if __name__ == "__main__":

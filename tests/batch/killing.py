@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,6 +11,30 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
+
+
+@contextmanager
+def started(*command: object) -> Iterator[subprocess.Popen[str]]:
+    """A program in a session of its own, its output to be read. Whatever descends from it has ended afterwards."""
+    words = [str(word) for word in command]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    try:
+        yield process
+    finally:
+        for left in family(process.pid):
+            with suppress(psutil.NoSuchProcess):
+                left.kill()
+        process.wait()
+        process.communicate()
+
+
+def family(pid: int) -> list[psutil.Process]:
+    """The process and all that descend from it."""
+    try:
+        process = psutil.Process(pid)
+        return [*process.children(recursive=True), process]
+    except psutil.NoSuchProcess:
+        return []
 
 
 def scorers(root: psutil.Process | None = None) -> list[psutil.Process]:

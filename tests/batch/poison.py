@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
+
+import pytest
 
 from tests.batch.workbench import Workbench
 from triform import testing
@@ -12,6 +15,7 @@ from triform.releases import ReleaseLog
 from triform.repository import open_repository
 
 KILLS = -2
+x86 = pytest.mark.skipif(os.uname().machine != "x86_64", reason="elsewhere the division that kills gives a number")
 
 
 def fragile_bench(root: Path, name: str = "output") -> Workbench:

@@ -17,12 +17,10 @@ import pytest
 from batch.actor import Outcome, PartScorer
 from batch.alone import free_memory, how_it_died
 from batch.attempts import IN_ALL, LOADING, Attempt, OneProcess
-from tests.batch.poison import fragile_bench, write_poison
+from tests.batch.poison import fragile_bench, write_poison, x86
 from tests.batch.workbench import Workbench, assert_each_row_once, visible
 from triform.golden import child_env
 from triform.runtime import RuntimeOptions
-
-x86 = pytest.mark.skipif(os.uname().machine != "x86_64", reason="elsewhere the division that kills gives a number")
 
 
 def score_after(deaths: int, bench: Workbench, part: int) -> Outcome:

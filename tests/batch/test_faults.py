@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.batch.killing import kill_actors, kill_the_greedy, meanwhile
-from tests.batch.poison import fragile_bench, write_poison
+from tests.batch.poison import fragile_bench, write_poison, x86
 from tests.batch.workbench import Workbench, assert_each_row_once, visible, x_of
 from triform.errors import PartCrashed
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
-@pytest.mark.skipif(os.uname().machine != "x86_64", reason="elsewhere the division that kills gives a number")
+@x86
 def test_a_part_that_kills_ends_as_an_error_and_all_others_are_done(tmp_path: Path) -> None:
     bench = fragile_bench(tmp_path).write_some(5)
     poison = write_poison(bench, "2-poison.parquet", 500)

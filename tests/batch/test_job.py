@@ -234,9 +234,10 @@ def test_the_same_job_elsewhere_is_the_same_run(new_workbench: Callable[[str], W
         {}, {"actors": 2}, {"max_dead_letters": 0.9}, {"output": str(bench.root / "b")}, {"address": "there"},
         {"model": "lookup/1"},
     ]  # fmt: skip
-    runs = {job.prepare(bench.spec(**changes), bench.console).run for changes in jobs}
+    output = open_files(bench.output)
+    runs = {job.prepare(bench.spec(**changes), bench.console, output).run for changes in jobs}
     assert len(runs) == 1
-    assert job.prepare(bench.spec(key=()), bench.console).run not in runs
+    assert job.prepare(bench.spec(key=()), bench.console, output).run not in runs
     assert not Path(bench.root / "b").exists()
 
 

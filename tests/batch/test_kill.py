@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.batch.killing import family, started
 from tests.batch.workbench import Workbench, assert_each_row_once, visible
 from triform.golden import child_env
 
@@ -33,24 +34,8 @@ def driver(bench: Workbench, *args: str) -> Iterator[subprocess.Popen[str]]:
         "--input", bench.input, "--output", bench.output, "--key", "id",
         "--keep", "note", "--max-dead-letters", "0.5", "--actors", "1", *args,
     ]  # fmt: skip
-    process = subprocess.Popen(
-        [str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
-    try:
+    with started(*command) as process:
         yield process
-    finally:
-        for left in family(process.pid):
-            left.kill()
-        process.wait()
-        process.communicate()
-
-
-def family(pid: int) -> list[psutil.Process]:
-    try:
-        process = psutil.Process(pid)
-        return [*process.children(recursive=True), process]
-    except psutil.NoSuchProcess:
-        return []
 
 
 def left_after(seconds: float, processes: list[psutil.Process]) -> list[str]:

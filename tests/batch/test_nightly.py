@@ -16,19 +16,21 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.batch.killing import scorers
+from batch.nightly import run_all
+from tests.batch.killing import scorers, started
 from tests.batch.test_cli import Cli, call  # noqa: F401 - a fixture
-from tests.batch.test_kill import family
 from tests.batch.workbench import RemoteWorkbench, Workbench, assert_each_row_once
-from tests.faulty_proxy import Fault, FaultyProxy, faulty_proxy
+from tests.faulty_proxy import Fault, FaultyProxy
 from triform import testing
+from triform.errors import JobError
 from triform.packaging import package_model
 from triform.releases import ReleaseLog
 from triform.repository import open_repository
 from triform.stores.files import open_files
+from triform.telemetry import RunRecord, Silent
 
 FILES, ROWS = 6, 2000
-FAULTS: list[Fault] = ["503", "reset", "cut", "late"]
+FAULTS: list[Fault] = ["503", "reset", "cut", "stall", "late"]
 
 
 def options(bench: Workbench, *more: str) -> list[str]:
@@ -129,10 +131,14 @@ def test_exit_codes_tell_a_scheduler_what_to_do(workbench: Workbench, call: Cli)
     assert call("run", *options(workbench, night))[0] == 0  # whoever asks for no lease is not held up
 
 
-@pytest.fixture(scope="module")
-def proxy(s3_server: str) -> Iterator[FaultyProxy]:
-    with faulty_proxy(s3_server) as proxy:
-        yield proxy
+def test_a_night_that_is_not_there_is_told_as_a_failure(workbench: Workbench) -> None:
+    write_months(workbench, 1)
+    told: list[RunRecord] = []
+    telemetry = Silent()
+    telemetry.ran = told.append  # type: ignore[method-assign]
+    with pytest.raises(JobError, match="it has month=2013-01"):
+        list(run_all(workbench.spec(partition="month=2013-09"), workbench.console, telemetry))
+    assert [(record.model, record.code) for record in told] == [("lookup", "job_failed")]
 
 
 @pytest.fixture
@@ -157,17 +163,8 @@ def driver(bench: RemoteWorkbench) -> Iterator[subprocess.Popen[str]]:
     """The nightly command, with a Ray of its own. Whatever descends from it has ended afterwards."""
     repository = f"--repository=s3://{bench.bucket}/models"
     more = repository, "--partition=month=2013-12", "--lease=30", "--actors=2"
-    command = [sys.executable, "-m", "batch", "run", *options(bench, *more)]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, env=os.environ
-    )
-    try:
+    with started(sys.executable, "-m", "batch", "run", *options(bench, *more)) as process:
         yield process
-    finally:
-        for left in family(process.pid):
-            left.kill()
-        process.wait()
-        process.communicate()
 
 
 def recorded(bench: RemoteWorkbench) -> int:

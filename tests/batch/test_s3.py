@@ -7,7 +7,6 @@ import random
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -19,18 +18,12 @@ from batch.folder import RunFolder
 from batch.partitions import jobs
 from batch.pointer import current
 from tests.batch.workbench import DEAD_OF_100, RemoteWorkbench, assert_each_row_once
-from tests.faulty_proxy import Fault, FaultyProxy, faulty_proxy
+from tests.faulty_proxy import Fault, FaultyProxy
 from triform.errors import ConfigurationError, InputChanged, InputUnreadable, JobError, NotReconciled, OutputExists, StoreError
 from triform.sources import Sources, blocks
 from triform.stores import s3
 from triform.stores.files import open_files
 from triform.stores.s3_files import S3Files
-
-
-@pytest.fixture(scope="module")
-def proxy(s3_server: str) -> Iterator[FaultyProxy]:
-    with faulty_proxy(s3_server) as proxy:
-        yield proxy
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from batch.folder import RunFolder
 from batch.plan import Plan
 from batch.spec import JobSpec
 from triform.runtime import RuntimeOptions
+from triform.stores.files import open_files
 
 
 def x_of(row: int) -> int | None:
@@ -73,8 +74,9 @@ class Workbench:
 
     def begin(self, **changes: Any) -> tuple[RunFolder, Plan]:
         spec = self.spec(**changes)
-        plan = job.prepare(spec, self.console)
-        folder = RunFolder(spec.output, plan.run)
+        output = open_files(spec.output)
+        plan = job.prepare(spec, self.console, output)
+        folder = RunFolder(output, plan.run)
         return folder, folder.begin(plan)
 
     def score(self, *parts: int, max_dead: int = 1000, options: RuntimeOptions | None = None, **changes: Any) -> list[Outcome]:

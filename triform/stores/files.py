@@ -171,7 +171,6 @@ class LocalFiles:
         durable.fsync_folder((self.root / name).parent)
 
     def place(self, file: Path, name: str) -> bool:
-        durable.fsync_folder(file.parent)
         return durable.link_exclusively(file, self.root / name)
 
     def copy(self, source: str, name: str) -> bool:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.faulty_proxy import Fault, FaultyProxy, faulty_proxy
+from tests.faulty_proxy import Fault, FaultyProxy
 from triform import testing
 from triform.errors import ConfigurationError, DigestMismatch, PackageError, StoreError, TriformError
 from triform.packaging import package_model
@@ -16,12 +15,6 @@ from triform.repository import open_repository
 from triform.stores import s3
 from triform.stores.cache import PackageCache
 from triform.stores.s3_repository import S3Repository
-
-
-@pytest.fixture(scope="module")
-def proxy(s3_server: str) -> Iterator[FaultyProxy]:
-    with faulty_proxy(s3_server) as proxy:
-        yield proxy
 
 
 @pytest.fixture
