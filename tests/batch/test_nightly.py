@@ -138,7 +138,7 @@ def test_a_night_that_is_not_there_is_told_as_a_failure(workbench: Workbench) ->
     telemetry.ran = told.append  # type: ignore[method-assign]
     with pytest.raises(JobError, match="it has month=2013-01"):
         list(run_all(workbench.spec(partition=("month=2013-09",)), workbench.console, telemetry))
-    assert [(record.model, record.code) for record in told] == [("lookup", "job_failed")]
+    assert [(record.model, record.code) for record in told] == [("lookup", "input_unreadable")]
 
 
 @pytest.fixture
