@@ -52,7 +52,7 @@ lock: setup ## rewrite requirements/*.txt from pyproject.toml
 	@compile="$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate"; \
 	$$compile --extra cpu pyproject.toml -o requirements/runtime.txt; \
 	$$compile --extra cpu --extra s3 --extra ray --extra report pyproject.toml -o requirements/batch.txt; \
-	$$compile --extra cpu --extra cli --extra s3 --extra ray --extra dev pyproject.toml -o requirements/dev.txt; \
+	$$compile --extra cpu --extra cli --extra s3 --extra lambda --extra ray --extra dev pyproject.toml -o requirements/dev.txt; \
 	$$compile --no-deps requirements/models.in -o requirements/models.txt
 
 clean: ## remove what the targets made

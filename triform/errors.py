@@ -4,11 +4,17 @@
     ├── InvalidRequest              the caller sent something that cannot be right          invalid_request
     │   ├── InvalidInput            a tensor, record or column does not fit the signature   invalid_input
     │   │   └── MissingValue        a required value is absent or null                      missing_value
-    │   └── InvalidReference        not a model reference                                   invalid_reference
+    │   ├── InvalidReference        not a model reference                                   invalid_reference
+    │   ├── PayloadTooLarge         a body beyond its limit                                 payload_too_large
+    │   ├── UnsupportedMediaType    a body in a format or encoding nobody here reads        unsupported_media_type
+    │   └── NotAcceptable           no format that the caller accepts                       not_acceptable
     ├── NotFound                    nothing of that name                                    not_found
     │   ├── ModelNotFound           no such model in the repository                         model_not_found
     │   ├── VersionNotFound         no such version of the model                            version_not_found
-    │   └── AliasNotFound           no release names that alias                             alias_not_found
+    │   ├── AliasNotFound           no release names that alias                             alias_not_found
+    │   ├── RouteNotFound           no such path                                            route_not_found
+    │   ├── MethodNotAllowed        the path is there, not for this method                  method_not_allowed
+    │   └── UnsupportedMethod       a verb of the protocol that no ONNX model has           unsupported_method
     ├── Conflict                    somebody else was first                                 conflict
     │   ├── VersionExists           a version never changes: publish another                version_exists
     │   ├── ReleaseConflict         the release log moved on meanwhile                      release_conflict
@@ -16,7 +22,9 @@
     │   └── LeaseHeld               another driver is at work on the output                 lease_held
     ├── DeadlineExceeded            the run was ended because its time was up               deadline_exceeded
     ├── RunFailed                   the model raised on these rows                          run_failed
-    │   └── RowsNotKept             the model gave back another number of rows              rows_not_kept
+    │   ├── RowsNotKept             the model gave back another number of rows              rows_not_kept
+    │   ├── InfiniteOutput          an answer holds infinity, and JSON has none             infinite_output
+    │   └── AnswerTooLarge          an answer beyond the host's limit                       answer_too_large
     ├── ResourceExhausted           memory ran out                                          resource_exhausted
     ├── PackageError                a model package that must not be served                 package_invalid
     │   ├── UnsupportedModel        this ONNX model cannot be packaged as it is             unsupported_model
@@ -77,6 +85,22 @@ class InvalidReference(InvalidRequest):
     code = "invalid_reference"
 
 
+class PayloadTooLarge(InvalidRequest):
+    code = "payload_too_large"
+    http_status = 413
+    grpc_status = "RESOURCE_EXHAUSTED"
+
+
+class UnsupportedMediaType(InvalidRequest):
+    code = "unsupported_media_type"
+    http_status = 415
+
+
+class NotAcceptable(InvalidRequest):
+    code = "not_acceptable"
+    http_status = 406
+
+
 class NotFound(TriformError):
     code = "not_found"
     http_status = 404
@@ -93,6 +117,28 @@ class VersionNotFound(NotFound):
 
 class AliasNotFound(NotFound):
     code = "alias_not_found"
+
+
+class RouteNotFound(NotFound):
+    code = "route_not_found"
+    grpc_status = "UNIMPLEMENTED"
+
+
+class MethodNotAllowed(NotFound):
+    """`allowed`: the methods that the path has."""
+
+    code = "method_not_allowed"
+    http_status = 405
+    grpc_status = "UNIMPLEMENTED"
+
+    def __init__(self, message: str, *, allowed: str = "") -> None:
+        super().__init__(message)
+        self.allowed = allowed
+
+
+class UnsupportedMethod(NotFound):
+    code = "unsupported_method"
+    grpc_status = "UNIMPLEMENTED"
 
 
 class Conflict(TriformError):
@@ -140,6 +186,20 @@ class RowsNotKept(RunFailed):
     code = "rows_not_kept"
     http_status = 500
     grpc_status = "INTERNAL"
+
+
+class InfiniteOutput(RunFailed):
+    """The rows bring the model to infinity; in binary or Parquet the answer can be had."""
+
+    code = "infinite_output"
+
+
+class AnswerTooLarge(RunFailed):
+    """Fewer rows at a time, fewer outputs, or an answer by reference."""
+
+    code = "answer_too_large"
+    http_status = 413
+    grpc_status = "RESOURCE_EXHAUSTED"
 
 
 class ResourceExhausted(TriformError):

@@ -1,6 +1,6 @@
 """Named columns <-> tensors, by the package's column mapping: what makes a JSON record and a Parquet row mean the same.
 
-    records -> Features.from_records -> tensors          outputs -> Features.to_columns -> labelled columns
+    records, columns -> Features.from_... -> tensors     outputs -> Features.to_columns -> labelled columns
 
 Each input tensor is fed from columns: several are stacked into one [rows, F]; one fills [rows] or [rows, 1], or holds a list
 a row. A null gets what its column declares: "nan", a value, or the row's refusal. `arrow.py` does the same for Arrow batches.
@@ -77,6 +77,15 @@ class Features:
             if not isinstance(record, Mapping):
                 raise InvalidInput(f"row {row}: expected an object of named columns, got {type(record).__name__}", row=row)
         return {f.tensor.name: _tensor(f, records) for f in self.inputs}
+
+    def from_columns(self, columns: Mapping[str, Sequence[Any] | Array]) -> dict[str, Array]:
+        """The same from columns: values of all rows, by name. A column that is not there is null in each row."""
+        lengths = {len(values) for values in columns.values()}
+        if len(lengths) > 1:
+            counts = ", ".join(f"{name[:80]!r} has {len(values)}" for name, values in columns.items())
+            raise InvalidInput(f"the columns differ in their number of rows: {counts[:300]}")
+        rows = lengths.pop() if lengths else 0
+        return {f.tensor.name: _tensor_of_columns(f, columns, rows) for f in self.inputs}
 
     def to_columns(self, outputs: Mapping[str, Array]) -> dict[str, Array]:
         """The answer as columns of shape [rows] (or [rows, ...] where a row's value is itself an array), labels applied."""
@@ -164,8 +173,32 @@ def _tensor(feature: Feature, records: Sequence[Mapping[str, Any]]) -> Array:
         return feature.tensor.no_rows()
     if not feature.scalar or (feature.tensor.row_shape == (1,) and _holds_lists(feature.columns[0], records)):
         return _lists(feature, records)
-    columns = [_cast([_value(c, r, i, feature) for i, r in enumerate(records)], c, feature) for c in feature.columns]
-    return np.stack(columns, axis=1) if feature.row_shape else columns[0]
+    columns = [[_value(c, r, i, feature) for i, r in enumerate(records)] for c in feature.columns]
+    if len(columns) > 1:
+        with suppress(InvalidInput):  # all at once, which is faster; column by column it says which one does not fit
+            return np.ascontiguousarray(cast(columns, feature.tensor).T)
+    arrays = [_cast(values, c, feature) for c, values in zip(feature.columns, columns, strict=True)]
+    return np.stack(arrays, axis=1) if feature.row_shape else arrays[0]
+
+
+def _tensor_of_columns(feature: Feature, columns: Mapping[str, Sequence[Any] | Array], rows: int) -> Array:
+    if rows == 0:
+        return feature.tensor.no_rows()
+    first = columns.get(feature.columns[0].name, [None] * rows)
+    if not feature.scalar or (feature.tensor.row_shape == (1,) and any(isinstance(v, list) for v in first)):
+        return _lists(feature, [{feature.columns[0].name: value} for value in first])
+    arrays = [_cast(_filled_column(c, columns, rows, feature), c, feature) for c in feature.columns]
+    if wrong := next((c for c, a in zip(feature.columns, arrays, strict=True) if a.ndim != 1), None):
+        raise InvalidInput(f"column '{wrong.name}': expected one value a row, got lists", input=wrong.name)
+    return np.stack(arrays, axis=1) if feature.row_shape else arrays[0]
+
+
+def _filled_column(column: Column, columns: Mapping[str, Sequence[Any] | Array], rows: int, feature: Feature) -> Any:
+    """The column's values, its nulls replaced by its policy."""
+    values = columns.get(column.name, [None] * rows)
+    if isinstance(values, np.ndarray) or None not in values:
+        return values
+    return [_present(value, column, row, feature) for row, value in enumerate(values)]
 
 
 def _holds_lists(column: Column, records: Sequence[Mapping[str, Any]]) -> bool:
@@ -234,7 +267,7 @@ def _missing(column: Column, row: int) -> MissingValue:
     return MissingValue(f"row {row}: column '{column.name}' is missing or null", input=column.name, row=row)
 
 
-def _cast(values: list[Any], column: Column, feature: Feature) -> Array:
+def _cast(values: Any, column: Column, feature: Feature) -> Array:
     """One column's Python values as an array of the tensor's dtype; errors name the column and the row."""
     try:
         return cast(values, feature.tensor)

@@ -1,0 +1,332 @@
+"""The Open Inference Protocol v2 over HTTP, with the binary tensor extension.
+
+    JSON header (+ tensors' bytes, in the order of the inputs) -> arrays          arrays -> JSON header (+ bytes)
+
+Names and meanings: "Open Inference Protocol", Inference Request and Response JSON Object; "Binary Tensor Data Extension"
+(Triton Inference Server, protocol/extension_binary_data.md). Tensors in binary are little-endian, row-major; each element of a
+BYTES tensor follows its length in four bytes. Inputs are named as the model's tensors, or as the columns that its model.toml
+maps to them; then the answer's outputs are columns, too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Annotated, Any, Final, NamedTuple
+
+import msgspec
+import numpy as np
+
+from triform.errors import InvalidInput, InvalidRequest
+from triform.package import Manifest
+from triform.protocols.bodies import Call, Encoded, by_columns, convert, plain, read_json, write_json
+from triform.service import Served
+from triform.signature import BY_OIP, DATATYPES, Array, TensorMetadata, cast
+
+HEADER_LENGTH: Final = "inference-header-content-length"
+EXTENSIONS: Final = ("binary_tensor_data",)
+MAX_DIMS: Final = 32
+Size = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+Parameters = dict[str, Any]
+Bytes = bytes | memoryview
+_REFUSED: Final = {
+    "shared_memory_region": "shared memory is not offered: send the tensor in the body",
+    "shared_memory_offset": "shared memory is not offered: send the tensor in the body",
+    "shared_memory_byte_size": "shared memory is not offered: send the tensor in the body",
+    "classification": "the classification extension is not offered: ask for the output itself",
+}
+_WIRE: Final = {
+    d.oip: np.dtype(np.uint8) if d.oip == "BOOL" else d.numpy.newbyteorder("<") for d in DATATYPES if d.oip != "BYTES"
+}
+_NAMES: Final = {d.numpy: d.oip for d in DATATYPES if d.oip != "BYTES"}
+
+
+class RequestInput(msgspec.Struct):
+    """$request_input: one tensor. `data` is flat or nested, row-major; with `binary_data_size` it follows the header."""
+
+    name: str
+    shape: Annotated[list[Size], msgspec.Meta(max_length=MAX_DIMS)]
+    datatype: str
+    parameters: Parameters = {}
+    data: list[Any] | None = None
+
+
+class RequestOutput(msgspec.Struct):
+    """$request_output: an output that is wanted; `binary_data`: as bytes after the header."""
+
+    name: str
+    parameters: Parameters = {}
+
+
+class InferRequest(msgspec.Struct):
+    """$inference_request. Without `outputs` all are wanted, in JSON unless `binary_data_output` says otherwise."""
+
+    inputs: Annotated[list[RequestInput], msgspec.Meta(min_length=1)]
+    id: str | None = None
+    parameters: Parameters = {}
+    outputs: list[RequestOutput] = []
+
+
+class Wanted(NamedTuple):
+    """An output that is wanted, and how."""
+
+    name: str
+    binary: bool
+
+
+def decode(body: bytes, header_length: int | None, served: Served) -> Call:
+    """The call in a request's body. `header_length`: the size of the JSON before the tensors' bytes, None for JSON alone; 0 for
+    the bytes of the model's only input without any JSON. Raises `InvalidRequest` and its kinds."""
+    if header_length == 0 and body:
+        return _raw(body, served)
+    if header_length is not None and header_length > len(body):
+        raise InvalidRequest(f"{HEADER_LENGTH} is {header_length}, but the body has {len(body)} bytes")
+    header, tail = (body, b"") if header_length is None else (body[:header_length], memoryview(body)[header_length:])
+    request = convert(read_json(header), InferRequest)
+    _check_parameters(request.parameters, "the request")
+    named = {given.name for given in request.inputs}
+    if len(named) < len(request.inputs):
+        raise InvalidInput("an input is given twice")
+    if by_columns(named, served):
+        return _by_columns(request, tail, served)
+    return _by_tensors(request, tail, served)
+
+
+def _by_tensors(request: InferRequest, tail: Bytes, served: Served) -> Call:
+    metadata = {t.name: t for t in served.signature.inputs}
+    for given in request.inputs:
+        tensor = metadata.get(given.name)
+        if tensor is not None and given.datatype != tensor.datatype:
+            raise InvalidInput(f"input {given.name!r}: expected {tensor}, got {given.datatype[:40]!r}", input=given.name)
+    arrays = {given.name: _shaped(given, data) for given, data in _data(request.inputs, tail)}
+    wanted = _wanted(request, [t.name for t in served.signature.outputs])
+    return Call(arrays, partial(_encode, manifest=served.manifest, request_id=request.id, wanted=wanted))
+
+
+def _by_columns(request: InferRequest, tail: Bytes, served: Served) -> Call:
+    """Each input is a column, of shape [rows] or [rows, 1]; a null means what the column says."""
+    columns: dict[str, Sequence[Any] | Array] = {}
+    for given, data in _data(request.inputs, tail):
+        if given.shape[1:] not in ([], [1]) or not given.shape:
+            raise InvalidInput(_name(given) + f"expected a column of shape [rows] or [rows, 1], got {_shown(given.shape)}")
+        flat = data.reshape(-1) if isinstance(data, np.ndarray) else _flat(data)
+        if len(flat) != given.shape[0]:
+            raise InvalidInput(_name(given) + f"shape {_shown(given.shape)}, but data has {len(flat)} elements")
+        columns[given.name] = flat
+    wanted = _wanted(request, [c.name for c in served.features.outputs])
+
+    def encode(outputs: dict[str, Array]) -> Encoded:
+        named = served.features.to_columns(outputs)
+        return _encode(named, manifest=served.manifest, request_id=request.id, wanted=wanted)
+
+    return Call(served.features.from_columns(columns), encode)
+
+
+def _flat(data: list[Any]) -> list[Any]:
+    """[[1], [2]] as [1, 2]."""
+    if data and all(isinstance(item, list) and len(item) == 1 for item in data):
+        return [item[0] for item in data]
+    return data
+
+
+def _name(given: RequestInput) -> str:
+    return f"input {given.name[:80]!r}: "
+
+
+def _shown(shape: Sequence[int]) -> str:
+    return str(list(shape))[:200]
+
+
+def _check_parameters(parameters: Parameters, where: str) -> None:
+    for name, reason in _REFUSED.items():
+        if name in parameters:
+            raise InvalidRequest(f"{where}: {name}: {reason}")
+
+
+def _data(inputs: Sequence[RequestInput], tail: Bytes) -> Iterator[tuple[RequestInput, list[Any] | Array]]:
+    """Each input with its data as it came: nested lists, or from `tail`, what follows the header, an array of one dimension."""
+    at = 0
+    for given in inputs:
+        _check_parameters(given.parameters, f"input {given.name[:80]!r}")
+        if given.datatype not in BY_OIP:
+            known = ", ".join(BY_OIP)
+            raise InvalidInput(_name(given) + f"no datatype is called {given.datatype[:40]!r}: expected {known}")
+        size = given.parameters.get("binary_data_size")
+        if (size is None) == (given.data is None):
+            raise InvalidInput(
+                _name(given) + ("expected data or binary_data_size" if size is None else "has both data and binary_data_size")
+            )
+        if given.data is not None:
+            yield given, given.data
+            continue
+        if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+            raise InvalidInput(_name(given) + "binary_data_size: expected a number of bytes")
+        if size > len(tail) - at:
+            raise InvalidInput(_name(given) + f"binary_data_size is {size}, but {len(tail) - at} bytes are left in the body")
+        yield given, from_bytes(tail[at : at + size], given)
+        at += size
+    if at != len(tail):
+        raise InvalidRequest(f"{len(tail) - at} byte(s) follow the last tensor: the binary_data_size do not add up to the body")
+
+
+def _elements(shape: Sequence[int]) -> int:
+    """The product, in Python's integers: it does not wrap."""
+    return math.prod(shape)
+
+
+def _shaped(given: RequestInput, data: list[Any] | Array) -> Array:
+    """The data, flat or nested, in the shape that the request says."""
+    tensor = TensorMetadata(given.name, given.datatype, ())
+    array = data if isinstance(data, np.ndarray) else cast(data, tensor)
+    if array.ndim != 1 and array.shape != tuple(given.shape):
+        raise InvalidInput(_name(given) + f"shape is {_shown(given.shape)}, but data is nested as {_shown(array.shape)}")
+    if array.size != _elements(given.shape):
+        raise InvalidInput(
+            _name(given) + f"shape {_shown(given.shape)} means {_elements(given.shape)} elements, the data has {array.size}"
+        )
+    return array.reshape(given.shape)
+
+
+def from_bytes(data: Bytes, given: RequestInput) -> Array:
+    """A tensor's bytes as an array of one dimension. Raises `InvalidInput`, before anything is allocated for them."""
+    elements = _elements(given.shape)
+    if given.datatype == "BYTES":
+        return _texts(data, elements, given)
+    dtype = _WIRE[given.datatype]
+    if len(data) != elements * dtype.itemsize:
+        raise InvalidInput(
+            _name(given) + f"shape {_shown(given.shape)} of {given.datatype} means {elements * dtype.itemsize} bytes, "
+            f"binary_data_size is {len(data)}"
+        )
+    array = np.frombuffer(data, dtype=dtype)
+    if given.datatype == "BOOL":
+        if (array > 1).any():
+            raise InvalidInput(_name(given) + "a BOOL is a byte of 0 or 1")
+        return array.view(np.bool_)
+    return array.astype(dtype.newbyteorder("="), copy=False)
+
+
+def _texts(data: Bytes, elements: int, given: RequestInput) -> Array:
+    """Each element follows its length: four bytes, little-endian."""
+    if elements * 4 > len(data):
+        raise InvalidInput(_name(given) + f"{elements} elements of BYTES do not fit in {len(data)} bytes")
+    raw, items, at = bytes(data), [], 0
+    for i in range(elements):
+        start = at + 4
+        size = int.from_bytes(raw[at:start], "little") if start <= len(raw) else -1
+        if size < 0 or size > len(raw) - start:
+            raise InvalidInput(
+                _name(given) + f"element {i} is cut short: its length is {max(size, 0)}, {len(raw) - at} bytes are left"
+            )
+        items.append(raw[start : start + size])
+        at = start + size
+    if at != len(raw):
+        raise InvalidInput(_name(given) + f"{len(raw) - at} byte(s) follow its last element")
+    array = np.empty(elements, dtype=object)
+    array[:] = items
+    return array
+
+
+def to_bytes(array: Array) -> bytes:
+    """The array row-major and little-endian; text and bytes with their lengths before them."""
+    if array.dtype.kind in "OUS":
+        items = [item if isinstance(item, bytes) else str(item).encode() for item in array.ravel().tolist()]
+        return b"".join(part for item in items for part in (len(item).to_bytes(4, "little"), item))
+    return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).tobytes()
+
+
+def _raw(body: bytes, served: Served) -> Call:
+    """The bytes of the only input: as many rows as they make; of a BYTES tensor, one element. The answer is binary, too."""
+    inputs = served.signature.inputs
+    if len(inputs) != 1:
+        raise InvalidRequest(
+            f"a raw body ({HEADER_LENGTH}: 0) needs a model with one input, {served.manifest.ref} has {len(inputs)}"
+        )
+    (tensor,) = inputs
+    if tensor.datatype == "BYTES":
+        array = np.empty(1, dtype=object)
+        array[0] = body
+    else:
+        if any(not isinstance(d, int) or d < 0 for d in tensor.row_shape):
+            raise InvalidRequest(f"a raw body needs rows of one shape, the input is {tensor}")
+        row = _elements([d for d in tensor.row_shape if isinstance(d, int)]) * _WIRE[tensor.datatype].itemsize
+        if row == 0 or len(body) % row:
+            raise InvalidInput(f"input '{tensor.name}': {len(body)} bytes make no whole rows of {row} bytes", input=tensor.name)
+        shape = [len(body) // row, *(d for d in tensor.row_shape if isinstance(d, int))]
+        array = from_bytes(body, RequestInput(tensor.name, shape, tensor.datatype)).reshape(shape)
+    if tensor.datatype == "BYTES":
+        if tensor.row_shape not in ((), (1,)):
+            raise InvalidRequest(f"a raw body of BYTES is one element, the input is {tensor}")
+        array = array.reshape((1, *(1 for _ in tensor.row_shape)))
+    wanted = [Wanted(t.name, binary=True) for t in served.signature.outputs]
+    return Call({tensor.name: array}, partial(_encode, manifest=served.manifest, request_id=None, wanted=wanted))
+
+
+def _wanted(request: InferRequest, known: Sequence[str]) -> list[Wanted]:
+    binary = _flag(request.parameters, "binary_data_output", "the request")
+    if not request.outputs:
+        return [Wanted(name, binary) for name in known]
+    wanted = []
+    for asked in request.outputs:
+        where = f"output {asked.name[:80]!r}"
+        if asked.name not in known:
+            raise InvalidInput(f"no output is called {asked.name[:80]!r}: expected {', '.join(known)}")
+        _check_parameters(asked.parameters, where)
+        wanted.append(Wanted(asked.name, _flag(asked.parameters, "binary_data", where, binary)))
+    if len({w.name for w in wanted}) < len(wanted):
+        raise InvalidRequest("an output is asked for twice")
+    return wanted
+
+
+def _flag(parameters: Parameters, name: str, where: str, otherwise: bool = False) -> bool:
+    value = parameters.get(name, otherwise)
+    if not isinstance(value, bool):
+        raise InvalidRequest(f"{where}: {name}: expected true or false")
+    return value
+
+
+def _encode(outputs: Mapping[str, Array], *, manifest: Manifest, request_id: str | None, wanted: Sequence[Wanted]) -> Encoded:
+    entries, tail = [], []
+    for name, binary in wanted:
+        array = outputs[name]
+        entry: dict[str, Any] = {"name": name, "shape": list(array.shape), "datatype": datatype_of(array)}
+        if binary:
+            tail.append(to_bytes(array))
+            entry["parameters"] = {"binary_data_size": len(tail[-1])}
+        else:
+            entry["data"] = plain(array.reshape(-1), name)
+        entries.append(entry)
+    answer: dict[str, Any] = {"model_name": manifest.name, "model_version": str(manifest.version), "outputs": entries}
+    if request_id is not None:
+        answer["id"] = request_id
+    header = write_json(answer)
+    if not any(w.binary for w in wanted):
+        return Encoded(header)
+    return Encoded(b"".join([header, *tail]), "application/octet-stream", {HEADER_LENGTH: str(len(header))})
+
+
+def datatype_of(array: Array) -> str:
+    """What the protocol calls the array's dtype."""
+    return "BYTES" if array.dtype.kind in "OUS" else _NAMES[array.dtype]
+
+
+def server_metadata(version: str) -> dict[str, Any]:
+    """$metadata_server_response."""
+    return {"name": "triform", "version": version, "extensions": list(EXTENSIONS)}
+
+
+def model_metadata(served: Served, versions: Sequence[int]) -> dict[str, Any]:
+    """$metadata_model_response; a dimension that varies is -1."""
+
+    def tensors(metadata: Sequence[TensorMetadata]) -> list[dict[str, Any]]:
+        shapes = [[d if isinstance(d, int) else -1 for d in t.shape] for t in metadata]
+        return [{"name": t.name, "datatype": t.datatype, "shape": shape} for t, shape in zip(metadata, shapes, strict=True)]
+
+    return {
+        "name": served.manifest.name,
+        "versions": [str(version) for version in versions],
+        "platform": "onnx_onnxv1",
+        "inputs": tensors(served.signature.inputs),
+        "outputs": tensors(served.signature.outputs),
+    }

@@ -1,0 +1,218 @@
+"""The models that a host serves, and the one way a request goes through them: online forms share it, whatever their protocol.
+
+    protocol decodes -> Exchange.infer(arrays) -> Predictor.predict -> arrays -> protocol encodes
+                        Exchange ends, well or not -> exactly one InferenceRecord
+
+A host fills `Models` (packages of a layer, an image, a repository); a model that is not loaded yet is loaded by the first request
+that wants it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from triform.errors import AliasNotFound, InvalidRequest, ModelNotFound, TriformError, VersionNotFound
+from triform.features import Features
+from triform.package import Manifest
+from triform.predictor import Predictor
+from triform.signature import Array, Signature, rows_of
+from triform.telemetry import Form, InferenceRecord, LoadRecord, Silent, Telemetry
+
+
+class Served(NamedTuple):
+    """A loaded version, ready to answer."""
+
+    predictor: Predictor
+    features: Features
+    variant: str = "stable"
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.predictor.manifest
+
+    @property
+    def signature(self) -> Signature:
+        return self.predictor.signature
+
+
+class _Slot:
+    """One version: loaded once, by whoever wants it first. A load that fails is tried again by the next."""
+
+    def __init__(self, load: Callable[[], Predictor], variant: str, loaded: Callable[[Predictor, str], None]) -> None:
+        self._load = load
+        self._lock = threading.Lock()
+        self._loaded = loaded
+        self.variant = variant
+        self.served: Served | None = None
+
+    def get(self) -> Served:
+        with self._lock:
+            if self.served is None:
+                predictor = self._load()
+                self.served = Served(predictor, Features(predictor.signature, predictor.manifest.config), self.variant)
+                self._loaded(predictor, self.variant)
+        return self.served
+
+
+class Models:
+    """Versions by model, and what their aliases mean. Thread-safe where each version is added before the requests for it come.
+
+    `default`: the model of requests that name none; without it the only one.
+    """
+
+    def __init__(self, *, form: Form, default: str | None = None, telemetry: Telemetry | None = None) -> None:
+        self.form = form
+        self.default = default
+        self.telemetry = telemetry or Silent()
+        self._slots: dict[str, dict[int, _Slot]] = {}
+        self._aliases: dict[str, dict[str, int]] = {}
+
+    def add(
+        self, model: str, version: int, load: Callable[[], Predictor], *, aliases: tuple[str, ...] = ("stable",), now: bool = True
+    ) -> None:
+        """Adds a version; `load` opens it, at once or (`now=False`) for its first request. Raises what `load` raises."""
+        slot = _Slot(load, aliases[0] if aliases else "stable", self._told)
+        if now:
+            slot.get()
+        self._slots.setdefault(model, {})[version] = slot
+        self._aliases.setdefault(model, {}).update(dict.fromkeys(aliases, version))
+
+    def _told(self, predictor: Predictor, variant: str) -> None:
+        """Of every load exactly once."""
+        manifest = predictor.manifest
+        self.telemetry.loaded(
+            LoadRecord(
+                form=self.form,
+                model=manifest.name,
+                version=manifest.version,
+                provider=predictor.provider,
+                precision=manifest.precision,
+                digest=manifest.digest,
+                stages=predictor.load_seconds,
+                variant=variant,
+            )
+        )
+
+    def names(self) -> list[str]:
+        return sorted(self._slots)
+
+    def versions(self, model: str) -> list[int]:
+        """The versions at hand, rising. Raises `ModelNotFound`."""
+        if model not in self._slots:
+            raise ModelNotFound(f"no model {model[:100]!r} is served here (there is: {', '.join(self.names()[:10]) or 'none'})")
+        return sorted(self._slots[model])
+
+    def get(self, model: str, *, version: int | None = None, alias: str | None = None) -> Served:
+        """The version that was asked for, loaded if it must be. Raises `ModelNotFound`, `VersionNotFound`, `AliasNotFound`."""
+        return self._slot(model, version, alias).get()
+
+    def is_ready(self, model: str, version: int | None = None) -> bool:
+        """Whether the version is loaded. Raises as `get`."""
+        return self._slot(model, version, None).served is not None
+
+    def all_ready(self) -> bool:
+        """Whether each model's stable version is loaded."""
+        return all(self.is_ready(name) for name in self._slots)
+
+    def the_default(self) -> str:
+        """The model of a request that names none. Raises `InvalidRequest`."""
+        if self.default is not None:
+            return self.default
+        if len(self._slots) == 1:
+            return next(iter(self._slots))
+        names = ", ".join(self.names()[:10]) or "none"
+        raise InvalidRequest(f"the request names no model and TRIFORM_DEFAULT_MODEL is not set; models here: {names}")
+
+    def _slot(self, model: str, version: int | None, alias: str | None) -> _Slot:
+        versions, aliases = self.versions(model), self._aliases[model]
+        if version is None and alias is not None and alias not in aliases:
+            raise AliasNotFound(f"'{model}' has no alias {alias[:100]!r} here (it has: {', '.join(sorted(aliases)) or 'none'})")
+        number = version if version is not None else aliases.get(alias or "stable", versions[-1])
+        if number not in self._slots[model]:
+            raise VersionNotFound(f"'{model}' has no version {number} here (it has: {', '.join(map(str, versions))})")
+        return self._slots[model][number]
+
+
+class Exchange:
+    """One request on its way. What it came to is recorded when `InferenceService.exchange` is left."""
+
+    def __init__(self, models: Models, request_id: str, deadline: float | None) -> None:
+        self.models = models
+        self.request_id = request_id
+        self.deadline = deadline
+        self.served: Served | None = None
+        self.rows = 0
+        self.stages: dict[str, float] = {}
+
+    def choose(self, model: str | None, *, version: int | None = None, alias: str | None = None) -> Served:
+        """The version that is to answer."""
+        self.served = self.models.get(model or self.models.the_default(), version=version, alias=alias)
+        return self.served
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Counts the time until the block is left as that of the stage: decode, execute or encode."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.stages[name] = self.stages.get(name, 0.0) + time.perf_counter() - started
+
+    def infer(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
+        """The chosen version's answer; arrays of shape [rows, ...] by name. Raises as `Predictor.predict`."""
+        assert self.served is not None, "choose comes first"  # noqa: S101 - a fault of ours
+        predictor = self.served.predictor
+        with self.stage("decode"):
+            checked = predictor.signature.validate(inputs)
+        with self.stage("execute"):
+            outputs = predictor.run(checked, deadline=self.deadline)
+        self.rows = rows_of(checked)
+        return outputs
+
+
+class InferenceService:
+    """What a host runs: its models, and a record of each request."""
+
+    def __init__(self, models: Models) -> None:
+        self.models = models
+
+    @contextmanager
+    def exchange(self, request_id: str, *, deadline: float | None = None, started: float | None = None) -> Iterator[Exchange]:
+        """One inference request, from `started` (`time.perf_counter()`; now) to the end of the block.
+
+        `deadline`: a `time.monotonic()` after which the run is ended. An error that is raised inside is recorded and goes on.
+        """
+        started = time.perf_counter() if started is None else started
+        exchange, code = Exchange(self.models, request_id, deadline), "ok"
+        try:
+            yield exchange
+        except TriformError as error:
+            code = error.code
+            raise
+        except BaseException:
+            code = TriformError.code
+            raise
+        finally:
+            self.models.telemetry.record(_record(exchange, code, time.perf_counter() - started))
+
+
+def _record(exchange: Exchange, code: str, seconds: float) -> InferenceRecord:
+    """Only a model that is served here is named: what callers make up would grow the metrics without end."""
+    request: dict[str, Any] = {}
+    if exchange.served is not None:
+        manifest = exchange.served.manifest
+        request = {"model": manifest.name, "version": manifest.version, "variant": exchange.served.variant}
+    if code == "ok":
+        request |= {"rows": exchange.rows, "batch_rows": exchange.rows}
+    return InferenceRecord(
+        form=exchange.models.form,
+        code=code,
+        seconds=seconds,
+        stages=exchange.stages,
+        request_id=exchange.request_id,
+        **request,
+    )
