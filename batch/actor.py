@@ -34,16 +34,19 @@ from triform.runtime import RuntimeOptions
 from triform.scoring import ScoredPart, score_part
 from triform.settings import Settings
 from triform.sources import Sources
+from triform.telemetry import LoadRecord
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """Of one part: what was scored, or the error's code and message. `attempts` counts the processes that died over it too."""
+    """Of one part: what was scored, or the error's code and message. `attempts` counts the processes that died over it too;
+    `load` is there once for each time that an actor has loaded the model."""
 
     part: int
     scored: ScoredPart | None = None
     code: str = ""
     error: str = ""
     attempts: int = 1
+    load: LoadRecord | None = None
 
 
 def pinned_predictor(location: str, pinned: Pinned, options: RuntimeOptions) -> Predictor:
@@ -110,6 +113,7 @@ class PartScorer:
         self.attempts = attempts or OneProcess()
         self.actor, self.me = self.attempts.introduce()
         self.predictor: Predictor | None = None
+        self.load: LoadRecord | None = None
         self.error: Exception | None = None
         try:
             self.plan = _plan_of(self.folder)
@@ -130,10 +134,14 @@ class PartScorer:
             placed = self.folder.adopt(number) or self._score(number, deaths)
         except Exception as error:  # noqa: BLE001 - told as data: raised here, Ray would take it for a dead worker and try again
             if (placed := self._of_another(number)) is None:
-                return Outcome(number, None, *_told(error), attempts=deaths + 1)
+                return Outcome(number, None, *_told(error), attempts=deaths + 1, load=self._untold_load())
         finally:
             self.attempts.end(number, self.me, scored=placed is not None)
-        return Outcome(number, placed, attempts=deaths + 1)
+        return Outcome(number, placed, attempts=deaths + 1, load=self._untold_load())
+
+    def _untold_load(self) -> LoadRecord | None:
+        load, self.load = self.load, None
+        return load
 
     def _check_ready(self) -> None:
         """Raises what kept this actor from starting; what may pass (the store did not answer) is tried again."""
@@ -151,9 +159,11 @@ class PartScorer:
                 "enough for it, in each actor? Ray's log says what ended them"
             )
         try:
-            return pinned_predictor(self.plan.repository, self.plan.pinned, self.options)
+            predictor = pinned_predictor(self.plan.repository, self.plan.pinned, self.options)
         finally:
             self.attempts.loaded(self.actor, self.me)
+        self.load = LoadRecord.of(predictor.manifest, predictor.provider, predictor.load_seconds, form="batch")
+        return predictor
 
     def _score(self, number: int, deaths: int) -> ScoredPart:
         if deaths < IN_ACTOR:

@@ -195,7 +195,7 @@ def check_keys(folder: RunFolder, plan: Plan, *, committed: bool) -> None:
     folders = folder.data(committed=committed), folder.dead_letters(committed=committed)
     files = [f"{at}/{name}" for at in folders for name in sorted(folder.files.names(at))]
     scratch = None if committed else folder.files.scratch(folder.temporary)
-    twice = keys.duplicates(files, plan.layout.key, folder.files.open, scratch=scratch)
+    twice = keys.duplicates(files, plan.layout.key, folder.files.open, rows=plan.rows, scratch=scratch)
     if twice:
         shown = "; ".join(f"{', '.join(map(str, key))} ({n} times)" for key, n in twice)
         raise NotReconciled(f"the key ({', '.join(plan.layout.key)}) is not unique, so nothing is committed: {shown}")

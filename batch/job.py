@@ -241,7 +241,9 @@ def _failure(failed: list[Outcome]) -> TriformError:
 
 
 def _record(outcome: Outcome, plan: Plan, telemetry: Telemetry) -> None:
-    """Counts a part as one request of the batch form."""
+    """Counts a part as one request of the batch form, and the loads that actors tell with it."""
+    if outcome.load is not None:
+        telemetry.loaded(outcome.load)
     ref = Ref.parse(plan.pinned.ref)
     scored = outcome.scored
     stages = {name: scored.seconds.get(was, 0.0) for name, was in TELEMETRY_STAGES.items()} if scored and scored.seconds else {}

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -22,8 +23,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 Hashes = NDArray[np.uint64]
+T = TypeVar("T")
 BUCKET_ROWS: Final = 4_000_000  # 32 MB of hashes: what is sorted at once
 SPLIT_BITS: Final = 6  # more rows are split into 64 files, and those again: few files are open at once
+AT_ONCE: Final = 4  # files read at a time, each of which holds 8 bytes a row meanwhile
 SUSPECTS: Final = 1_000  # hashes looked at again: enough to name examples
 _BYTES: Final = (
     pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view,
@@ -37,19 +40,22 @@ def duplicates(
     key: Sequence[str],
     open_file: Callable[[str], BinaryIO],
     *,
+    rows: int,
     most: int = 5,
     scratch: Path | None = None,
 ) -> list[tuple[tuple[Any, ...], int]]:
     """Up to `most` keys that occur more than once over all the Parquet files, each with its count.
 
-    Two nulls are the same key. `scratch`: where the buckets go, 8 bytes a row if there are many; None: the system's folder.
+    Two nulls are the same key. `rows`: how many there are in all. `scratch`: where the buckets go, 8 bytes a row if there are
+    many; None: the system's folder.
     """
-    rows = 0
-    for name in files:
-        with open_file(name) as file:
-            rows += pq.read_metadata(file).num_rows
+
+    def hashes(name: str) -> list[Hashes]:
+        return [hash_rows(batch) for batch in _batches([name], key, open_file)]
+
     with tempfile.TemporaryDirectory(prefix="triform-keys-", dir=scratch) as folder:
-        suspects = _suspects(map(hash_rows, _batches(files, key, open_file)), rows, 64, Path(folder))
+        some = (one for many in _side_by_side(hashes, files) for one in many)
+        suspects = _suspects(some, rows, 64, Path(folder))
     if not suspects.size:
         return []
     seen: Counter[tuple[int | bytes | None, ...]] = Counter()
@@ -58,6 +64,17 @@ def duplicates(
         columns = [_comparable(column).take(rows_at).to_pylist() for column in batch.columns]
         seen.update(zip(*columns, strict=True))
     return [(tuple(map(_shown, found)), n) for found, n in seen.most_common(most) if n > 1]
+
+
+def _side_by_side(work: Callable[[str], T], names: Sequence[str]) -> Iterator[T]:
+    """The results in order, AT_ONCE of them under way: a store answers slowly, and many questions at once all the same."""
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        waiting = deque(pool.submit(work, name) for name in names[:AT_ONCE])
+        for name in names[AT_ONCE:]:
+            yield waiting.popleft().result()
+            waiting.append(pool.submit(work, name))
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def _shown(value: int | bytes | None) -> int | str | None:

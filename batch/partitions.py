@@ -30,7 +30,13 @@ def encode(value: str) -> str:
 
 
 def decode(text: str) -> str:
-    return "" if text == EMPTY else unquote(text)
+    """The value that a folder's name ends with. Raises `InputUnreadable` for a name that is no text."""
+    try:
+        value = unquote(text, errors="strict")
+        value.encode()
+    except UnicodeError:
+        raise InputUnreadable(f"input: the partition {text!a} has a name that is not UTF-8: rename its folder") from None
+    return "" if text == EMPTY else value
 
 
 def split(partition: str) -> tuple[str, str | None]:

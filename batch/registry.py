@@ -62,7 +62,7 @@ class RemoteAttempts:
             self._handle.rows.remote(part, attempt, rows)
 
     def end(self, part: int, attempt: Attempt, *, scored: bool) -> None:
-        _answer(self._handle.end.remote(part, attempt, scored=scored))
+        self._handle.end.remote(part, attempt, scored=scored)  # not waited for: what this actor asks next comes after it
 
 
 def _answer(question: Any) -> int:

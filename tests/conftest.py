@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from tests.faulty_proxy import FaultyProxy, faulty_proxy
 from triform import testing
@@ -25,6 +26,9 @@ os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
 
 ROOT = Path(__file__).parent.parent
+
+settings.register_profile("triform", deadline=None)  # how long an example takes says more of the machine than of the code
+settings.load_profile("triform")
 
 
 @pytest.fixture(autouse=True)

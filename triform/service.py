@@ -83,19 +83,8 @@ class Models:
 
     def _told(self, predictor: Predictor, variant: str) -> None:
         """Of every load exactly once."""
-        manifest = predictor.manifest
-        self.telemetry.loaded(
-            LoadRecord(
-                form=self.form,
-                model=manifest.name,
-                version=manifest.version,
-                provider=predictor.provider,
-                precision=manifest.precision,
-                digest=manifest.digest,
-                stages=predictor.load_seconds,
-                variant=variant,
-            )
-        )
+        load = LoadRecord.of(predictor.manifest, predictor.provider, predictor.load_seconds, form=self.form, variant=variant)
+        self.telemetry.loaded(load)
 
     def names(self) -> list[str]:
         return sorted(self._slots)

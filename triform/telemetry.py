@@ -16,6 +16,8 @@ import msgspec
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
+    from triform.package import Manifest
+
 Form = Literal["lambda", "serve", "batch"]
 Kind = Literal["counter", "histogram", "gauge"]
 UNKNOWN: Final = "unknown"
@@ -93,6 +95,21 @@ class LoadRecord(msgspec.Struct, frozen=True, kw_only=True):
     digest: str
     stages: Mapping[str, float]
     variant: str = "stable"
+
+    @classmethod
+    def of(
+        cls, manifest: Manifest, provider: str, stages: Mapping[str, float], *, form: Form, variant: str = "stable"
+    ) -> LoadRecord:
+        return cls(
+            form=form,
+            model=manifest.name,
+            version=manifest.version,
+            provider=provider,
+            precision=manifest.precision,
+            digest=manifest.digest,
+            stages=stages,
+            variant=variant,
+        )
 
     def labels(self) -> dict[str, str]:
         return {"model": self.model, "version": str(self.version), "variant": self.variant, "form": self.form}

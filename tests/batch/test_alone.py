@@ -151,3 +151,12 @@ def test_free_memory_is_the_least_of_machine_and_cgroup(tmp_path: Path) -> None:
     (tmp_path / "memory.stat").write_text("anon 100\ninactive_file 600\nslab_reclaimable 50\n")  # files that were read
     assert free_memory(meminfo, tmp_path) == 2650
     assert free_memory(tmp_path / "none", tmp_path / "none") is None
+
+
+def test_a_load_is_told_once(workbench: Workbench) -> None:
+    first, *others = [outcome.load for outcome in workbench.write_some().score()]
+    assert first is not None
+    assert (first.form, first.model, first.version) == ("batch", "lookup", 1)
+    assert first.stages.keys() == {"verify", "session", "warmup"}
+    assert others
+    assert set(others) == {None}

@@ -6,7 +6,7 @@ import datetime
 import math
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -57,7 +57,8 @@ def twice(rows: list[tuple[Any, ...]]) -> Counter[int]:
 
 
 def duplicates(files: list[Path], key: list[str], **options: Any) -> list[tuple[tuple[Any, ...], int]]:
-    return keys.duplicates([str(file) for file in files], key, lambda name: Path(name).open("rb"), **options)
+    rows = sum(pq.read_metadata(file).num_rows for file in files)
+    return keys.duplicates([str(file) for file in files], key, lambda name: Path(name).open("rb"), rows=rows, **options)
 
 
 def found(files: list[Path], key: list[str]) -> Counter[int]:
@@ -111,6 +112,18 @@ def test_examples_are_named_the_commonest_first(tmp_path: Path) -> None:
 )
 def test_odd_kinds_of_keys(tmp_path: Path, values: pa.Array) -> None:
     assert [n for _, n in duplicates([write(tmp_path / "in", {"k": values})], ["k"])] == [2]
+
+
+def test_many_files_are_read_side_by_side_and_each_once(tmp_path: Path) -> None:
+    files = [write(tmp_path / str(i), {"k": pa.array([2 * i, 2 * i + 1, 99])}) for i in range(3 * keys.AT_ONCE + 1)]
+    opened: list[str] = []
+
+    def open_file(name: str) -> BinaryIO:
+        opened.append(name)
+        return Path(name).open("rb")
+
+    assert keys.duplicates([str(file) for file in files], ["k"], open_file, rows=3 * len(files)) == [((99,), len(files))]
+    assert Counter(opened) == {str(file): 2 for file in files}  # once to find what may be twice, once to compare
 
 
 def test_no_files_and_no_rows(tmp_path: Path) -> None:

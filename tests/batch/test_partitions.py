@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from pathlib import Path
 
 import msgspec
@@ -32,6 +33,14 @@ def test_a_value_is_one_folder_and_comes_back(value: str) -> None:
     assert not set(text) & set("/=%\\\0\n") - {"%"}
     assert f"x={text}" not in (".", "..")
     assert decode(text) == value
+
+
+@pytest.mark.parametrize("name", [b"month=\xff\xfe", b"month=%FF"])
+def test_a_name_that_is_not_utf_8_is_named(tmp_path: Path, name: bytes) -> None:
+    (tmp_path / os.fsdecode(name)).mkdir()
+    with pytest.raises(InputUnreadable, match="not UTF-8: rename its folder") as raised:
+        chosen(tmp_path, partition=("month",))
+    str(raised.value).encode()
 
 
 @pytest.mark.parametrize(

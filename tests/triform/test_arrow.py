@@ -87,7 +87,7 @@ def equal(a: Array, b: Array) -> bool:
     return a.dtype == b.dtype and a.shape == b.shape and bool(np.array_equal(a, b, equal_nan=a.dtype.kind == "f"))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(batches())
 def test_arrow_and_records_mean_the_same(drawn: tuple[Features, pa.RecordBatch]) -> None:
     features, batch = drawn

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -120,3 +122,35 @@ def test_a_manifest_moved_to_another_place_is_refused(store: S3Repository) -> No
 def test_locations_that_are_none_are_refused(location: str) -> None:
     with pytest.raises((ConfigurationError, TriformError), match="repository: "):
         open_repository(location)
+
+
+FULL_DISK = """
+import resource, signal, sys
+import subprocess
+import sys
+from pathlib import Path
+from triform.errors import StoreError
+from triform.stores.cache import PackageCache
+from triform.stores.s3_repository import S3Repository
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+store = S3Repository.open(sys.argv[1], PackageCache(Path(sys.argv[2])))
+_, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+try:
+    store.package("linear", 1)
+except StoreError as error:
+    print(error)
+resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+print([path.name for path in Path(sys.argv[2]).iterdir() if not path.name.startswith(".lock-")])
+store.package("linear", 1).verify("golden")
+"""
+
+
+def test_a_disk_that_fills_in_mid_download_holds_no_half_model(store: S3Repository, s3_bucket: str, tmp_path: Path) -> None:
+    """In a process that may write 100 bytes to a file, which fails where a full disk does."""
+    command = [sys.executable, "-c", FULL_DISK, f"s3://{s3_bucket}/models", str(tmp_path / "small")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    told, left = done.stdout.splitlines()
+    assert "File too large" in told
+    assert left == "[]"
