@@ -18,7 +18,7 @@ def bars(path: Path, title: str, groups: Sequence[str], series: Mapping[str, Seq
     width = 0.8 / len(series)
     for i, (name, values) in enumerate(series.items()):
         drawn = axes.bar([g + i * width for g in range(len(groups))], values, width, label=name)
-        axes.bar_label(drawn, fmt="{:,.0f}", fontsize=8)
+        axes.bar_label(drawn, labels=[_short(value) for value in values], fontsize=8)
     axes.set_xticks([g + width * (len(series) - 1) / 2 for g in range(len(groups))], groups)
     axes.set_ylabel(unit)
     axes.set_title(title)
@@ -27,6 +27,14 @@ def bars(path: Path, title: str, groups: Sequence[str], series: Mapping[str, Seq
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120, metadata={"Date": None} if path.suffix == ".svg" else None)
     plt.close(figure)
+
+
+def _short(value: float) -> str:
+    """Three digits, which fit over a bar: 1.44M, 254k."""
+    for size, letter in (1e6, "M"), (1e3, "k"):
+        if value >= size:
+            return f"{value / size:.3g}{letter}"
+    return f"{value:.3g}"
 
 
 def lines(path: Path, title: str, x: Sequence[float], y: Sequence[float], unit: str) -> None:
