@@ -26,6 +26,7 @@
     │   ├── InfiniteOutput          an answer holds infinity, and JSON has none             infinite_output
     │   └── AnswerTooLarge          an answer beyond the host's limit                       answer_too_large
     ├── ResourceExhausted           memory ran out                                          resource_exhausted
+    │   └── Overloaded              the queue is full: come again                           overloaded
     ├── PackageError                a model package that must not be served                 package_invalid
     │   ├── UnsupportedModel        this ONNX model cannot be packaged as it is             unsupported_model
     │   ├── UnsafePackage           links, unknown files, paths that lead outside           package_unsafe
@@ -207,6 +208,11 @@ class ResourceExhausted(TriformError):
     http_status = 503
     grpc_status = "RESOURCE_EXHAUSTED"
     retryable = True
+
+
+class Overloaded(ResourceExhausted):
+    code = "overloaded"
+    http_status = 429
 
 
 class PackageError(TriformError):

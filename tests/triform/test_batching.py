@@ -1,0 +1,269 @@
+"""Dynamic batching on a real event loop with a real model; the threads that run it wait until a test lets them go."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from triform import testing
+from triform.batching import Answer, DynamicBatcher
+from triform.errors import DeadlineExceeded, Overloaded, RunFailed
+from triform.predictor import Predictor
+from triform.signature import Array
+
+BAD = 99  # the model has ten entries
+
+
+class Gate(ThreadPoolExecutor):
+    """Threads that begin a run when the test says so; `began` counts them."""
+
+    def __init__(self) -> None:
+        super().__init__(max_workers=4)
+        self.open = threading.Event()
+        self.began = 0
+
+    def submit(self, work: Callable[..., Any], /, *args: Any, **options: Any) -> Future[Any]:
+        self.began += 1
+
+        def wait() -> Any:
+            assert self.open.wait(30), "the test never opened the gate"
+            return work(*args, **options)
+
+        return super().submit(wait)
+
+
+@pytest.fixture(scope="module")
+def predictors(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Predictor]:
+    folder = tmp_path_factory.mktemp("batching")
+    models: dict[str, Path] = {
+        "lookup": testing.lookup(folder / "lookup.onnx"),
+        "centred": testing.centred(folder / "centred.onnx"),
+        "wide": testing.identity(folder / "wide.onnx", "FP32", shape=("N", "width")),
+        "slow": testing.slow(folder / "slow.onnx"),
+    }
+    repository = testing.repository(folder / "models", models)
+    loaded: dict[str, Predictor] = {}
+
+    def load(name: str) -> Predictor:
+        if name not in loaded:
+            loaded[name] = Predictor.load(repository.package(name, 1))
+        return loaded[name]
+
+    return load
+
+
+@pytest.fixture
+def lookup(predictors: Callable[[str], Predictor]) -> Predictor:
+    return predictors("lookup")
+
+
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    with Gate() as gate:
+        yield gate
+        gate.open.set()
+
+
+def x(*values: int) -> dict[str, Array]:
+    return {"x": np.array(values, dtype=np.int64)}
+
+
+def y(answer: Answer) -> list[float]:
+    return answer.outputs["y"].tolist()  # type: ignore[no-any-return]
+
+
+async def settle() -> None:
+    """Lets all that can go on without a thread go on."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+def within(test: Awaitable[None]) -> None:
+    async def bounded() -> None:
+        await asyncio.wait_for(test, 60)
+
+    asyncio.run(bounded())
+
+
+def test_a_free_slot_runs_a_request_at_once_and_a_busy_one_drains_the_queue(lookup: Predictor, gate: Gate) -> None:
+    async def test() -> None:
+        batcher = DynamicBatcher(lookup, gate, max_rows=4)
+        first = asyncio.create_task(batcher.infer(x(1)))
+        await settle()
+        assert gate.began == 1
+        others = [asyncio.create_task(batcher.infer(x(*values))) for values in ([2, 3], [4], [5], [6, 7, 8, 9, 0], [1])]
+        await settle()
+        assert (gate.began, batcher.queued_rows) == (1, 10)
+        gate.open.set()
+        answers = await asyncio.gather(first, *others)
+        assert [y(a) for a in answers] == [[10.0], [20.0, 30.0], [40.0], [50.0], [60.0, 70.0, 80.0, 90.0, 0.0], [10.0]]
+        assert [a.batch_rows for a in answers] == [1, 4, 4, 4, 5, 1]  # five rows are more than a run takes, and not cut apart
+        assert batcher.queued_rows == 0
+        await batcher.drain()
+
+    within(test())
+
+
+def test_two_slots_run_at_the_same_time(lookup: Predictor, gate: Gate) -> None:
+    async def test() -> None:
+        batcher = DynamicBatcher(lookup, gate, slots=2)
+        waiting = [asyncio.create_task(batcher.infer(x(i))) for i in range(5)]
+        await settle()
+        assert gate.began == 2
+        gate.open.set()
+        assert sorted([a.batch_rows for a in await asyncio.gather(*waiting)]) == [1, 1, 3, 3, 3]
+
+    within(test())
+
+
+def test_only_the_request_at_fault_gets_the_error(lookup: Predictor, gate: Gate) -> None:
+    async def test() -> None:
+        batcher = DynamicBatcher(lookup, gate)
+        waiting = [asyncio.create_task(batcher.infer(x(*v))) for v in ([0], [1, 2], [BAD], [3], [4, BAD])]
+        await settle()
+        gate.open.set()
+        answers = await asyncio.gather(*waiting, return_exceptions=True)
+        assert [y(a) if isinstance(a, Answer) else type(a) for a in answers] == [
+            [0.0], [10.0, 20.0], RunFailed, [30.0], RunFailed,
+        ]  # fmt: skip
+        assert y(await batcher.infer(x(5))) == [50.0]
+
+    within(test())
+
+
+def test_who_is_cancelled_or_late_is_never_run_and_harms_nobody(lookup: Predictor, gate: Gate) -> None:
+    async def test() -> None:
+        now = 100.0
+        batcher = DynamicBatcher(lookup, gate, clock=lambda: now)
+        first = asyncio.create_task(batcher.infer(x(0)))
+        await settle()
+        gone, late, kept, patient = (
+            asyncio.create_task(batcher.infer(x(i), deadline=deadline))
+            for i, deadline in enumerate([None, 130.0, None, 160.0], 1)
+        )
+        await settle()
+        gone.cancel()
+        now = 150.0
+        gate.open.set()
+        assert (y(await first), y(await kept), y(await patient)) == ([0.0], [30.0], [40.0])
+        assert (await kept).batch_rows == 2
+        for task, error in (gone, asyncio.CancelledError), (late, DeadlineExceeded):
+            with pytest.raises(error):
+                await task
+        with pytest.raises(DeadlineExceeded):
+            await batcher.infer(x(1), deadline=149.0)
+        assert (gate.began, batcher.queued_rows) == (2, 0)
+
+    within(test())
+
+
+def test_a_deadline_is_told_when_it_comes_not_when_the_slot_is_free(lookup: Predictor, gate: Gate) -> None:
+    async def test() -> None:
+        batcher = DynamicBatcher(lookup, gate)
+        first = asyncio.create_task(batcher.infer(x(0)))
+        await settle()
+        with pytest.raises(DeadlineExceeded):
+            await batcher.infer(x(1), deadline=time.monotonic() + 0.02)
+        assert not first.done()
+        gate.open.set()
+        assert y(await first) == [0.0]
+        await batcher.drain()
+        assert gate.began == 1
+
+    within(test())
+
+
+def test_a_run_ends_when_nobody_can_want_it_any_more(predictors: Callable[[str], Predictor], gate: Gate) -> None:
+    async def test() -> None:
+        slow = predictors("slow")
+        rows = np.ones((4096, *(int(d) for d in slow.signature.inputs[0].row_shape)), np.float32)
+        batcher = DynamicBatcher(slow, gate)
+        gate.open.set()
+        with pytest.raises(DeadlineExceeded):
+            await batcher.infer({slow.signature.inputs[0].name: rows}, deadline=time.monotonic() + 0.05)
+        await batcher.drain()
+
+    within(test())
+
+
+def test_a_full_queue_refuses_and_every_request_is_answered_or_refused(lookup: Predictor, gate: Gate) -> None:
+    async def test() -> None:
+        batcher = DynamicBatcher(lookup, gate, max_rows=4, max_queue_rows=10)
+        waiting = [asyncio.create_task(batcher.infer(x(i % 10, (i + 1) % 10))) for i in range(20)]
+        await settle()
+        assert batcher.queued_rows == 10
+        gate.open.set()
+        answers = await asyncio.gather(*waiting, return_exceptions=True)
+        refused = [a for a in answers if isinstance(a, Overloaded)]
+        assert (len(refused), sum(isinstance(a, Answer) for a in answers)) == (14, 6)
+        assert y(await batcher.infer(x(1))) == [10.0]
+
+    within(test())
+
+
+def test_rows_that_depend_on_their_company_run_without_it(predictors: Callable[[str], Predictor], gate: Gate) -> None:
+    async def test() -> None:
+        centred = predictors("centred")
+        (tensor,) = centred.signature.inputs
+        assert centred.independence == "dependent"
+        rows = np.arange(4, dtype=np.float32).reshape(2, 2)
+        batcher = DynamicBatcher(centred, gate)
+        waiting = [asyncio.create_task(batcher.infer({tensor.name: row[None]})) for row in rows]
+        await settle()
+        gate.open.set()
+        assert [a.batch_rows for a in await asyncio.gather(*waiting)] == [1, 1]
+
+    within(test())
+
+
+def test_rows_of_different_shapes_are_not_stacked(predictors: Callable[[str], Predictor], gate: Gate) -> None:
+    async def test() -> None:
+        wide = predictors("wide")
+        (tensor,) = wide.signature.inputs
+        batcher = DynamicBatcher(wide, gate)
+        waiting = [asyncio.create_task(batcher.infer({tensor.name: np.ones((1, w), np.float32)})) for w in (1, 2, 2, 3)]
+        await settle()
+        gate.open.set()
+        answers = await asyncio.gather(*waiting)
+        assert [a.batch_rows for a in answers] == [1, 2, 2, 1]
+        assert [next(iter(a.outputs.values())).shape for a in answers] == [(1, 1), (1, 2), (1, 2), (1, 3)]
+
+    within(test())
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_whatever_comes_each_gets_its_own_rows(lookup: Predictor, seed: int) -> None:
+    chance = random.Random(seed)
+
+    async def one(batcher: DynamicBatcher) -> bool:
+        await asyncio.sleep(chance.random() * 0.02)
+        values = [BAD if chance.random() < 0.02 else chance.randrange(10) for _ in range(chance.randrange(1, 8))]
+        task = asyncio.create_task(batcher.infer(x(*values)))
+        if chance.random() < 0.1:
+            await asyncio.sleep(0)
+            task.cancel()
+        try:
+            answer = await task
+        except RunFailed:
+            return BAD in values
+        except asyncio.CancelledError:
+            return True
+        return y(answer) == [10.0 * v for v in values] and answer.batch_rows <= max(16, len(values))
+
+    async def test() -> None:
+        with ThreadPoolExecutor(2) as threads:
+            batcher = DynamicBatcher(lookup, threads, slots=2, max_rows=16)
+            assert all(await asyncio.gather(*(one(batcher) for _ in range(500))))
+            await batcher.drain()
+            assert batcher.queued_rows == 0
+
+    within(test())

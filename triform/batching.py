@@ -1,0 +1,195 @@
+"""Dynamic batching: requests that wait for the model are run together, and nobody waits for company.
+
+    infer(arrays) -> queue -> a free slot takes what is there, up to max_rows -> one run in a thread -> each its own rows
+
+It conserves work: a request that finds a free slot runs at once; while all slots are busy the queue grows, and the slot that is
+free next takes as much of it as fits. So batches grow with the load, and no window of time has to be chosen. A run that raises
+is tried again request by request, so that only the request at fault gets the error. Requests are never cut apart: one that is
+larger than `max_rows` runs alone. Rows of a `dependent` model are never run beside a stranger's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from triform.errors import DeadlineExceeded, Overloaded, TriformError
+from triform.predictor import Predictor
+from triform.signature import Array, rows_of
+
+Shapes = tuple[tuple[str, str, tuple[int, ...]], ...]
+
+
+class Answer(NamedTuple):
+    """`outputs` are the request's own, of shape [rows, ...]; `batch_rows` ran together; times in seconds."""
+
+    outputs: dict[str, Array]
+    batch_rows: int
+    queued: float
+    executed: float
+
+
+class _Pending:
+    """A request in the queue or under way."""
+
+    def __init__(self, inputs: Mapping[str, Array], deadline: float | None, since: float, future: asyncio.Future[Answer]) -> None:
+        self.inputs = inputs
+        self.rows = rows_of(inputs)
+        self.deadline = deadline
+        self.since = since
+        self.future = future
+        self.shapes: Shapes = tuple((name, a.dtype.str, a.shape[1:]) for name, a in sorted(inputs.items()))
+
+
+class DynamicBatcher:
+    """Batches the requests for one predictor. Belongs to one event loop, which the model's runs never block.
+
+    `slots`: runs at the same time, each in a thread of `executor`. `max_rows`: of one run; `max_queue_rows`: that may wait, and
+    beyond them `Overloaded` is raised. `clock` is `time.monotonic`, which deadlines are given in.
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        executor: Executor,
+        *,
+        slots: int = 1,
+        max_rows: int = 128,
+        max_queue_rows: int = 4096,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.predictor = predictor
+        self.max_rows = max_rows
+        self.max_queue_rows = max_queue_rows
+        self.queued_rows = 0
+        self._alone = predictor.independence == "dependent"
+        self._executor = executor
+        self._free = slots
+        self._queue: deque[_Pending] = deque()
+        self._running: set[asyncio.Task[None]] = set()
+        self._clock = clock
+
+    async def infer(self, inputs: Mapping[str, Array], *, deadline: float | None = None) -> Answer:
+        """The answer for arrays that fit the signature (`Signature.validate`), all with the same number of rows.
+
+        Raises `Overloaded`, `DeadlineExceeded` (also while the request waits or runs) and what `Predictor.run` raises. A request
+        that is cancelled is not run, unless it runs already; then its answer is dropped.
+        """
+        rows, now = rows_of(inputs), self._clock()
+        if deadline is not None and now >= deadline:
+            raise DeadlineExceeded("the deadline passed before the request was queued")
+        if self._queue and self.queued_rows + rows > self.max_queue_rows:
+            raise Overloaded(f"{self.queued_rows} rows wait already, {self.max_queue_rows} may: send the request again later")
+        loop = asyncio.get_running_loop()
+        pending = _Pending(inputs, deadline, now, loop.create_future())
+        expiry = loop.call_later(deadline - now, _expire, pending) if deadline is not None else None
+        self._queue.append(pending)
+        self.queued_rows += rows
+        self._fill_slots()
+        try:
+            return await pending.future
+        finally:
+            if expiry is not None:
+                expiry.cancel()
+
+    async def drain(self) -> None:
+        """Waits until nothing waits or runs."""
+        while self._running:
+            await asyncio.wait(self._running)
+
+    def _fill_slots(self) -> None:
+        while self._free and (batch := self._take()):
+            self._free -= 1
+            task = asyncio.get_running_loop().create_task(self._run(batch))
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
+
+    def _take(self) -> list[_Pending]:
+        """The requests at the head of the queue that fit in one run. Those whose caller has gone are passed over."""
+        batch: list[_Pending] = []
+        rows = 0
+        while self._queue:
+            head = self._queue[0]
+            if batch and self._is_wanted(head) and not self._fits(head, batch[0], rows):
+                break
+            self._queue.popleft()
+            self.queued_rows -= head.rows
+            if self._is_wanted(head):
+                batch.append(head)
+                rows += head.rows
+        return batch
+
+    def _fits(self, head: _Pending, first: _Pending, rows: int) -> bool:
+        """Whether the request may run beside those that are taken, which have so many rows."""
+        return not self._alone and rows + head.rows <= self.max_rows and head.shapes == first.shapes
+
+    def _is_wanted(self, pending: _Pending) -> bool:
+        if pending.deadline is not None and self._clock() >= pending.deadline:
+            _expire(pending)
+        return not pending.future.done()
+
+    async def _run(self, batch: Sequence[_Pending]) -> None:
+        try:
+            await self._execute(batch)
+        except TriformError as error:
+            if len(batch) == 1:
+                _fail(batch[0], error)
+                return
+            for pending in batch:
+                await self._run_alone(pending)
+        except Exception as error:  # noqa: BLE001 - a fault of ours: told to each caller, and the slot goes on
+            for pending in batch:
+                _fail(pending, error)
+        finally:
+            self._free += 1
+            self._fill_slots()
+
+    async def _run_alone(self, pending: _Pending) -> None:
+        if not self._is_wanted(pending):
+            return
+        try:
+            await self._execute([pending])
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is this caller's
+            _fail(pending, error)
+
+    async def _execute(self, batch: Sequence[_Pending]) -> None:
+        """One run; each request gets its rows. Raises what the run raised."""
+        inputs = _stacked(batch)
+        began = self._clock()
+        run = partial(self.predictor.run, inputs, deadline=_latest(batch))
+        outputs = await asyncio.get_running_loop().run_in_executor(self._executor, run)
+        ended, rows, start = self._clock(), rows_of(inputs), 0
+        for pending in batch:
+            stop = start + pending.rows
+            if not pending.future.done():
+                mine = {name: array[start:stop] for name, array in outputs.items()}
+                pending.future.set_result(Answer(mine, rows, began - pending.since, ended - began))
+            start = stop
+
+
+def _stacked(batch: Sequence[_Pending]) -> Mapping[str, Array]:
+    if len(batch) == 1:
+        return batch[0].inputs
+    return {name: np.concatenate([pending.inputs[name] for pending in batch]) for name in batch[0].inputs}
+
+
+def _latest(batch: Sequence[_Pending]) -> float | None:
+    """A run is ended when nobody can want it any more."""
+    deadlines = [pending.deadline for pending in batch]
+    return None if None in deadlines else max(d for d in deadlines if d is not None)
+
+
+def _expire(pending: _Pending) -> None:
+    _fail(pending, DeadlineExceeded("the deadline passed before the model had answered"))
+
+
+def _fail(pending: _Pending, error: Any) -> None:
+    if not pending.future.done():
+        pending.future.set_exception(error)
