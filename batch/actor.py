@@ -1,14 +1,15 @@
 """What a Ray actor does: loads the pinned model once, then scores parts and places them. Answers are data, errors too.
 
 part -> attempts.begin -> 0 or 1 deaths: score_part here        2 or more: alone.py, a child process
-                                     -> files in _tmp -> RunFolder.place -> Outcome
+                                     -> files in _tmp -> RunFolder.place, beside the next part -> Outcome
 """
 
 from __future__ import annotations
 
 import os
 import platform
-from typing import Any
+import threading
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -87,6 +88,13 @@ def _told(error: Exception) -> tuple[str, str]:
     return TriformError.code, f"a fault of Triform's, please report it: {type(error).__name__}: {error}"
 
 
+class Attempted(NamedTuple):
+    """A part that was scored by this attempt, its files not yet placed."""
+
+    attempt: str
+    scored: ScoredPart
+
+
 class PartScorer:
     """The callable class of `map_batches`: a batch has the part numbers in "part", its answer the outcomes in "outcome".
 
@@ -112,6 +120,7 @@ class PartScorer:
         self.most_rows = most_rows
         self.attempts = attempts or OneProcess()
         self.actor, self.me = self.attempts.introduce()
+        self._turn = threading.Lock()
         self.predictor: Predictor | None = None
         self.load: LoadRecord | None = None
         self.error: Exception | None = None
@@ -127,21 +136,24 @@ class PartScorer:
         return {"outcome": [msgspec.json.encode(self.score(int(number))) for number in batch["part"]]}
 
     def score(self, number: int) -> Outcome:
-        deaths = self.attempts.begin(number, self.me)
-        placed: ScoredPart | None = None
+        """Scores a part and places it. Called in two threads, one part is placed while the next is scored, never two scored."""
+        deaths, load = 0, None
+        placed: ScoredPart | None
         try:
-            self._check_ready()
-            placed = self.folder.adopt(number) or self._score(number, deaths)
+            with self._turn:
+                deaths = self.attempts.begin(number, self.me)
+                scored: ScoredPart | Attempted | None = None
+                try:
+                    self._check_ready()
+                    scored = self.folder.adopt(number) or self._score(number, deaths)
+                finally:
+                    self.attempts.end(number, self.me, scored=scored is not None)
+                    load, self.load = self.load, None
+            placed = self.folder.place(*scored) if isinstance(scored, Attempted) else scored
         except Exception as error:  # noqa: BLE001 - told as data: raised here, Ray would take it for a dead worker and try again
             if (placed := self._of_another(number)) is None:
-                return Outcome(number, None, *_told(error), attempts=deaths + 1, load=self._untold_load())
-        finally:
-            self.attempts.end(number, self.me, scored=placed is not None)
-        return Outcome(number, placed, attempts=deaths + 1, load=self._untold_load())
-
-    def _untold_load(self) -> LoadRecord | None:
-        load, self.load = self.load, None
-        return load
+                return Outcome(number, None, *_told(error), attempts=deaths + 1, load=load)
+        return Outcome(number, placed, attempts=deaths + 1, load=load)
 
     def _check_ready(self) -> None:
         """Raises what kept this actor from starting; what may pass (the store did not answer) is tried again."""
@@ -165,7 +177,7 @@ class PartScorer:
         self.load = LoadRecord.of(predictor.manifest, predictor.provider, predictor.load_seconds, form="batch")
         return predictor
 
-    def _score(self, number: int, deaths: int) -> ScoredPart:
+    def _score(self, number: int, deaths: int) -> ScoredPart | Attempted:
         if deaths < IN_ACTOR:
             return self._attempt(number)
         if deaths < IN_ALL:
@@ -197,7 +209,7 @@ class PartScorer:
         except (TriformError, OSError):
             return None
 
-    def _attempt(self, number: int) -> ScoredPart:
+    def _attempt(self, number: int) -> Attempted:
         self.predictor = self.predictor or self._load()
         attempt, data, dead = self.folder.attempt_files(number)
         try:
@@ -217,4 +229,4 @@ class PartScorer:
             data.unlink(missing_ok=True)
             dead.unlink(missing_ok=True)
             raise
-        return self.folder.place(attempt, scored)
+        return Attempted(attempt, scored)

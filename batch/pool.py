@@ -29,6 +29,7 @@ from triform.errors import ConfigurationError, JobError
 from triform.runtime import RuntimeOptions
 
 REACHABLE_SECONDS = 10.0
+CALLS = 2  # of an actor at a time: one scores, the other places what it has scored
 
 
 class Resources(NamedTuple):
@@ -184,7 +185,9 @@ def score_parts(
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(
             **({"size": pool.largest} if fixed else {"min_size": pool.smallest, "max_size": pool.largest}),
-            max_tasks_in_flight_per_actor=2,
+            max_tasks_in_flight_per_actor=CALLS,
+            max_concurrent_calls_per_actor=CALLS,
+            enable_true_multi_threading=True,
         ),
         num_cpus=pool.cpus,
         num_gpus=pool.gpus or None,

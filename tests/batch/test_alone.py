@@ -8,13 +8,14 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
 
-from batch.actor import Outcome, PartScorer
+from batch.actor import Attempted, Outcome, PartScorer
 from batch.alone import free_memory, how_it_died
 from batch.attempts import IN_ALL, LOADING, Attempt, OneProcess
 from tests.batch.poison import fragile_bench, write_poison, x86
@@ -160,3 +161,28 @@ def test_a_load_is_told_once(workbench: Workbench) -> None:
     assert first.stages.keys() == {"verify", "session", "warmup"}
     assert others
     assert set(others) == {None}
+
+
+def test_two_threads_score_one_after_the_other_and_each_part_once(workbench: Workbench) -> None:
+    """As Ray calls an actor: one thread places what it has scored while the other scores."""
+    folder, plan = workbench.write_some(8).begin()
+    scorer = PartScorer(folder.files.location, folder.run, RuntimeOptions(), 1000)
+    at_work: list[int] = []
+    most = 0
+    attempt = scorer._attempt
+
+    def counted(number: int) -> Attempted:
+        nonlocal most
+        at_work.append(number)
+        most = max(most, len(at_work))
+        try:
+            return attempt(number)
+        finally:
+            at_work.remove(number)
+
+    scorer._attempt = counted  # type: ignore[method-assign]
+    with ThreadPoolExecutor(2) as threads:
+        outcomes = list(threads.map(scorer.score, range(len(plan.parts))))
+    assert most == 1
+    assert [outcome.code for outcome in outcomes] == [""] * len(plan.parts)
+    assert_each_row_once(workbench.run().folder, 800)
