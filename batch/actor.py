@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import platform
 import threading
+import time
 from typing import Any, NamedTuple
 
 import msgspec
@@ -57,13 +58,17 @@ def pinned_predictor(location: str, pinned: Pinned, options: RuntimeOptions) -> 
     """
     ref = Ref.parse(pinned.ref)
     repository = Settings.from_env(os.environ, repository=location).open_repository()
+    started = time.perf_counter()
     try:
         package = repository.package(ref.model, ref.version or 0)
     except NotFound as error:  # the driver has found it
         raise type(error)(f"{error} in {location} as this node ({platform.node()}) sees it") from error
     if package.manifest.digest != pinned.digest:
         raise DigestMismatch(f"{pinned.ref} is not the package this run began with (digest {pinned.digest[:12]})")
-    return Predictor.load(package, options)
+    fetched = time.perf_counter() - started
+    predictor = Predictor.load(package, options)
+    predictor.load_seconds = {"fetch": fetched, **predictor.load_seconds}
+    return predictor
 
 
 def _plan_of(folder: RunFolder) -> Plan:
@@ -138,22 +143,25 @@ class PartScorer:
     def score(self, number: int) -> Outcome:
         """Scores a part and places it. Called in two threads, one part is placed while the next is scored, never two scored."""
         deaths, load = 0, None
-        placed: ScoredPart | None
+        placed: ScoredPart | None = None
         try:
             with self._turn:
                 deaths = self.attempts.begin(number, self.me)
-                scored: ScoredPart | Attempted | None = None
                 try:
                     self._check_ready()
                     scored = self.folder.adopt(number) or self._score(number, deaths)
                 finally:
-                    self.attempts.end(number, self.me, scored=scored is not None)
                     load, self.load = self.load, None
-            placed = self.folder.place(*scored) if isinstance(scored, Attempted) else scored
+            placed = self._place(scored) if isinstance(scored, Attempted) else scored
         except Exception as error:  # noqa: BLE001 - told as data: raised here, Ray would take it for a dead worker and try again
             if (placed := self._of_another(number)) is None:
                 return Outcome(number, None, *_told(error), attempts=deaths + 1, load=load)
+        finally:
+            self.attempts.end(number, self.me, scored=placed is not None)
         return Outcome(number, placed, attempts=deaths + 1, load=load)
+
+    def _place(self, done: Attempted) -> ScoredPart:
+        return self.folder.place(done.attempt, done.scored)
 
     def _check_ready(self) -> None:
         """Raises what kept this actor from starting; what may pass (the store did not answer) is tried again."""

@@ -70,6 +70,10 @@ class Attempts:
         alive = self._alive() if dead else ()
         return sum(one.node in alive for one in dead)
 
+    def is_open(self, part: int) -> bool:
+        """Whether the part has begun and not ended."""
+        return part in self._open
+
     def rows(self, part: int, attempt: Attempt, rows: int) -> None:
         """How many rows of the part have been read so far. A zombie is not listened to."""
         if self._open.get(part) == attempt:

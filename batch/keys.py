@@ -8,11 +8,10 @@ A hash only ever points at rows to compare, so two keys that share one are not t
 
 from __future__ import annotations
 
-import contextlib
 import tempfile
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Final, TypeVar
 
@@ -22,11 +21,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from triform.pipeline import ahead
+
 Hashes = NDArray[np.uint64]
 T = TypeVar("T")
 BUCKET_ROWS: Final = 4_000_000  # 32 MB of hashes: what is sorted at once
 SPLIT_BITS: Final = 6  # more rows are split into 64 files, and those again: few files are open at once
-AT_ONCE: Final = 4  # files read at a time, each of which holds 8 bytes a row meanwhile
+AT_ONCE: Final = 4  # files read at a time, a few batches ahead
 SUSPECTS: Final = 1_000  # hashes looked at again: enough to name examples
 _BYTES: Final = (
     pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view,
@@ -50,12 +51,12 @@ def duplicates(
     many; None: the system's folder.
     """
 
-    def hashes(name: str) -> list[Hashes]:
-        return [hash_rows(batch) for batch in _batches([name], key, open_file)]
-
-    with tempfile.TemporaryDirectory(prefix="triform-keys-", dir=scratch) as folder:
-        some = (one for many in _side_by_side(hashes, files) for one in many)
-        suspects = _suspects(some, rows, 64, Path(folder))
+    readers = [map(hash_rows, _batches(files[i::AT_ONCE], key, open_file)) for i in range(min(AT_ONCE, len(files)))]
+    with (
+        tempfile.TemporaryDirectory(prefix="triform-keys-", dir=scratch) as folder,
+        closing(_side_by_side(readers)) as hashes,
+    ):
+        suspects = _suspects(hashes, rows, 64, Path(folder))
     if not suspects.size:
         return []
     seen: Counter[tuple[int | bytes | None, ...]] = Counter()
@@ -66,15 +67,15 @@ def duplicates(
     return [(tuple(map(_shown, found)), n) for found, n in seen.most_common(most) if n > 1]
 
 
-def _side_by_side(work: Callable[[str], T], names: Sequence[str]) -> Iterator[T]:
-    """The results in order, AT_ONCE of them under way: a store answers slowly, and many questions at once all the same."""
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        waiting = deque(pool.submit(work, name) for name in names[:AT_ONCE])
-        for name in names[AT_ONCE:]:
-            yield waiting.popleft().result()
-            waiting.append(pool.submit(work, name))
+def _side_by_side(readers: Iterable[Iterator[T]]) -> Generator[T, None, None]:
+    """What they give, in turn, each read a little ahead in its thread: a store answers slowly, but many questions at once."""
+    with ExitStack() as stack:
+        waiting = deque(stack.enter_context(closing(ahead(reader))) for reader in readers)
         while waiting:
-            yield waiting.popleft().result()
+            reader = waiting.popleft()
+            with suppress(StopIteration):
+                yield next(reader)
+                waiting.append(reader)
 
 
 def _shown(value: int | bytes | None) -> int | str | None:
@@ -93,7 +94,7 @@ def _suspects(hashes: Iterable[Hashes], rows: int, bits: int, folder: Path) -> H
         return np.unique(ordered[1:][ordered[1:] == ordered[:-1]])[:SUSPECTS]
     buckets = [(folder / f"{bits}-{i}").open("w+b") for i in range(1 << SPLIT_BITS)]
     found = np.empty(0, dtype=np.uint64)
-    with contextlib.ExitStack() as stack:
+    with ExitStack() as stack:
         for bucket in buckets:
             stack.enter_context(bucket)
         for some in hashes:

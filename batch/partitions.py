@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote, unquote
@@ -106,9 +107,19 @@ def _named(folder: str, name: str, value: str, sources: Sources) -> Iterator[str
             yield path
 
 
+@contextmanager
+def _readable(folder: str) -> Iterator[None]:
+    """A folder of the input that this process may not look into is named as such."""
+    try:
+        yield
+    except OSError as error:
+        raise InputUnreadable(f"input: {folder} cannot be read: {error.strerror}") from error
+
+
 def _is_folder(path: str, sources: Sources) -> bool:
     if not is_remote(path):
-        return Path(path).is_dir()
+        with _readable(path):
+            return Path(path).is_dir()
     bucket, key = sources.bucket(path)
     return bucket.has_keys(f"{key}/")
 
@@ -118,7 +129,8 @@ def _values(folder: str, name: str, sources: Sources) -> list[str]:
         bucket, key = sources.bucket(folder)
         found = bucket.folders(f"{key.rstrip('/')}/" if key else "")
     else:
-        found = [path.name for path in Path(folder).iterdir() if path.is_dir()] if Path(folder).is_dir() else []
+        with _readable(folder):
+            found = [path.name for path in Path(folder).iterdir() if path.is_dir()] if Path(folder).is_dir() else []
     return [decode(text.removeprefix(f"{name}=")) for text in found if text.startswith(f"{name}=")]
 
 

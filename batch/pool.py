@@ -174,7 +174,7 @@ def score_parts(
     """The outcomes of the parts, in the order in which they are done. `watch` learns how far the others are."""
     import ray.data
 
-    _quiet(ray.data)
+    _configure(ray.data)
     registry = start_registry()
     watch.follow(registry)
     numbers = ray.data.from_items([{"part": number} for number in parts], override_num_blocks=len(parts))
@@ -204,9 +204,13 @@ def score_parts(
         ) from error
 
 
-def _quiet(data: Any) -> None:
-    """The job shows its own progress: Ray Data's bars and plan would stand between."""
+def _configure(data: Any) -> None:
+    """The job shows its own progress: Ray Data's bars and plan would stand between. A pool grows while all its actors have all
+    they take at a time, and shrinks below a quarter: Ray's own bounds are for more parts in flight than run at once.
+    """
     context = data.DataContext.get_current()
+    context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
+    context.autoscaling_config.actor_pool_util_downscaling_threshold = 0.25
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)

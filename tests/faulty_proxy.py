@@ -19,14 +19,18 @@ STALL_SECONDS = 3.0
 
 
 class FaultyProxy(ThreadingHTTPServer):
-    """Forwards to `upstream`; each request whose "METHOD /path" holds `where` takes the next of `faults`, if there is one."""
+    """Forwards to `upstream`; each request whose "METHOD /path" holds `where` takes the next of `faults`, if there is one.
+
+    After 503, 403 and reset nothing was done upstream; after cut and stall it was, and the answer is lost, or half of it.
+    """
 
     daemon_threads = True
 
     def __init__(self, upstream: str) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.upstream = urlsplit(upstream).netloc
-        self.where = ""
+        self.where = self.method = ""
+        self.stall_seconds = STALL_SECONDS
         self.faults: deque[Fault] = deque()
         self.taken: list[Fault] = []
         self.seen: list[str] = []  # method and path of each request
@@ -36,8 +40,9 @@ class FaultyProxy(ThreadingHTTPServer):
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
 
-    def fail(self, *faults: Fault, where: str = "") -> None:
-        self.faults, self.where, self.taken = deque(faults), where, []
+    def fail(self, *faults: Fault, where: str = "", method: str = "") -> None:
+        """The next requests of that method (any) whose path holds `where` take the faults, one each."""
+        self.faults, self.where, self.method, self.taken = deque(faults), where, method, []
 
     @property
     def requests(self) -> int:
@@ -46,7 +51,7 @@ class FaultyProxy(ThreadingHTTPServer):
     def next_fault(self, method: str, path: str) -> Fault | None:
         with self._lock:
             self.seen.append(f"{method} {path}")
-            if self.where not in self.seen[-1] or not self.faults:
+            if self.where not in self.seen[-1] or not method.startswith(self.method) or not self.faults:
                 return None
             self.taken.append(self.faults.popleft())
             return self.taken[-1]
@@ -77,9 +82,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(503, {"Content-Length": "0"}, b"")
             return
         if fault == "reset":
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self.close_connection = True
-            self.connection.close()
+            self._reset()
             return
         if fault == "late":
             time.sleep(0.05)
@@ -96,7 +99,16 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "flip" and content:
             content = bytes([content[0] ^ 1]) + content[1:]
             headers = {k: v for k, v in headers.items() if "checksum" not in k.lower()}
+        if fault in ("cut", "stall") and len(content) < 2:  # there is nothing to cut: the whole answer is lost
+            time.sleep(self.server.stall_seconds if fault == "stall" else 0)
+            self._reset()
+            return
         self._answer(answer.status, headers, content, fault)
+
+    def _reset(self) -> None:
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.close_connection = True
+        self.connection.close()
 
     def _body(self) -> bytes:
         if "chunked" not in self.headers.get("Transfer-Encoding", ""):
@@ -116,7 +128,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault in ("cut", "stall"):
             self.wfile.write(content[: len(content) // 2])
             self.wfile.flush()
-            time.sleep(STALL_SECONDS if fault == "stall" else 0)
+            time.sleep(self.server.stall_seconds if fault == "stall" else 0)
             self.close_connection = True
         elif self.command != "HEAD":
             self.wfile.write(content)

@@ -22,6 +22,7 @@ from tests.batch.poison import fragile_bench, write_poison, x86
 from tests.batch.workbench import Workbench, assert_each_row_once, visible
 from triform.golden import child_env
 from triform.runtime import RuntimeOptions
+from triform.scoring import ScoredPart
 
 
 def score_after(deaths: int, bench: Workbench, part: int) -> Outcome:
@@ -158,7 +159,7 @@ def test_a_load_is_told_once(workbench: Workbench) -> None:
     first, *others = [outcome.load for outcome in workbench.write_some().score()]
     assert first is not None
     assert (first.form, first.model, first.version) == ("batch", "lookup", 1)
-    assert first.stages.keys() == {"verify", "session", "warmup"}
+    assert first.stages.keys() == {"fetch", "verify", "session", "warmup"}
     assert others
     assert set(others) == {None}
 
@@ -166,10 +167,11 @@ def test_a_load_is_told_once(workbench: Workbench) -> None:
 def test_two_threads_score_one_after_the_other_and_each_part_once(workbench: Workbench) -> None:
     """As Ray calls an actor: one thread places what it has scored while the other scores."""
     folder, plan = workbench.write_some(8).begin()
-    scorer = PartScorer(folder.files.location, folder.run, RuntimeOptions(), 1000)
+    attempts = OneProcess()
+    scorer = PartScorer(folder.files.location, folder.run, RuntimeOptions(), 1000, attempts)
     at_work: list[int] = []
     most = 0
-    attempt = scorer._attempt
+    attempt, place = scorer._attempt, scorer.folder.place
 
     def counted(number: int) -> Attempted:
         nonlocal most
@@ -180,7 +182,12 @@ def test_two_threads_score_one_after_the_other_and_each_part_once(workbench: Wor
         finally:
             at_work.remove(number)
 
+    def watched(name: str, scored: ScoredPart) -> ScoredPart:
+        assert attempts.is_open(scored.part)  # a process that dies here has died over this part
+        return place(name, scored)
+
     scorer._attempt = counted  # type: ignore[method-assign]
+    scorer.folder.place = watched  # type: ignore[method-assign]
     with ThreadPoolExecutor(2) as threads:
         outcomes = list(threads.map(scorer.score, range(len(plan.parts))))
     assert most == 1

@@ -35,6 +35,11 @@ def test_a_value_is_one_folder_and_comes_back(value: str) -> None:
     assert decode(text) == value
 
 
+def test_a_folder_that_cannot_be_looked_at_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputUnreadable, match=r"cannot be read: File name too long"):
+        chosen(tmp_path, partition=(f"month={'9' * 300}",))
+
+
 @pytest.mark.parametrize("name", [b"month=\xff\xfe", b"month=%FF"])
 def test_a_name_that_is_not_utf_8_is_named(tmp_path: Path, name: bytes) -> None:
     (tmp_path / os.fsdecode(name)).mkdir()

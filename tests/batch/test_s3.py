@@ -18,7 +18,7 @@ from batch.folder import RunFolder
 from batch.partitions import jobs
 from batch.pointer import current
 from tests.batch.workbench import DEAD_OF_100, RemoteWorkbench, assert_each_row_once
-from tests.faulty_proxy import Fault, FaultyProxy
+from tests.faulty_proxy import STALL_SECONDS, Fault, FaultyProxy
 from triform.errors import ConfigurationError, InputChanged, InputUnreadable, JobError, NotReconciled, OutputExists, StoreError
 from triform.sources import Sources, blocks
 from triform.stores import s3
@@ -191,7 +191,7 @@ def test_drivers_at_once_make_one_set_of_rows(bench: RemoteWorkbench, s3_server:
     crashed("race", str(bench.repository), str(bench.root), bench.bucket)
 
 
-FAULTS: list[Fault] = ["503", "reset", "cut", "late", "503", "reset"]
+FAULTS: list[Fault] = ["503", "reset", "cut", "late", "503", "stall"]
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 10))])
@@ -217,11 +217,29 @@ def test_rows_are_neither_lost_nor_doubled_through_faults(bench: RemoteWorkbench
 )
 def test_a_write_whose_response_was_lost_is_known_as_ones_own(bench: RemoteWorkbench, proxy: FaultyProxy, name: str) -> None:
     bench.write_some(1)
-    proxy.fail("cut", where=name)
+    proxy.fail("cut", where=name, method="PUT")
+    proxy.seen.clear()
     summary = bench.score_and_run()
     assert proxy.taken == ["cut"]
+    puts = sum(request.startswith("PUT") and name in request for request in proxy.seen)
+    assert puts == (3 if name == "/_run.json" else 2)  # one met what the lost one had made; the plan is written by each command
     assert_each_row_once(bench.fetch(summary.folder), 100)
     assert summary.manifest.parts[0].seconds  # it is this attempt's, not an orphan's
+
+
+@pytest.mark.slow
+def test_a_store_that_stalls_beyond_the_timeout_loses_and_doubles_nothing(bench: RemoteWorkbench, proxy: FaultyProxy) -> None:
+    """Longer than a connection waits for a byte (20 s), on reads and on writes that have taken effect."""
+    bench.write_some(1)
+    proxy.stall_seconds = 25.0
+    try:
+        for method, where in ("GET", "/in/"), ("PUT", "/data/part-00000"), ("PUT", "/_parts/00000"):
+            proxy.fail("stall", where=where, method=method)
+            assert all(outcome.scored for outcome in bench.score())
+            assert proxy.taken == ["stall"] or method == "PUT"  # the second round finds the first's part
+    finally:
+        proxy.stall_seconds = STALL_SECONDS
+    assert_each_row_once(bench.fetch(bench.run().folder), 100)
 
 
 def test_what_is_denied_is_told(bench: RemoteWorkbench, proxy: FaultyProxy) -> None:

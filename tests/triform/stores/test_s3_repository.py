@@ -48,8 +48,10 @@ def test_faults_without_end_are_an_error_and_leave_nothing(store: S3Repository, 
 
 
 def test_a_release_whose_response_was_lost_is_known_as_ones_own(store: S3Repository, proxy: FaultyProxy) -> None:
-    proxy.fail("cut", where="/releases/000001.json")
+    proxy.fail("cut", where="/releases/000001.json", method="PUT")
+    proxy.seen.clear()
     assert ReleaseLog(store, "linear").set(stable=1).revision == 1
+    assert sum(request.startswith("PUT") for request in proxy.seen) == 2
     proxy.fail()
     assert len(ReleaseLog(store, "linear").history()) == 1
 
@@ -126,8 +128,6 @@ def test_locations_that_are_none_are_refused(location: str) -> None:
 
 FULL_DISK = """
 import resource, signal, sys
-import subprocess
-import sys
 from pathlib import Path
 from triform.errors import StoreError
 from triform.stores.cache import PackageCache
