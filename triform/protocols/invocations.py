@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -152,7 +153,7 @@ def _split(table: Split) -> dict[str, Sequence[Any]]:
 
 
 def _csv_call(body: bytes, header: str, served: Served, say: tfs.Say) -> Call:
-    """The first line names the columns if it does (or `header=present` says so); else they stand in the model's order.
+    """The first line names the columns if all are in it, or `header=present` says so; else they stand in the model's order.
 
     Where the model's only input is a tensor that no columns are mapped to, the cells of a line are its row.
     """
@@ -160,13 +161,12 @@ def _csv_call(body: bytes, header: str, served: Served, say: tfs.Say) -> Call:
         lines = [line for line in csv.reader(io.StringIO(body.decode("utf-8-sig"), newline=""), strict=True) if line]
     except (UnicodeDecodeError, csv.Error) as error:
         raise InvalidRequest(f"the body is not CSV: {error}") from None
-    known = served.features.columns
+    known, tensor = served.features.columns, served.signature.inputs[0]
+    if known == [tensor.name] and len(tensor.row_shape) == 1 and tensor.row_shape != (1,):
+        return Call({tensor.name: _matrix(lines[header == "present" :], tensor)}, say)
     names = known
-    if lines and (header == "present" or (header != "absent" and not set(known).isdisjoint(lines[0]))):
+    if lines and (header == "present" or (header != "absent" and set(known) <= set(lines[0]))):
         names, lines = lines[0], lines[1:]
-    tensor = served.signature.inputs[0]
-    if known == [tensor.name] and len(tensor.row_shape) == 1 and tensor.row_shape != (1,) and (names is known or names != known):
-        return Call({tensor.name: _matrix(lines, tensor)}, say)
     if len(set(names)) < len(names):
         raise InvalidInput("the header names a column twice")
     for row, line in enumerate(lines):
@@ -204,7 +204,8 @@ def _cells(cells: Sequence[str], name: str, tensor: TensorMetadata, width: int =
 
 def _numbers(cells: Sequence[str], exact: float) -> Array | None:
     """The cells as floats, all at once; None where one needs a closer look: it is empty, no number, or not below `exact`."""
-    if max(map(len, cells), default=0) > _LONGEST or any("_" in cell for cell in cells):
+    text = ",".join(cells)
+    if max(map(len, cells), default=0) > _LONGEST or "_" in text or not text.isascii():
         return None
     try:
         numbers = np.array(cells).astype(np.float64)
@@ -221,6 +222,6 @@ def _cell(cell: str, name: str, row: int) -> Any:
         return _WORDS[text]
     if _INTEGER.fullmatch(text):
         return int(text)
-    if _NUMBER.fullmatch(text):
-        return float(text)
+    if _NUMBER.fullmatch(text) and (not math.isinf(number := float(text)) or "inf" in text.lower()):
+        return number
     raise InvalidInput(f"row {row}: column '{name[:80]}': {cell[:40]!r} is no number", input=name[:80], row=row)
