@@ -74,7 +74,7 @@ class Features:
         Raises `MissingValue` or `InvalidInput` with the column and the row at fault. Keys that are no column are ignored.
         """
         for row, record in enumerate(records):
-            if not isinstance(record, Mapping):
+            if type(record) is not dict and not isinstance(record, Mapping):
                 raise InvalidInput(f"row {row}: expected an object of named columns, got {type(record).__name__}", row=row)
         return {f.tensor.name: _tensor(f, records) for f in self.inputs}
 
@@ -173,7 +173,7 @@ def _tensor(feature: Feature, records: Sequence[Mapping[str, Any]]) -> Array:
         return feature.tensor.no_rows()
     if not feature.scalar or (feature.tensor.row_shape == (1,) and _holds_lists(feature.columns[0], records)):
         return _lists(feature, records)
-    columns = [[_value(c, r, i, feature) for i, r in enumerate(records)] for c in feature.columns]
+    columns = [_values(c, records, feature) for c in feature.columns]
     if len(columns) > 1:
         with suppress(InvalidInput):  # all at once, which is faster; column by column it says which one does not fit
             return np.ascontiguousarray(cast(columns, feature.tensor).T)
@@ -248,11 +248,16 @@ def _shape(value: Any) -> tuple[int, ...] | None:
     return shape
 
 
-def _value(column: Column, record: Mapping[str, Any], row: int, feature: Feature) -> Any:
-    value = _present(record.get(column.name), column, row, feature)
-    if isinstance(value, list):
+def _values(column: Column, records: Sequence[Mapping[str, Any]], feature: Feature) -> list[Any]:
+    """The column's value of each record, its nulls replaced by its policy."""
+    values = [record.get(column.name) for record in records]
+    kinds = set(map(type, values))
+    if type(None) in kinds:
+        values = [_present(value, column, row, feature) for row, value in enumerate(values)]
+    if list in kinds:
+        row = next(row for row, value in enumerate(values) if isinstance(value, list))
         raise InvalidInput(f"row {row}: column '{column.name}': expected one value, got a list", input=column.name, row=row)
-    return value
+    return values
 
 
 def _present(value: Any, column: Column, row: int, feature: Feature) -> Any:
