@@ -237,6 +237,19 @@ def test_bodies_that_are_wrong(send: Send, refused: Callable[..., str], case: st
     assert len(answer.body) < 1500
 
 
+@pytest.mark.parametrize("depth", [63, 64, 65, 300, 900])
+@pytest.mark.parametrize("value", ["1", '"a"', "null", "{}", '{"b64":"YQ=="}'])
+@pytest.mark.parametrize("model", ["linear", "text", "flights"])
+def test_rows_that_are_nested_deeply(send: Send, model: str, value: str, depth: int) -> None:
+    """RFC 8259, section 9: a parser may limit the depth of nesting."""
+    deep = "[" * depth + value + "]" * depth
+    for body in (deep, f'[{{"x": {deep}}}]', f'[{{"carrier": {deep}, "distance": {deep}, "hour": 1}}]'):
+        for key in ("instances", "inputs", "dataframe_records"):
+            path = "/invocations" if key == "dataframe_records" else f"/v1/models/{model}:predict"
+            answer = send("POST", path, JSON, f'{{"{key}": {body}}}'.encode())
+            assert answer.status == 400, answer
+
+
 @pytest.mark.parametrize("case", EVERY_BODIES)
 def test_values_that_would_change(send: Send, refused: Callable[..., str], case: str) -> None:
     """Open Inference Protocol, Tensor Data Types: a value that its datatype does not hold is refused."""
