@@ -36,7 +36,6 @@ _ANY: Final = {"*/*": "", "application/*": JSON, "text/*": CSV}  # "": as the re
 _WORDS: Final = {"true": True, "false": False, "True": True, "False": False}
 _INTEGER: Final = re.compile(r"[+-]?[0-9]{1,30}")
 _NUMBER: Final = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?|[+-]?inf(inity)?|nan", re.IGNORECASE)
-_LONGEST: Final = 32  # characters of a number that is read together with others
 _FEATURES: Final = "features"  # what SageMaker calls the values of a row
 
 
@@ -174,8 +173,18 @@ def _csv_call(body: bytes, header: str, served: Served, say: tfs.Say) -> Call:
             raise InvalidInput(f"row {row}: {len(line)} cells for {len(names)} columns ({', '.join(names[:20])})"[:300], row=row)
     tensors = {c.name: f.tensor for f in served.features.inputs for c in f.columns}
     columns = zip(*lines, strict=True) if lines else [()] * len(names)
-    named = {name: _cells(cells, name, tensors[name]) for name, cells in zip(names, columns, strict=True) if name in tensors}
-    return tfs.table_call(named, served, say)
+    texts = {name: cells for name, cells in zip(names, columns, strict=True) if name in tensors}
+    return tfs.table_call(_columns(texts, tensors), served, say)
+
+
+def _columns(texts: Mapping[str, Sequence[str]], tensors: Mapping[str, TensorMetadata]) -> dict[str, list[Any] | Array]:
+    """The columns' values: of all floats at once if that can be."""
+    floats = [name for name in texts if tensors[name].dtype.kind == "f"]
+    together = _numbers([cell for name in floats for cell in texts[name]], min((_exact(tensors[n]) for n in floats), default=0.0))
+    if together is None or not floats:
+        return {name: _cells(cells, name, tensors[name]) for name, cells in texts.items()}
+    numbers = dict(zip(floats, together.reshape(len(floats), -1), strict=True))
+    return {name: numbers[name] if name in numbers else _cells(cells, name, tensors[name]) for name, cells in texts.items()}
 
 
 def _matrix(lines: Sequence[Sequence[str]], tensor: TensorMetadata) -> Any:
@@ -197,18 +206,23 @@ def _cells(cells: Sequence[str], name: str, tensor: TensorMetadata, width: int =
     """Values of `width` cells a row; an empty cell is null, and a number keeps its digits."""
     if tensor.datatype == "BYTES":
         return [cell or None for cell in cells]
-    if tensor.dtype.kind == "f" and (numbers := _numbers(cells, 2.0 ** np.finfo(tensor.dtype).nmant)) is not None:
+    if tensor.dtype.kind == "f" and (numbers := _numbers(cells, _exact(tensor))) is not None:
         return numbers
     return [_cell(cell, name, i // width) for i, cell in enumerate(cells)]
+
+
+def _exact(tensor: TensorMetadata) -> float:
+    """Below it a float tensor holds every integer."""
+    return float(2.0 ** np.finfo(tensor.dtype).nmant)
 
 
 def _numbers(cells: Sequence[str], exact: float) -> Array | None:
     """The cells as floats, all at once; None where one needs a closer look: it is empty, no number, or not below `exact`."""
     text = ",".join(cells)
-    if max(map(len, cells), default=0) > _LONGEST or "_" in text or not text.isascii():
+    if "_" in text or not text.isascii():  # which `float` would take
         return None
     try:
-        numbers = np.array(cells).astype(np.float64)
+        numbers = np.fromiter(map(float, cells), np.float64, len(cells))
     except ValueError:
         return None
     return numbers if (np.abs(numbers) < exact).all() else None
