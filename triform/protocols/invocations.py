@@ -36,6 +36,7 @@ _ANY: Final = {"*/*": "", "application/*": JSON, "text/*": CSV}  # "": as the re
 _WORDS: Final = {"true": True, "false": False, "True": True, "False": False}
 _INTEGER: Final = re.compile(r"[+-]?[0-9]{1,30}")
 _NUMBER: Final = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?|[+-]?inf(inity)?|nan", re.IGNORECASE)
+_SPACE: Final = " \t\r\n\v\f"
 _FEATURES: Final = "features"  # what SageMaker calls the values of a row
 
 
@@ -131,7 +132,8 @@ def _say_csv(answer: Mapping[str, Array], *, header: bool) -> Encoded:
         wide = array.reshape(len(array), -1) if array.size else array.reshape(len(array), 0 if array.ndim > 1 else 1)
         for i, column in enumerate(wide.T):
             text = column.astype(str)
-            cells[f"{name}_{i}" if wide.shape[1] > 1 else name] = np.where(text == "nan", "", text).tolist()
+            said = np.where(np.isnan(column), "", text) if column.dtype.kind == "f" else text
+            cells[f"{name}_{i}" if wide.shape[1] > 1 else name] = said.tolist()
     lines = io.StringIO()
     writer = csv.writer(lines, lineterminator="\n")
     if header:
@@ -231,7 +233,7 @@ def _numbers(cells: Sequence[str], exact: float) -> Array | None:
 def _cell(cell: str, name: str, row: int) -> Any:
     if cell == "":
         return None
-    text = cell.strip(" ")
+    text = cell.strip(_SPACE)
     if text in _WORDS:
         return _WORDS[text]
     if _INTEGER.fullmatch(text):

@@ -82,7 +82,7 @@ def test_integers_in_csv_keep_every_digit(served: Serve, answered: Callable[[str
 
 
 @pytest.mark.parametrize(
-    "cell", ["1", "-1.5", "1e3", "+.5", "5.", "0.1", "16777215", "3.4028234663852886e38", " 2", "nan", "-inf"]
+    "cell", ["1", "-1.5", "1e3", "+.5", "5.", "0.1", "16777215", "3.4028234663852886e38", " 2", "3\t", "nan", "-inf"]
 )
 def test_numbers_read_together_are_those_read_alone(cell: str) -> None:
     tensor = TensorMetadata("x", "FP32", ("rows",))
@@ -109,6 +109,12 @@ def test_csv_out(served: Serve) -> None:
     assert header == "p_on_time,p_late,outcome,airline"
     assert line.startswith("1.5,,")
     assert line.endswith(',"a,b"')
+
+
+@pytest.mark.parametrize(("text", "line"), [("nan", "nan"), ("", '""'), ("007", "007"), ('"', '""""')])
+def test_text_in_csv_is_not_read_as_numbers(served: Serve, text: str, line: str) -> None:
+    call = invocations.decode(orjson.dumps({"inputs": [text]}), ("", {}), by_weight("text/csv"), served("text"))
+    assert call.encode(served("text").predictor.predict(call.inputs)).body.decode() == line + "\n"
 
 
 @pytest.mark.parametrize(
