@@ -28,6 +28,7 @@ HEADER_LENGTH: Final = "inference-header-content-length"
 EXTENSIONS: Final = ("binary_tensor_data",)
 MAX_DIMS: Final = 32
 Size = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+Datatype = Annotated[str, msgspec.Meta(extra_json_schema={"enum": list(BY_OIP)})]
 Parameters = dict[str, Any]
 Bytes = bytes | memoryview
 _REFUSED: Final = {
@@ -47,16 +48,16 @@ class RequestInput(msgspec.Struct):
 
     name: str
     shape: Annotated[list[Size], msgspec.Meta(max_length=MAX_DIMS)]
-    datatype: str
-    parameters: Parameters = {}
-    data: list[Any] | None = None
+    datatype: Datatype
+    parameters: Parameters | None = None
+    data: Annotated[Any, msgspec.Meta(extra_json_schema={"type": ["array", "null"]})] = None
 
 
 class RequestOutput(msgspec.Struct):
     """$request_output: an output that is wanted; `binary_data`: as bytes after the header."""
 
     name: str
-    parameters: Parameters = {}
+    parameters: Parameters | None = None
 
 
 class InferRequest(msgspec.Struct):
@@ -64,8 +65,8 @@ class InferRequest(msgspec.Struct):
 
     inputs: Annotated[list[RequestInput], msgspec.Meta(min_length=1)]
     id: str | None = None
-    parameters: Parameters = {}
-    outputs: list[RequestOutput] = []
+    parameters: Parameters | None = None
+    outputs: list[RequestOutput] | None = None
 
 
 class Wanted(NamedTuple):
@@ -138,10 +139,10 @@ def _shown(shape: Sequence[int]) -> str:
     return str(list(shape))[:200]
 
 
-def _check_parameters(parameters: Parameters, where: str) -> None:
-    for name, reason in _REFUSED.items():
-        if name in parameters:
-            raise InvalidRequest(f"{where}: {name}: {reason}")
+def _check_parameters(parameters: Parameters | None, where: str) -> None:
+    for name in parameters or ():
+        if name in _REFUSED:
+            raise InvalidRequest(f"{where}: {name}: {_REFUSED[name]}")
 
 
 def _data(inputs: Sequence[RequestInput], tail: Bytes) -> Iterator[tuple[RequestInput, list[Any] | Array]]:
@@ -152,12 +153,14 @@ def _data(inputs: Sequence[RequestInput], tail: Bytes) -> Iterator[tuple[Request
         if given.datatype not in BY_OIP:
             known = ", ".join(BY_OIP)
             raise InvalidInput(_name(given) + f"no datatype is called {given.datatype[:40]!r}: expected {known}")
-        size = given.parameters.get("binary_data_size")
+        size = (given.parameters or {}).get("binary_data_size")
         if (size is None) == (given.data is None):
             raise InvalidInput(
                 _name(given) + ("expected data or binary_data_size" if size is None else "has both data and binary_data_size")
             )
         if given.data is not None:
+            if not isinstance(given.data, list):
+                raise InvalidInput(_name(given) + "data: expected an array")
             yield given, given.data
             continue
         if not isinstance(size, int) or isinstance(size, bool) or size < 0:
@@ -185,7 +188,10 @@ def _shaped(given: RequestInput, data: list[Any] | Array) -> Array:
         raise InvalidInput(
             _name(given) + f"shape {_shown(given.shape)} means {_elements(given.shape)} elements, the data has {array.size}"
         )
-    return array.reshape(given.shape)
+    try:
+        return array.reshape(given.shape)
+    except ValueError:  # no elements, but sizes beyond what numpy counts
+        raise InvalidInput(_name(given) + f"shape {_shown(given.shape)}: too large") from None
 
 
 def from_bytes(data: Bytes, given: RequestInput) -> Array:
@@ -199,7 +205,7 @@ def from_bytes(data: Bytes, given: RequestInput) -> Array:
             _name(given) + f"shape {_shown(given.shape)} of {given.datatype} means {elements * dtype.itemsize} bytes, "
             f"binary_data_size is {len(data)}"
         )
-    array = np.frombuffer(data, dtype=dtype)
+    array = np.require(np.frombuffer(data, dtype=dtype), requirements="A")  # a header of any length may stand before it
     if given.datatype == "BOOL":
         if (array > 1).any():
             raise InvalidInput(_name(given) + "a BOOL is a byte of 0 or 1")
@@ -279,8 +285,8 @@ def _wanted(request: InferRequest, known: Sequence[str]) -> list[Wanted]:
     return wanted
 
 
-def _flag(parameters: Parameters, name: str, where: str, otherwise: bool = False) -> bool:
-    value = parameters.get(name, otherwise)
+def _flag(parameters: Parameters | None, name: str, where: str, otherwise: bool = False) -> bool:
+    value = (parameters or {}).get(name, otherwise)
     if not isinstance(value, bool):
         raise InvalidRequest(f"{where}: {name}: expected true or false")
     return value
