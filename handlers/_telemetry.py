@@ -29,9 +29,9 @@ from triform.telemetry import (
     Metric,
     Observation,
     RunRecord,
+    observations,
     of_load,
     of_run,
-    observations,
 )
 
 NAMESPACE: Final = "Triform"
@@ -68,6 +68,11 @@ class LambdaTelemetry:
 
     def ran(self, run: RunRecord) -> None:
         self._runs.append(run)
+
+    @property
+    def recorded(self) -> bool:
+        """Whether the invocation under way has a record already."""
+        return bool(self._records)
 
     def amend(self, code: str) -> None:
         """What the caller got in the end is this error: an answer that was made could not be given."""
@@ -170,15 +175,14 @@ class Powertools:
             if math.isfinite(value):
                 named = grouped.setdefault(tuple(labels.items()), {})
                 named.setdefault(metric.name, (metric, []))[1].append(value)
-        for labels_, metrics in grouped.items():
+        for dimensions, metrics in grouped.items():
             while metrics:
                 provider = self._emf(namespace=os.environ.get("POWERTOOLS_METRICS_NAMESPACE", NAMESPACE), metric_set={})
-                provider.service = None  # would add a dimension that is none of the vocabulary's
-                for name, value in labels_:
-                    provider.add_dimension(name, value)
+                provider.service = ""  # would add a dimension that is none of the vocabulary's
+                provider.dimension_set = dict(dimensions)
                 for name, (metric, values) in list(metrics.items())[: MOST_VALUES - 1]:
-                    for value_ in values[: MOST_VALUES - 1]:
-                        provider.add_metric(name, _unit(metric), value_)
+                    for number in values[: MOST_VALUES - 1]:
+                        provider.add_metric(name, _unit(metric), number)
                     del values[: MOST_VALUES - 1]
                     if not values:
                         del metrics[name]
