@@ -138,8 +138,9 @@ context = LambdaContext("id", None, None, int(time.time() * 1e3) + 30_000, "arn"
 answer = handlers.predict.handler(event, context)
 assert answer["statusCode"] == 200, answer
 heavy = {
-    "boto3", "botocore.session", "botocore.client", "pydantic", "pyarrow", "onnx", "pandas", "ray", "typer", "rich", "prometheus_client",
-    "aws_xray_sdk", "ddtrace", "opentelemetry", "aws_lambda_powertools.event_handler", "aws_lambda_powertools.utilities.data_classes",
+    "boto3", "botocore.session", "botocore.client", "pydantic", "pyarrow", "onnx", "pandas", "ray", "typer", "rich",
+    "prometheus_client", "aws_xray_sdk", "ddtrace", "opentelemetry", "aws_lambda_powertools.event_handler",
+    "aws_lambda_powertools.utilities.data_classes",
 }
 found = sorted(heavy & sys.modules.keys())
 assert not found, found
