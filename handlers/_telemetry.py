@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from logging import INFO
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -108,9 +109,7 @@ class LambdaTelemetry:
             seen.append((COLD_STARTS, {"form": "lambda", "initialization": self.initialization}, 1.0))
         for load in loads:
             self._backend.log_load(load)
-        for record in records:
-            self._backend.log_record(record)
-        self._backend.write(seen)
+        self._backend.write(records, seen)
 
 
 def open_telemetry(kind: str, environ: Mapping[str, str]) -> LambdaTelemetry:
@@ -139,37 +138,46 @@ class Powertools:
         self._emf = AmazonCloudWatchEMFProvider
         self._made: dict[tuple[Dimensions, tuple[Metric, ...]], dict[str, Any]] = {}
         self._disabled = is_metrics_disabled
+        self._keys: dict[str, Any] = {}
 
     def enter(self, context: Context | None, *, cold_start: bool) -> None:
         request_id = context.aws_request_id if context is not None else None
-        self._logger.append_keys(function_request_id=request_id, cold_start=cold_start)
+        self._keys = {"function_request_id": request_id, "cold_start": cold_start}
+        self._logger.append_keys(**self._keys)
 
-    def log_record(self, record: InferenceRecord) -> None:
-        ms = {stage: round(seconds * 1e3, 3) for stage, seconds in record.stages.items()}
-        self._logger.info(
-            "request",
-            request_id=record.request_id,
-            model=record.model,
-            version=record.version,
-            variant=record.variant,
-            code=record.code,
-            rows=record.rows,
-            milliseconds=round(record.seconds * 1e3, 3),
-            stages=ms,
-        )
+    def _told(self, record: InferenceRecord, now: float) -> dict[str, Any]:
+        """The log record of a request, as the Logger would say it: it would take as long as all metrics together."""
+        trace = os.environ.get("_X_AMZN_TRACE_ID", "")
+        at = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(now))
+        return {
+            "level": "INFO",
+            "message": "request",
+            "timestamp": f"{at},{int(now * 1e3) % 1000:03d}+0000",
+            "service": "triform",
+            **self._keys,
+            "request_id": record.request_id,
+            "model": record.model,
+            "version": record.version,
+            "variant": record.variant,
+            "code": record.code,
+            "rows": record.rows,
+            "milliseconds": round(record.seconds * 1e3, 3),
+            "stages": {stage: round(seconds * 1e3, 3) for stage, seconds in record.stages.items()},
+            **({"xray_trace_id": trace.partition(";")[0].removeprefix("Root=")} if trace else {}),
+        }
 
     def log_load(self, load: LoadRecord) -> None:
         ms = {stage: round(seconds * 1e3, 3) for stage, seconds in load.stages.items()}
         self._logger.info("model loaded", model=load.model, version=load.version, digest=load.digest, stages=ms)
 
-    def write(self, seen: list[Observation]) -> None:
-        """EMF objects, one a set of dimensions (more where there are many values), in one write."""
-        if not seen or self._disabled():
-            return
-        now = int(time.time() * 1e3)
-        lines = [orjson.dumps(blob).decode() for blob in self._blobs(seen, now)]
-        sys.stdout.write("\n".join(lines) + "\n")
-        sys.stdout.flush()
+    def write(self, records: list[InferenceRecord], seen: list[Observation]) -> None:
+        """In one write: a log record for each request, and EMF objects, one a set of dimensions (more for many values)."""
+        now = time.time()
+        told = [self._told(record, now) for record in records] if self._logger.log_level <= INFO else []
+        blobs = [] if self._disabled() else list(self._blobs(seen, int(now * 1e3)))
+        if told or blobs:
+            sys.stdout.write(b"".join(orjson.dumps(line) + b"\n" for line in (*told, *blobs)).decode())
+            sys.stdout.flush()
 
     def _blobs(self, seen: list[Observation], now: int) -> Iterator[dict[str, Any]]:
         grouped: dict[Dimensions, dict[Metric, list[float]]] = {}

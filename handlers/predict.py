@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from typing import Any, Final
 
+import handlers._collector as collector
 from handlers._boot import boot
 from handlers._function import Function
 from handlers._snapshots import register
@@ -15,6 +16,7 @@ from handlers._telemetry import Context
 
 function: Final = Function(boot(os.environ))
 register(function.booted, function.references.forget)
+collector.resume()
 
 
 def handler(event: Any, context: Context) -> dict[str, Any]:

@@ -130,7 +130,7 @@ def test_models_from_s3(s3_bucket: str, tmp_path: Path) -> None:
 
 
 IMPORTS = """
-import json, sys, time
+import gc, json, sys, time
 from awslambdaric.lambda_context import LambdaContext
 import handlers.predict
 event = json.load(open("tests/events/http-v2.json"))
@@ -144,6 +144,7 @@ heavy = {
 }
 found = sorted(heavy & sys.modules.keys())
 assert not found, found
+assert gc.isenabled()
 assert ("aws_lambda_powertools" in sys.modules) == (sys.argv[1] == "emf")
 """
 

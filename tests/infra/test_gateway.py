@@ -5,6 +5,9 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
+import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -15,8 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
+from infra.local.environments import ROOT, Environment, FunctionConfig
 from infra.local.gateway import Gateway, local_gateway
 from triform import testing
 
@@ -223,6 +228,42 @@ def test_requests_at_once_are_each_answered_their_own(gateway: Gateway) -> None:
             return json.loads(post(f"{two.url}/v1/models/linear:predict", json.dumps({"instances": [[i, 0, 0]]}).encode())[2])
 
         assert list(pool.map(ask, range(20))) == [{"predictions": [[float(i)]]} for i in range(20)]
+
+
+def test_a_function_starts_from_a_snapshot(models: Path) -> None:
+    lines: list[str] = []
+    environ = {**os.environ, "TRIFORM_REPOSITORY": str(models), "TRIFORM_DEFAULT_MODEL": "linear"}
+    environment = Environment(FunctionConfig(environ=environ), "snap-start", lines.append)
+    try:
+        assert environment.start() is None, lines
+        for _ in range(2):
+            outcome = environment.invoke("first", json.dumps({"instances": [[1, 2, 3]]}).encode())
+            assert (outcome.error, json.loads(outcome.payload)["predictions"]) == (None, [[14.0]])
+    finally:
+        environment.close()
+    assert not any('"cold_start":true' in line for line in lines)
+    assert sum("triform_cold_starts_total" in line and "snap-start" in line for line in lines) == 1
+
+
+def test_the_command_serves_until_it_is_told_to_end(models: Path) -> None:
+    command = [sys.executable, "-m", "infra.local.gateway", "--port", "0", "--event", "rest", "--repository", str(models)]
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), "TRIFORM_DEFAULT_MODEL": "linear"}
+    with subprocess.Popen(command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            url = re.search(r"http://127\.0\.0\.1:\d+", process.stdout.readline())
+            assert url
+            assert post(f"{url[0]}/v1/models/linear:predict", BODY)[0] == 200
+            said = iter(process.stdout.readline, "")
+            report = next(line for line in said if line.startswith("REPORT"))
+            assert "Init Duration" in report
+            children = [child.pid for child in psutil.Process(process.pid).children()]
+            assert len(children) == 1
+            process.terminate()
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
+    until(lambda: all(map(gone, children)))
 
 
 def test_threads_end_with_the_gateway(models: Path) -> None:
