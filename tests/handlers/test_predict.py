@@ -224,12 +224,12 @@ def test_too_little_time_left_is_a_504(function: Function, seconds: float) -> No
 
 def test_a_run_is_ended_before_the_platform_would_kill_it(tmp_path: Any) -> None:
     testing.repository(tmp_path / "models", {"slow": testing.slow(tmp_path / "slow.onnx", layers=2000)})
-    function = Function(boot({"TRIFORM_REPOSITORY": str(tmp_path / "models"), "TRIFORM_DEADLINE_MARGIN": "0.5"}))
+    function = Function(boot({"TRIFORM_REPOSITORY": str(tmp_path / "models"), "TRIFORM_DEADLINE_MARGIN": "2"}))
     x = np.ones((2_000, 256), np.float32)
     tensor = {"name": "x", "datatype": "FP32", "shape": list(x.shape), "parameters": {"binary_data_size": x.nbytes}}
     head = json.dumps({"inputs": [tensor], "outputs": [{"name": "y", "parameters": {"binary_data": True}}]}).encode()
     headers = [("Content-Type", "application/octet-stream"), ("Inference-Header-Content-Length", str(len(head)))]
-    ends = context(1.0)
+    ends = context(4.0)
     answer = function(asked("http-v2", "/v2/models/slow/infer", head + x.tobytes(), headers), ends)
     assert ends.get_remaining_time_in_millis() > 0
     assert (answer["statusCode"], json.loads(answer["body"])["code"]) == (504, "deadline_exceeded")
