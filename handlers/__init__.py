@@ -1,1 +1,1 @@
-"""The Lambda form: one file per function. Nothing is here yet; `triform/` is what its handlers will stand on."""
+"""The Lambda form: one file per function; what functions share is in the files that begin with an underscore (docs/lambda.md)."""

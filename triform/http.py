@@ -164,6 +164,13 @@ class HttpSurface:
         headers[REQUEST_ID] = received.request_id
         return HttpResponse(status, headers, b"" if http.method == "HEAD" else body)
 
+    def refuse(self, error: TriformError, headers: Sequence[tuple[str, str]] = (), request_id: str | None = None) -> HttpResponse:
+        """The answer to a request that its host found at fault; `headers` are the request's."""
+        told = {"content-type": "application/json", REQUEST_ID: _request_id(headers, request_id)}
+        if error.retryable:
+            told["retry-after"] = "1"
+        return HttpResponse(error.http_status, told, write_json({"error": str(error), "code": error.code}))
+
     def _find(self, http: HttpRequest) -> tuple[Callable[[Received, Chosen], Answer], Chosen]:
         path, method = unquote(http.path), "GET" if http.method == "HEAD" else http.method
         allowed = []
