@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -30,6 +30,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     required_providers: tuple[str, ...] = ()  # each node must run on one of these
     threads: int | None = None  # ONNX Runtime threads; None: the package's
     gpu_mem_limit: int | None = None  # bytes
+    models: tuple[str, ...] = ()  # what a function serves: references; none: all of the repository
+    telemetry: Literal["emf", "none"] = "emf"  # of a function: logs and metrics through Powertools, or neither
+    deadline_margin: float = 0.25  # seconds before a function's end at which a run is ended
+    reference_prefixes: tuple[str, ...] = ()  # below these, inputs and outputs may be given by reference
+    reference_bytes: int = 256 << 20  # the most that is read by reference
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str], **explicit: Any) -> Settings:
@@ -44,7 +49,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             if name not in kinds:
                 raise ConfigurationError(f"{key}: no such setting; there are {', '.join(PREFIX + k.upper() for k in kinds)}")
             text = environ[key]
-            listed = name == "required_providers"
+            listed = kinds[name] == tuple[str, ...]
             values[name] = _parse(key, [t.strip() for t in text.split(",") if t.strip()] if listed else text, kinds[name])
         settings = cls(**values | {k: v for k, v in explicit.items() if v is not None})
         try:

@@ -56,10 +56,15 @@ RUN_SUCCESS: Final = Metric("triform_run_success", "gauge", "1 if the latest bat
 RUN_SUCCESS_TIME: Final = Metric(
     "triform_run_success_timestamp_seconds", "gauge", "When a batch run was last committed, in Unix time", _MODEL
 )
+COLD_STARTS: Final = Metric(
+    "triform_cold_starts_total", "counter", "First invocations of a Lambda environment, by how it was started",
+    ("form", "initialization"),
+)  # fmt: skip
 
 VOCABULARY: Final = (
     REQUESTS, ROWS, REQUEST_SECONDS, STAGE_SECONDS, BATCH_ROWS, MODEL_LOAD_SECONDS, MODEL_INFO, DEAD_LETTER_ROWS, SPLIT_WEIGHT,
     FEATURE_DRIFT, RUN_SECONDS, RUN_ROWS, RUN_SUCCESS, RUN_SUCCESS_TIME,
+    COLD_STARTS,
 )  # fmt: skip
 
 

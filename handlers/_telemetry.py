@@ -1,0 +1,189 @@
+"""What a function tells of itself: JSON logs and metrics in EMF through Powertools, in the vocabulary of triform/telemetry.py.
+
+    boot   -> LoadRecord                                        kept until the first invocation
+    invocation(context): InferenceRecord, RunRecord ... -> at its end: EMF lines, one log line a record, one write
+
+An environment is frozen between invocations, so nothing is carried over: each ends with what it has counted written out. Whether
+an invocation is a cold start is decided when it enters: provisioned environments have been waited for, and an invocation that
+raises still was the first.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final, Protocol
+
+import msgspec
+
+from triform.errors import ConfigurationError
+from triform.telemetry import (
+    COLD_STARTS,
+    InferenceRecord,
+    LoadRecord,
+    Metric,
+    Observation,
+    RunRecord,
+    of_load,
+    of_run,
+    observations,
+)
+
+NAMESPACE: Final = "Triform"
+ON_DEMAND: Final = "on-demand"
+MOST_VALUES: Final = 100  # of one metric in one EMF object, and metrics in one object
+log = logging.getLogger("triform.handlers")
+
+
+class Context(Protocol):
+    """What is used of Lambda's context."""
+
+    aws_request_id: str
+
+    def get_remaining_time_in_millis(self) -> int: ...
+
+
+class LambdaTelemetry:
+    """Implements `Telemetry` for one environment. Without a `backend` nothing is written."""
+
+    def __init__(self, *, initialization: str = ON_DEMAND, backend: Powertools | None = None) -> None:
+        self.initialization = initialization
+        self.cold_start = False  # of the invocation under way
+        self.invocations = 0
+        self._backend = backend
+        self._loads: list[LoadRecord] = []
+        self._records: list[InferenceRecord] = []
+        self._runs: list[RunRecord] = []
+
+    def record(self, inference: InferenceRecord) -> None:
+        self._records.append(inference)
+
+    def loaded(self, load: LoadRecord) -> None:
+        self._loads.append(load)
+
+    def ran(self, run: RunRecord) -> None:
+        self._runs.append(run)
+
+    def amend(self, code: str) -> None:
+        """What the caller got in the end is this error: an answer that was made could not be given."""
+        if self._records:
+            self._records[-1] = msgspec.structs.replace(self._records[-1], code=code, rows=0, batch_rows=0)
+
+    def restored(self) -> None:
+        """The environment is a copy of a snapshot: its first invocation is still to come."""
+        self.invocations = 0
+
+    @contextmanager
+    def invocation(self, context: Context | None) -> Iterator[None]:
+        """One invocation of the function; whatever it counted is written when the block is left."""
+        self.cold_start = self.invocations == 0 and self.initialization == ON_DEMAND
+        first = self.invocations == 0
+        self.invocations += 1
+        if self._backend is not None:
+            self._backend.enter(context, cold_start=self.cold_start)
+        try:
+            yield
+        finally:
+            self._flush(first=first)
+
+    def _flush(self, *, first: bool) -> None:
+        records, loads, runs = self._records, self._loads, self._runs
+        self._records, self._loads, self._runs = [], [], []
+        if self._backend is None:
+            return
+        seen: list[Observation] = [o for record in records for o in observations(record)]
+        seen += [o for load in loads for o in of_load(load)]
+        seen += [o for run in runs for o in of_run(run)]
+        if first:
+            seen.append((COLD_STARTS, {"form": "lambda", "initialization": self.initialization}, 1.0))
+        for load in loads:
+            self._backend.log_load(load)
+        for record in records:
+            self._backend.log_record(record)
+        self._backend.write(seen)
+
+
+def open_telemetry(kind: str, environ: Mapping[str, str]) -> LambdaTelemetry:
+    """The environment's telemetry; `kind` is "emf" or "none". Raises `ConfigurationError` where Powertools is not there."""
+    initialization = environ.get("AWS_LAMBDA_INITIALIZATION_TYPE", ON_DEMAND)
+    if kind == "none":
+        return LambdaTelemetry(initialization=initialization)
+    try:
+        backend = Powertools()
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(
+            f"telemetry: emf needs {error.name}: add the powertools layer (triform[lambda]), or set TRIFORM_TELEMETRY=none"
+        ) from error
+    return LambdaTelemetry(initialization=initialization, backend=backend)
+
+
+class Powertools:
+    """Logger and EMF of Powertools. The loggers of `triform` write through it too, as JSON."""
+
+    def __init__(self) -> None:
+        from aws_lambda_powertools.logging import Logger
+        from aws_lambda_powertools.metrics.functions import is_metrics_disabled
+        from aws_lambda_powertools.metrics.provider.cloudwatch_emf.cloudwatch import AmazonCloudWatchEMFProvider
+
+        self._logger = Logger(service="triform")
+        self._emf = AmazonCloudWatchEMFProvider
+        self._disabled = is_metrics_disabled
+
+    def enter(self, context: Context | None, *, cold_start: bool) -> None:
+        request_id = context.aws_request_id if context is not None else None
+        self._logger.append_keys(function_request_id=request_id, cold_start=cold_start)
+
+    def log_record(self, record: InferenceRecord) -> None:
+        ms = {stage: round(seconds * 1e3, 3) for stage, seconds in record.stages.items()}
+        self._logger.info(
+            "request",
+            request_id=record.request_id,
+            model=record.model,
+            version=record.version,
+            variant=record.variant,
+            code=record.code,
+            rows=record.rows,
+            milliseconds=round(record.seconds * 1e3, 3),
+            stages=ms,
+        )
+
+    def log_load(self, load: LoadRecord) -> None:
+        ms = {stage: round(seconds * 1e3, 3) for stage, seconds in load.stages.items()}
+        self._logger.info("model loaded", model=load.model, version=load.version, digest=load.digest, stages=ms)
+
+    def write(self, seen: list[Observation]) -> None:
+        """EMF objects, one a set of dimensions, in one write."""
+        if not seen or self._disabled():
+            return
+        lines = [json.dumps(blob, separators=(",", ":")) for blob in self._blobs(seen)]
+        sys.stdout.write("\n".join(lines) + "\n")
+        sys.stdout.flush()
+
+    def _blobs(self, seen: list[Observation]) -> Iterator[Any]:
+        grouped: dict[tuple[tuple[str, str], ...], dict[str, tuple[Metric, list[float]]]] = {}
+        for metric, labels, value in seen:
+            if math.isfinite(value):
+                named = grouped.setdefault(tuple(labels.items()), {})
+                named.setdefault(metric.name, (metric, []))[1].append(value)
+        for labels_, metrics in grouped.items():
+            while metrics:
+                provider = self._emf(namespace=os.environ.get("POWERTOOLS_METRICS_NAMESPACE", NAMESPACE), metric_set={})
+                provider.service = None  # would add a dimension that is none of the vocabulary's
+                for name, value in labels_:
+                    provider.add_dimension(name, value)
+                for name, (metric, values) in list(metrics.items())[: MOST_VALUES - 1]:
+                    for value_ in values[: MOST_VALUES - 1]:
+                        provider.add_metric(name, _unit(metric), value_)
+                    del values[: MOST_VALUES - 1]
+                    if not values:
+                        del metrics[name]
+                yield provider.serialize_metric_set()
+
+
+def _unit(metric: Metric) -> str:
+    return "Seconds" if "seconds" in metric.name and "timestamp" not in metric.name else "Count"
