@@ -29,9 +29,9 @@ from triform.telemetry import (
     Metric,
     Observation,
     RunRecord,
+    observations,
     of_load,
     of_run,
-    observations,
 )
 
 NAMESPACE: Final = "Triform"
