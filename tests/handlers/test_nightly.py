@@ -33,7 +33,7 @@ def address(ray_cluster: Any) -> str:
 
 @pytest.fixture
 def token_secret(ray_cluster: Any, s3_bucket: str) -> dict[str, str]:
-    """The setting that names the secret with the cluster's token, as the SDK sends it; none where Ray was told to ask for none."""
+    """The setting that names the secret with the cluster's token, as the SDK sends it; none where Ray asks for none."""
     from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
 
     headers = {name.lower(): value for name, value in get_auth_headers_if_auth_enabled({}).items()}
