@@ -13,12 +13,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import msgspec
 
 from handlers._telemetry import ON_DEMAND, LambdaTelemetry, open_telemetry
-from triform.errors import ConfigurationError
+from triform.errors import ConfigurationError, DigestMismatch
 from triform.http import HttpSurface, Limits
 from triform.package import Verification
 from triform.predictor import Predictor
@@ -42,19 +42,28 @@ class Booted(NamedTuple):
     telemetry: LambdaTelemetry
 
 
-class Pinned(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One model of `pinned.json`: what its aliases mean in this layer, and the release revision that said so."""
+class PinnedModel(msgspec.Struct, frozen=True):
+    """What a model's aliases mean in this layer, the release revision that said so, and the packages' digests by version."""
 
     aliases: dict[str, int]
-    revision: int | None = None
+    revision: int = 0
+    digests: dict[str, str] = {}
+
+
+class Pinned(msgspec.Struct, frozen=True):
+    """`pinned.json` of a models layer; infra/layers writes it."""
+
+    models: dict[str, PinnedModel]
+    format: Literal[1] = 1
 
 
 class Pin(NamedTuple):
-    """A version that is served, and the aliases that mean it."""
+    """A version that is served, the aliases that mean it and, where it is pinned, its package's digest."""
 
     model: str
     version: int
     aliases: tuple[str, ...]
+    digest: str | None = None
 
 
 def boot(environ: Mapping[str, str]) -> Booted:
@@ -84,26 +93,26 @@ def _open(settings: Settings) -> ModelRepository:
 
 def _pins(repository: ModelRepository, settings: Settings, *, remote: bool) -> Iterator[Pin]:
     """What is served: the models of `pinned.json`, or of the repository; of these TRIFORM_MODELS, where it is set."""
-    pinned = None if remote else read_pinned(Path(repository.location))
+    pinned = {} if remote else read_pinned(Path(repository.location))
     refs = [Ref.parse(text) for text in settings.models]
-    refs = refs or [Ref(name) for name in (sorted(pinned) if pinned is not None else repository.models())]
+    refs = refs or [Ref(name) for name in (sorted(pinned) if pinned else repository.models())]
     if not refs:
         raise ConfigurationError(f"repository: there is no model in {repository.location}")
     for ref in refs:
-        if ref.version is not None or ref.alias is not None or pinned is None or ref.model not in pinned:
+        if ref.version is not None or ref.alias is not None or ref.model not in pinned:
             yield from _released(repository, ref)
         else:
-            yield from _grouped(ref.model, pinned[ref.model].aliases)
+            yield from _grouped(ref.model, pinned[ref.model].aliases, pinned[ref.model].digests)
 
 
-def read_pinned(root: Path) -> dict[str, Pinned] | None:
-    """`pinned.json` of a layer: {"model": {"aliases": {"stable": 2}, "revision": 17}}; None where there is none."""
+def read_pinned(root: Path) -> dict[str, PinnedModel]:
+    """The models of a layer's `pinned.json`; none where there is no such file."""
     try:
         content = (root / PINNED).read_bytes()
     except FileNotFoundError:
-        return None
+        return {}
     try:
-        return msgspec.json.decode(content, type=dict[str, Pinned])
+        return msgspec.json.decode(content, type=Pinned).models
     except msgspec.DecodeError as error:
         raise ConfigurationError(f"{PINNED} of the models layer is damaged: {error}") from error
 
@@ -117,9 +126,10 @@ def _released(repository: ModelRepository, ref: Ref) -> Iterator[Pin]:
         yield Pin(*resolve(repository, ref), ("stable",))
 
 
-def _grouped(model: str, aliases: Mapping[str, int]) -> Iterator[Pin]:
+def _grouped(model: str, aliases: Mapping[str, int], digests: Mapping[str, str] | None = None) -> Iterator[Pin]:
     for version in sorted(set(aliases.values())):
-        yield Pin(model, version, tuple(sorted((a for a, v in aliases.items() if v == version), key=lambda a: a != "stable")))
+        named = sorted((alias for alias, v in aliases.items() if v == version), key=lambda alias: alias != "stable")
+        yield Pin(model, version, tuple(named), (digests or {}).get(str(version)))
 
 
 def _eager(pins: list[Pin], settings: Settings, initialization: str) -> list[Pin]:
@@ -144,6 +154,8 @@ def _loader(
         started = time.perf_counter()
         package = repository.package(pin.model, pin.version)
         fetched = time.perf_counter() - started
+        if pin.digest is not None and package.manifest.digest != pin.digest:
+            raise DigestMismatch(f"{package.manifest.ref} is not the package that {PINNED} pins")
         threads = settings.threads or package.manifest.config.runtime.threads
         options = msgspec.structs.replace(settings.runtime(), threads=min(threads, most) if capped else threads)
         predictor = Predictor.load(package, options, verification=verification)

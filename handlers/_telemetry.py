@@ -10,16 +10,16 @@ raises still was the first.
 
 from __future__ import annotations
 
-import json
-import logging
 import math
 import os
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final, Protocol
 
 import msgspec
+import orjson
 
 from triform.errors import ConfigurationError
 from triform.telemetry import (
@@ -36,8 +36,8 @@ from triform.telemetry import (
 
 NAMESPACE: Final = "Triform"
 ON_DEMAND: Final = "on-demand"
-MOST_VALUES: Final = 100  # of one metric in one EMF object, and metrics in one object
-log = logging.getLogger("triform.handlers")
+MOST_VALUES: Final = 100  # of one metric in one EMF object
+Dimensions = tuple[tuple[str, str], ...]
 
 
 class Context(Protocol):
@@ -68,6 +68,11 @@ class LambdaTelemetry:
 
     def ran(self, run: RunRecord) -> None:
         self._runs.append(run)
+
+    @property
+    def recorded(self) -> bool:
+        """Whether the invocation under way has a record already."""
+        return bool(self._records)
 
     def amend(self, code: str) -> None:
         """What the caller got in the end is this error: an answer that was made could not be given."""
@@ -132,6 +137,7 @@ class Powertools:
 
         self._logger = Logger(service="triform")
         self._emf = AmazonCloudWatchEMFProvider
+        self._made: dict[tuple[Dimensions, tuple[Metric, ...]], dict[str, Any]] = {}
         self._disabled = is_metrics_disabled
 
     def enter(self, context: Context | None, *, cold_start: bool) -> None:
@@ -157,32 +163,39 @@ class Powertools:
         self._logger.info("model loaded", model=load.model, version=load.version, digest=load.digest, stages=ms)
 
     def write(self, seen: list[Observation]) -> None:
-        """EMF objects, one a set of dimensions, in one write."""
+        """EMF objects, one a set of dimensions (more where there are many values), in one write."""
         if not seen or self._disabled():
             return
-        lines = [json.dumps(blob, separators=(",", ":")) for blob in self._blobs(seen)]
+        now = int(time.time() * 1e3)
+        lines = [orjson.dumps(blob).decode() for blob in self._blobs(seen, now)]
         sys.stdout.write("\n".join(lines) + "\n")
         sys.stdout.flush()
 
-    def _blobs(self, seen: list[Observation]) -> Iterator[Any]:
-        grouped: dict[tuple[tuple[str, str], ...], dict[str, tuple[Metric, list[float]]]] = {}
+    def _blobs(self, seen: list[Observation], now: int) -> Iterator[dict[str, Any]]:
+        grouped: dict[Dimensions, dict[Metric, list[float]]] = {}
         for metric, labels, value in seen:
             if math.isfinite(value):
-                named = grouped.setdefault(tuple(labels.items()), {})
-                named.setdefault(metric.name, (metric, []))[1].append(value)
-        for labels_, metrics in grouped.items():
-            while metrics:
-                provider = self._emf(namespace=os.environ.get("POWERTOOLS_METRICS_NAMESPACE", NAMESPACE), metric_set={})
-                provider.service = None  # would add a dimension that is none of the vocabulary's
-                for name, value in labels_:
-                    provider.add_dimension(name, value)
-                for name, (metric, values) in list(metrics.items())[: MOST_VALUES - 1]:
-                    for value_ in values[: MOST_VALUES - 1]:
-                        provider.add_metric(name, _unit(metric), value_)
-                    del values[: MOST_VALUES - 1]
-                    if not values:
-                        del metrics[name]
-                yield provider.serialize_metric_set()
+                grouped.setdefault(tuple(labels.items()), {}).setdefault(metric, []).append(value)
+        for dimensions, values in grouped.items():
+            most = max(map(len, values.values()))
+            for start in range(0, most, MOST_VALUES):
+                some = {metric: many for metric in values if (many := values[metric][start : start + MOST_VALUES])}
+                empty = self._empty(dimensions, tuple(some))
+                told = {metric.name: many for metric, many in some.items()}
+                yield {**empty, "_aws": {**empty["_aws"], "Timestamp": now}, **told}
+
+    def _empty(self, dimensions: Dimensions, metrics: tuple[Metric, ...]) -> dict[str, Any]:
+        """The object without its values, as Powertools serializes it: asked once for each set, of which there are few."""
+        made = self._made.get((dimensions, metrics))
+        if made is None:
+            provider = self._emf(namespace=os.environ.get("POWERTOOLS_METRICS_NAMESPACE", NAMESPACE))
+            provider.service = ""  # would add a dimension that is none of the vocabulary's
+            for name, value in dimensions:
+                provider.add_dimension(name, value)
+            for metric in metrics:
+                provider.add_metric(metric.name, _unit(metric), 0.0)
+            made = self._made[dimensions, metrics] = {**provider.serialize_metric_set()}
+        return made
 
 
 def _unit(metric: Metric) -> str:

@@ -6,6 +6,7 @@
     │   │   └── MissingValue        a required value is absent or null                      missing_value
     │   ├── InvalidReference        not a model reference                                   invalid_reference
     │   ├── PayloadTooLarge         a body beyond its limit                                 payload_too_large
+    │   ├── ReferenceNotAllowed     an input or output that callers may not name            reference_not_allowed
     │   ├── UnsupportedMediaType    a body in a format or encoding nobody here reads        unsupported_media_type
     │   └── NotAcceptable           no format that the caller accepts                       not_acceptable
     ├── NotFound                    nothing of that name                                    not_found
@@ -89,6 +90,12 @@ class PayloadTooLarge(InvalidRequest):
     code = "payload_too_large"
     http_status = 413
     grpc_status = "RESOURCE_EXHAUSTED"
+
+
+class ReferenceNotAllowed(InvalidRequest):
+    code = "reference_not_allowed"
+    http_status = 403
+    grpc_status = "PERMISSION_DENIED"
 
 
 class UnsupportedMediaType(InvalidRequest):

@@ -154,6 +154,12 @@ class HttpSurface:
         body = _pack(encoded.body, http.headers, headers)
         return HttpResponse(status, headers, b"" if http.method == "HEAD" else body)
 
+    def refuse(self, error: TriformError, headers: Sequence[tuple[str, str]] = (), request_id: str | None = None) -> HttpResponse:
+        """The answer to a request that its host found at fault; `headers` are the request's."""
+        status, encoded, extra = _failure(error)
+        told = {"content-type": encoded.content_type, **extra, REQUEST_ID: _request_id(headers, request_id)}
+        return HttpResponse(status, told, encoded.body)
+
     def _find(self, http: HttpRequest) -> tuple[Callable[[Received, Chosen], Answer], Chosen]:
         path, method = unquote(http.path), "GET" if http.method == "HEAD" else http.method
         allowed = []

@@ -1,0 +1,1 @@
+"""The Lambda form on this machine: a gateway, the Runtime API, and real `awslambdaric` processes. See gateway.py."""
