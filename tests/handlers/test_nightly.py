@@ -91,7 +91,7 @@ def test_a_night_is_begun_once_however_often_its_schedule_says_so(
     nightly: Callable[..., Handler], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     handler = nightly(APPEND.format(path=str(tmp_path / "ran")), default_model="lookup")
-    event = golden_event("nightly_schedule", time=NIGHT)
+    event = golden_event("nightly-schedule", time=NIGHT)
     first = begun(handler, event)
     assert first["partition"] == "day=2026-11-20"
     assert first["submission_id"].startswith("triform-day-2026-11-20-")
