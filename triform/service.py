@@ -146,6 +146,7 @@ class Exchange:
         self.deadline = deadline
         self.served: Served | None = None
         self.rows = 0
+        self.batch_rows: int | None = None  # of the run, where it had others' rows, too
         self.stages: dict[str, float] = {}
 
     def choose(self, model: str | None, *, version: int | None = None, alias: str | None = None) -> Served:
@@ -207,7 +208,7 @@ def _record(exchange: Exchange, code: str, seconds: float) -> InferenceRecord:
         manifest = exchange.served.manifest
         request = {"model": manifest.name, "version": manifest.version, "variant": exchange.served.variant}
     if code == "ok":
-        request |= {"rows": exchange.rows, "batch_rows": exchange.rows}
+        request |= {"rows": exchange.rows, "batch_rows": exchange.rows if exchange.batch_rows is None else exchange.batch_rows}
     return InferenceRecord(
         form=exchange.models.form,
         code=code,
