@@ -147,6 +147,7 @@ class Exchange:
         self.served: Served | None = None
         self.rows = 0
         self.batch_rows: int | None = None  # of the run, where it had others' rows, too
+        self.dead_letters: Mapping[str, int] = {}  # rows by error code, of a request that may refuse some
         self.stages: dict[str, float] = {}
 
     def choose(self, model: str | None, *, version: int | None = None, alias: str | None = None) -> Served:
@@ -214,6 +215,7 @@ def _record(exchange: Exchange, code: str, seconds: float) -> InferenceRecord:
         code=code,
         seconds=seconds,
         stages=exchange.stages,
+        dead_letters=exchange.dead_letters,
         request_id=exchange.request_id,
         **request,
     )

@@ -48,6 +48,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     keep: tuple[str, ...] = ()  # columns to carry over
     max_dead_letters: float = 0.01  # the share of an object's rows that may be refused
     object_bytes: int = 128 << 20  # a larger object is handed to a batch run
+    batch_command: str = "python -m batch run"  # what scores it, on Ray
+    batch_repository: str | None = None  # where that finds the models; None: as here, if that is on S3
     undone: str | None = None  # a queue's URL: the objects that were not scored, each with the reason
     ray_address: str | None = None  # https://host:8265, where Ray's job API is
     ray_token_secret: str | None = None  # the secret of Secrets Manager that holds its token

@@ -20,6 +20,7 @@ import boto3
 import pytest
 
 from handlers._ray_jobs import RayJobs
+from tests.handlers.ray_api import token_secret  # noqa: F401 - a fixture
 from tests.handlers.starting import Handler, Invocation, golden_event, metrics, start
 from triform.errors import ConfigurationError, InvalidRequest, StoreError
 
@@ -29,19 +30,6 @@ NIGHT = "2026-11-21T02:00:00Z"
 @pytest.fixture
 def address(ray_cluster: Any) -> str:
     return f"http://{ray_cluster._private.worker._global_node.address_info['webui_url']}"
-
-
-@pytest.fixture
-def token_secret(ray_cluster: Any, s3_bucket: str) -> dict[str, str]:
-    """The setting that names the secret with the cluster's token, as the SDK sends it; none where Ray asks for none."""
-    from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
-
-    headers = {name.lower(): value for name, value in get_auth_headers_if_auth_enabled({}).items()}
-    if not headers:
-        return {}
-    token = headers["authorization"].removeprefix("Bearer ")
-    boto3.client("secretsmanager").create_secret(Name=f"ray-{s3_bucket}", SecretString=token)
-    return {"ray_token_secret": f"ray-{s3_bucket}"}
 
 
 @pytest.fixture
