@@ -1,4 +1,4 @@
-"""Ray's job API for tests: the token of the session's cluster, and a small server with the same three paths."""
+"""A small server with the paths of Ray's job API, for what no healthy cluster does and for what needs none."""
 
 from __future__ import annotations
 
@@ -8,22 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-
-import boto3
-import pytest
-
-
-@pytest.fixture
-def token_secret(ray_cluster: Any, s3_bucket: str) -> dict[str, str]:
-    """The setting that names the secret with the cluster's token, as the SDK sends it; none where Ray asks for none."""
-    from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
-
-    headers = {name.lower(): value for name, value in get_auth_headers_if_auth_enabled({}).items()}
-    if not headers:
-        return {}
-    token = headers["authorization"].removeprefix("Bearer ")
-    boto3.client("secretsmanager").create_secret(Name=f"ray-{s3_bucket}", SecretString=token)
-    return {"ray_token_secret": f"ray-{s3_bucket}"}
 
 
 class JobApi:

@@ -20,7 +20,6 @@ import boto3
 import pytest
 
 from handlers._ray_jobs import RayJobs
-from tests.handlers.ray_api import token_secret  # noqa: F401 - a fixture
 from tests.handlers.starting import Handler, Invocation, golden_event, metrics, start
 from triform.errors import ConfigurationError, InvalidRequest, StoreError
 

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.batch.workbench import DEAD_OF_100, RemoteWorkbench, assert_each_row_once, read_rows, x_of
-from tests.handlers.ray_api import job_api, token_secret  # noqa: F401 - a fixture
+from tests.handlers.ray_api import job_api
 from tests.handlers.starting import Handler, Invocation, golden_event, metrics, start
 from triform import testing
 from triform.errors import ConfigurationError, InputUnreadable, InvalidRequest, PayloadTooLarge, StoreError, TooManyDeadLetters
