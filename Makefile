@@ -30,7 +30,7 @@ $(STAMP): $(LOCKS) pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $(STAMP)
 
-demo: setup ## build the flights example, score 336,776 flights and print what came out
+demo: setup ## build the flights example, score 336,776 flights, ask a local Lambda for 1,000, print what came out
 	@$(BIN)/python -m examples.demo
 
 test: setup ## the test suite without its slow part
@@ -46,7 +46,7 @@ lint: setup ## ruff, mypy --strict, import contracts
 	$(BIN)/lint-imports
 
 bench: setup ## run the benchmarks; each prints its tables (20 to 30 minutes; Spark needs Java)
-	@for name in predict scoring "batch --plot docs/img" "batch --flat --plot docs/img" "batch --profile"; do $(BIN)/python -m benchmarks.$$name; done
+	@for name in predict scoring lambda_cold_start lambda_warm "batch --plot docs/img" "batch --flat --plot docs/img" "batch --profile"; do $(BIN)/python -m benchmarks.$$name; done
 
 lock: setup ## rewrite requirements/*.txt from pyproject.toml
 	@compile="$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate"; \

@@ -1,4 +1,5 @@
-"""`make demo`: builds the flights example, scores all 336,776 flights with the batch job, and shows what came out.
+"""`make demo`: builds the flights example, scores all 336,776 flights with the batch job, asks a local Lambda for 1,000 of them,
+and shows what came out.
 
 python -m examples.demo [--to build/flights]
 """
@@ -10,13 +11,14 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from batch import job
 from batch.cli import print_summary
 from batch.spec import JobSpec
-from examples.flights import build, evaluate
+from examples.flights import build, evaluate, online
 from triform.errors import TriformError
 from triform.runs import commit
 from triform.runs.folder import RunFolder
@@ -62,7 +64,22 @@ def demo(folder: Path, console: Console) -> None:
     query = QUERY.format(data=summary.data)
     console.print(query, highlight=False, soft_wrap=True)
     console.print(query_table(query))
+    step(console, "6. Ask for 1,000 of them one by one: a local API Gateway, a real Lambda runtime client, handlers.predict")
+    print_online(online.ask(folder, Path(summary.data)), console)
     console.print(f"Done in {time.perf_counter() - started:.0f} s. Everything lies in {folder}.", highlight=False, soft_wrap=True)
+
+
+def print_online(asked: online.Online, console: Console) -> None:
+    p50, p99 = np.quantile(asked.millis, (0.5, 0.99))
+    console.print(f"  cold start: ready after {asked.init:.0f} ms, the first answer after {asked.first:.0f} ms", highlight=False)
+    console.print(f"  then {len(asked.millis)} requests: p50 {p50:.2f} ms, p99 {p99:.2f} ms", highlight=False)
+    furthest = float(np.abs(asked.answers - asked.batch).max())
+    told = f"{asked.equal} of {len(asked.batch)} answers of {asked.ref} are the batch output's to the bit"
+    if asked.equal < len(asked.batch):
+        told += f", the others within the recorded bound (furthest {furthest:.1e})"
+    console.print(f"  {told}", highlight=False)
+    if not asked.agree:
+        raise TriformError(f"Lambda and batch disagree by {furthest:.1e}")
 
 
 def step(console: Console, title: str) -> None:

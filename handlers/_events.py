@@ -14,7 +14,6 @@ import json
 import sys
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator, Mapping
-from http import HTTPStatus
 from typing import Any, ClassVar, Final, Protocol
 from urllib.parse import quote
 
@@ -109,6 +108,8 @@ class LoadBalancer:
         return HttpRequest(_text(self.event, "httpMethod"), path, _headers(self.event), _body(self.event))
 
     def answer(self, response: HttpResponse) -> dict[str, Any]:
+        from http import HTTPStatus
+
         headers: dict[str, Any] = {"headers": response.headers}
         if "multiValueHeaders" in self.event:
             headers = {"multiValueHeaders": {name: [value] for name, value in response.headers.items()}}

@@ -106,26 +106,24 @@ class References:
         return self._buckets[name], key
 
     def _https(self, location: str, deadline: float | None, content: bytes | None = None) -> bytes:
-        """GET, or PUT of the content."""
+        """GET, or PUT of the content; a redirect is an answer like any other that is not 200."""
         import http.client
-        import urllib.error
-        import urllib.request
+        from urllib.parse import urlsplit
 
-        class NoRedirect(urllib.request.HTTPRedirectHandler):
-            def redirect_request(self, *_: Any) -> None:
-                return None
-
-        request = urllib.request.Request(location, data=content, method="GET" if content is None else "PUT")  # noqa: S310 - checked
+        url = urlsplit(location)
+        connect = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection
+        connection = connect(url.netloc, timeout=min(READ_TIMEOUT, _left(deadline)))
         try:
-            opener = urllib.request.build_opener(NoRedirect)
-            with opener.open(request, timeout=min(READ_TIMEOUT, _left(deadline))) as answer:
-                return self._drained(answer, deadline)
-        except urllib.error.HTTPError as error:
-            with error:
-                kind = NotFound if error.code == 404 else OutputExists if error.code == 412 else StoreError
-                raise kind(f"the reference's store answers {error.code}") from None
+            connection.request("GET" if content is None else "PUT", f"{url.path}?{url.query}", body=content)
+            answer = connection.getresponse()
+            if answer.status >= 300:
+                kind = NotFound if answer.status == 404 else OutputExists if answer.status == 412 else StoreError
+                raise kind(f"the reference's store answers {answer.status}")
+            return self._drained(answer, deadline)
         except (OSError, http.client.HTTPException) as error:
             raise StoreError(f"the reference's store does not answer ({type(error).__name__})") from None
+        finally:
+            connection.close()
 
     def _drained(self, answer: Any, deadline: float | None) -> bytes:
         parts, size = [], 0

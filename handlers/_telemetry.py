@@ -135,7 +135,7 @@ class Powertools:
         from aws_lambda_powertools.metrics.functions import is_metrics_disabled
         from aws_lambda_powertools.metrics.provider.cloudwatch_emf.cloudwatch import AmazonCloudWatchEMFProvider
 
-        self._logger = Logger(service="triform")
+        self._logger = Logger(service="triform", json_serializer=_line)
         self._emf = AmazonCloudWatchEMFProvider
         self._made: dict[tuple[Dimensions, tuple[Metric, ...]], dict[str, Any]] = {}
         self._disabled = is_metrics_disabled
@@ -196,6 +196,11 @@ class Powertools:
                 provider.add_metric(metric.name, _unit(metric), 0.0)
             made = self._made[dimensions, metrics] = {**provider.serialize_metric_set()}
         return made
+
+
+def _line(fields: dict[str, Any]) -> str:
+    """A log record as JSON: NaN becomes null, what breaks lines is escaped."""
+    return orjson.dumps(fields, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
 
 
 def _unit(metric: Metric) -> str:

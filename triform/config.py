@@ -24,7 +24,6 @@ TOML when a model is served.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -125,6 +124,8 @@ def read_config(path: Path) -> ModelConfig:
 
 def read_toml(path: Path) -> dict[str, Any]:
     """The content of a TOML file. Raises `ConfigurationError`, naming the file."""
+    import tomllib  # whoever serves has the manifest, which is JSON: a cold start does not pay for it
+
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -11,20 +11,21 @@ from __future__ import annotations
 
 import itertools
 import os
-import signal
-import subprocess
 import sys
 import time
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
 
 from triform.errors import GoldenMismatch, ModelCrashed, PackageError, TriformError, by_code
 from triform.signature import Array
+
+if TYPE_CHECKING:
+    import subprocess
 
 MAX_GOLDEN_BYTES: Final = 256 << 20
 
@@ -136,6 +137,8 @@ def load_in_child(model: Path, *, seconds: float = 120.0, memory_bytes: int = 16
 
 
 def _in_child(path: Path, seconds: float, memory_bytes: int) -> None:
+    import subprocess  # a cold start has no child and does not pay for it
+
     command = [sys.executable, "-m", "triform.golden", str(path), str(seconds)]
     pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(command, env=child_env(), **pipes) as child:
@@ -182,6 +185,8 @@ def main(path: Path, seconds: float) -> int:
 
     An alarm ends it a little after its parent would, in case the parent was killed.
     """
+    import signal
+
     from triform.package import ModelPackage
     from triform.predictor import Predictor
     from triform.runtime import RuntimeOptions, open_session

@@ -156,9 +156,10 @@ class HttpSurface:
 
     def refuse(self, error: TriformError, headers: Sequence[tuple[str, str]] = (), request_id: str | None = None) -> HttpResponse:
         """The answer to a request that its host found at fault; `headers` are the request's."""
-        status, encoded, extra = _failure(error)
-        told = {"content-type": encoded.content_type, **extra, REQUEST_ID: _request_id(headers, request_id)}
-        return HttpResponse(status, told, encoded.body)
+        told = {"content-type": "application/json", REQUEST_ID: _request_id(headers, request_id)}
+        if error.retryable:
+            told["retry-after"] = "1"
+        return HttpResponse(error.http_status, told, write_json({"error": str(error), "code": error.code}))
 
     def _find(self, http: HttpRequest) -> tuple[Callable[[Received, Chosen], Answer], Chosen]:
         path, method = unquote(http.path), "GET" if http.method == "HEAD" else http.method

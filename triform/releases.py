@@ -10,9 +10,7 @@ newly is claimed first (claims.py), so that a prune which runs beside it does no
 from __future__ import annotations
 
 import datetime
-import getpass
-import secrets
-import socket
+import os
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -172,8 +170,8 @@ class ReleaseLog:
             previous=now.previous if now and now.stable == stable else now.stable if now else None,
             canary=canary,
             shadow=shadow,
-            salt=now.salt if now and same_rollout else secrets.token_hex(8),
-            nonce=secrets.token_hex(8),
+            salt=now.salt if now and same_rollout else _token(),
+            nonce=_token(),
             reason=reason,
             changed_by=by or whoami(),
             changed_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -208,6 +206,10 @@ def _left(before: Release, after: Release) -> bool:
     return not new & after.versions()
 
 
+def _token() -> str:
+    return os.urandom(8).hex()
+
+
 def _check_share(what: str, share: float) -> None:
     if not 0.0 <= share <= 1.0:
         raise InvalidRequest(f"{what}: expected 0 to 1, got {share}")
@@ -215,6 +217,9 @@ def _check_share(what: str, share: float) -> None:
 
 def whoami() -> str:
     """user@host, for the log."""
+    import getpass  # whoever only reads the log does not pay for these
+    import socket
+
     try:
         user = getpass.getuser()
     except (OSError, KeyError):

@@ -78,6 +78,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             listed = kinds[name] == tuple[str, ...]
             values[name] = _parse(key, [t.strip() for t in text.split(",") if t.strip()] if listed else text, kinds[name])
         settings = cls(**values | {k: v for k, v in explicit.items() if v is not None})
+        if not 0.0 <= settings.deadline_margin <= 900.0:
+            raise ConfigurationError(f"TRIFORM_DEADLINE_MARGIN: expected seconds, 0 to 900, got {settings.deadline_margin}")
+        if settings.reference_bytes < 1:
+            raise ConfigurationError(f"TRIFORM_REFERENCE_BYTES: expected a positive number, got {settings.reference_bytes}")
         try:
             settings.runtime()
             settings.check()

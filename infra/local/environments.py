@@ -72,7 +72,6 @@ class Environment:
         self._config = config
         self._line = line
         self._api = RuntimeApi()
-        self._closing = False
         self._started = time.perf_counter()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "awslambdaric", config.handler],
@@ -150,14 +149,12 @@ class Environment:
 
     def _watch(self) -> None:
         code = self._process.wait()
-        if not self._closing:
-            outcome = _failure(EXITED, f"Runtime exited with {f'signal {-code}' if code < 0 else f'status {code}'}")
-            self._api.fail_init(outcome)
-            self._api.outcomes.put(outcome)
+        outcome = _failure(EXITED, f"Runtime exited with {f'signal {-code}' if code < 0 else f'status {code}'}")
+        self._api.fail_init(outcome)
+        self._api.outcomes.put(outcome)
 
     def close(self) -> None:
         """Ends the process."""
-        self._closing = True
         self._process.kill()
         self._process.wait(10)
         self._api.close()
@@ -175,6 +172,7 @@ class Environments:
         self._report = report
         self._line = line
         self._lock = threading.Lock()
+        self._made = threading.Condition(self._lock)
         self._idle: list[Environment] = []
         self._all: set[Environment] = set()
         self._starting = 0  # places taken by environments that are not made yet
@@ -236,8 +234,9 @@ class Environments:
         try:
             return self._new("on-demand")
         finally:
-            with self._lock:
+            with self._made:
                 self._starting -= 1
+                self._made.notify_all()
 
     def _new(self, initialization: Initialization) -> Environment:
         environment = Environment(self.config, initialization, self._line)
@@ -268,9 +267,11 @@ class Environments:
 
     def close(self) -> None:
         """Ends every process."""
-        self._closed.set()
-        self._reaper.join(10)
         with self._lock:
+            self._closed.set()
+        self._reaper.join(10)
+        with self._made:  # one that is being made is ended, too
+            self._made.wait_for(lambda: self._starting == 0, 10)
             left, self._idle = list(self._all), []
         for environment in left:
             self._drop(environment)

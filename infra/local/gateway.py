@@ -35,6 +35,7 @@ HTTP_BYTES: Final[Mapping[str, int]] = {
     "url": 6 << 20,
 }
 ANSWER_BYTES: Final[Mapping[str, int]] = {"alb": 1 << 20, "alb-multi": 1 << 20}
+DRAINED: Final = 64 << 20  # bytes at most of a body that is refused
 KEPT: Final = 100_000  # of reports and lines, each
 INVOKE: Final = re.compile(r"/2015-03-31/functions/[^/]+/invocations")
 HOP_BY_HOP: Final = frozenset({"connection", "content-length", "transfer-encoding", "keep-alive"})
@@ -166,9 +167,17 @@ class _Handler(BaseHTTPRequestHandler):
         if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
             return self._chunks(most)
         length = self.headers.get("Content-Length", "0")
-        if not length.isdecimal() or int(length) > most:
+        if not length.isdecimal():
+            return None
+        if int(length) > most:
+            self._drain(min(int(length), DRAINED))
             return None
         return self.rfile.read(int(length))
+
+    def _drain(self, length: int) -> None:
+        """Lets the caller finish: many look for an answer only then."""
+        while length > 0 and (chunk := self.rfile.read(min(length, 1 << 20))):
+            length -= len(chunk)
 
     def _chunks(self, most: int) -> bytes | None:
         parts, size = [], 0

@@ -17,7 +17,7 @@ from batch import job
 from batch.cli import run_folder
 from batch.job import Summary
 from batch.spec import JobSpec
-from examples.flights import build, evaluate
+from examples.flights import build, evaluate, online
 from examples.flights.data import read_partitions
 from examples.flights.mapping import read_columns
 from triform.predictor import Predictor
@@ -121,3 +121,12 @@ def test_the_same_data_gives_the_same_digests(flights: Path, tmp_path: Path) -> 
         return [repository.package("flight-delay", version).manifest.digest for version in (1, 2)]
 
     assert digests(tmp_path / "again") == digests(flights)
+
+
+def test_the_local_lambda_answers_as_the_batch_does(flights: Path, scored: Summary) -> None:
+    asked = online.ask(flights, Path(scored.data), flights=200)
+    assert len(asked.answers) == 200
+    assert asked.agree
+    assert asked.init > 0
+    if open_repository(flights / "repository").package("flight-delay", 1).manifest.row_independence.kind == "exact":
+        assert asked.equal == 200

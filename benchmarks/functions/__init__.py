@@ -1,0 +1,1 @@
+"""Handlers that the Lambda benchmarks run in real environments."""
