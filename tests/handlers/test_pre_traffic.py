@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ import pytest
 
 from handlers import _boot
 from handlers._function import Function
+from infra.local.environments import Environments, FunctionConfig
 from tests.handlers.starting import Handler, Invocation, golden_event, start
 from triform import testing
 from triform.errors import ConfigurationError, InvalidRequest
@@ -130,6 +132,17 @@ def test_a_version_that_answers_as_it_was_packaged_may_have_traffic(hook: Handle
         (TARGET, "two", 1),
     ]
     assert all(len(event["inputs"]["x"]) > 1 for _, event in aws.invoked)
+
+
+def test_the_version_behind_the_real_runtime_client(hook: Handler, aws: Aws, models: Path) -> None:
+    environ = {key: value for key, value in os.environ.items() if not key.startswith("TRIFORM_")}
+    config = FunctionConfig(environ={**environ, "TRIFORM_REPOSITORY": str(models)})
+    running = Environments(config, report=lambda _: None, line=lambda _: None)
+    try:
+        aws.answer = lambda event: json.loads(running.invoke(json.dumps(event).encode()).payload)
+        assert call(hook, aws) == "Succeeded"
+    finally:
+        running.close()
 
 
 def test_samples_that_do_not_fit_in_one_invocation_are_sent_in_several(
