@@ -26,16 +26,12 @@ _PATIENT: Final = Config(connect_timeout=3, read_timeout=10, retries={"total_max
 class Results(Protocol):
     """Every method may raise `StoreError`."""
 
-    exclusive: bool  # whether a second answer to a message leaves no trace
-
     def put(self, message: str, body: bytes, *, group: str | None = None) -> None:
         """Delivers the answer to a message, JSON. `group`: of a message from a FIFO queue. Raises `AnswerTooLarge`."""
 
 
 class Files:
     """Below a prefix of S3 (or in a folder, as tests do)."""
-
-    exclusive = True
 
     def __init__(self, files: FileStore) -> None:
         self._files = files
@@ -46,8 +42,6 @@ class Files:
 
 class Queue:
     """SQS. A message that is too large is an error, never cut."""
-
-    exclusive = False
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -64,8 +58,6 @@ class Queue:
 
 class Bus:
     """EventBridge."""
-
-    exclusive = False
 
     def __init__(self, name: str) -> None:
         self._name = name

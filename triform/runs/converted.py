@@ -10,6 +10,8 @@ typed by what is in them, as Arrow does it. An empty cell of CSV is null, and no
 from __future__ import annotations
 
 import io
+import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,10 +26,14 @@ import pyarrow.parquet as pq
 from triform.errors import InputChanged, InputUnreadable, InvalidInput
 from triform.features import Feature, Features
 from triform.runs.inputs import InputFile, RowGroup
+from triform.signature import TensorMetadata, cast
 from triform.sources import Identity, Source, Sources, Unread
 
 ROW_GROUP: Final = 65_536
-INTEGERS: Final = (pa.int64(), pa.uint64())
+INTEGER: Final = r"^-?[0-9]{1,18}$"
+DECIMAL: Final = r"^[+-]?([0-9]{1,15}(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,2})?$"  # no integer in it loses digits in FP64
+SMALL: Final = 127  # every numeric type holds the integers up to it
+_WORDS: Final = {"true": True, "false": False, "nan": math.nan, "inf": math.inf, "-inf": -math.inf, "+inf": math.inf}
 
 
 class Converted(Sources):
@@ -118,13 +124,14 @@ def _csv(content: bytes, features: Features) -> tuple[pa.Table, dict[int, Unread
     rows = iter(range(table.num_rows))
     table = table.take(pa.array([None if i in ragged else next(rows) for i in range(table.num_rows + len(ragged))], pa.int64()))
     unread = dict(ragged)
+    typed = table
     for name in [name for name in models if table.schema.names.count(name) == 1 and models[name].tensor.datatype != "BYTES"]:
         column, bad = _parsed(table.column(name).combine_chunks(), models[name])
-        for row, cell in bad.items():
+        for row, reason in bad.items():
             raw = orjson.dumps(table.slice(row, 1).to_pylist()[0], default=str).decode()
-            unread.setdefault(row, Unread(InvalidInput.code, f"column '{name}': {cell[:80]!r} is no number", raw))
-        table = table.set_column(table.schema.get_field_index(name), name, column)
-    return table, unread
+            unread.setdefault(row, Unread(InvalidInput.code, f"column '{name}': {reason}", raw))
+        typed = typed.set_column(table.schema.get_field_index(name), name, column)
+    return typed, unread
 
 
 READERS: Final[Mapping[str, Callable[[bytes, Features], tuple[pa.Table, dict[int, Unread]]]]] = {
@@ -137,56 +144,91 @@ def _by_column(features: Features) -> dict[str, Feature]:
 
 
 def _parsed(cells: pa.Array, feature: Feature) -> tuple[pa.Array, dict[int, str]]:
-    """A column of text as numbers, and the cells that are none, by row."""
-    kinds = (pa.bool_(), *INTEGERS, pa.float64()) if feature.tensor.datatype == "BOOL" else (*INTEGERS, pa.float64(), pa.bool_())
+    """A column of text as numbers, and what is wrong with the cells that are none, by row."""
     trimmed = pc.utf8_trim_whitespace(cells)
-    for kind in kinds:
-        try:
+    for kind, pattern in (pa.int64(), INTEGER), (pa.float64(), DECIMAL):
+        if pc.all(pc.match_substring_regex(trimmed, pattern), min_count=0).as_py():
             return trimmed.cast(kind), {}
-        except pa.ArrowInvalid:
-            continue
-    values: list[float | None] = []
-    bad: dict[int, str] = {}
-    for row, cell in enumerate(trimmed.to_pylist()):
-        try:
-            values.append(None if cell is None else float(cell))
-        except ValueError:
-            values.append(None)
-            bad[row] = cell
-    return pa.array(values, pa.float64()), bad
+    return _fitting([None if cell is None else _cell(cell) for cell in trimmed.to_pylist()], feature)
+
+
+def _cell(cell: str) -> Any:
+    """A number with all its digits, or the text where it is none."""
+    if (word := _WORDS.get(cell.lower())) is not None:
+        return word
+    if re.fullmatch(r"[+-]?[0-9]{1,30}", cell):
+        return int(cell)
+    if re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", cell) and math.isfinite(number := float(cell)):
+        return number
+    return cell
 
 
 def _fitting(values: list[Any], feature: Feature) -> tuple[pa.Array, dict[int, str]]:
-    """A column of JSON values in a type that can feed the tensor, and what is wrong with those that have another, by row."""
-    kind = _kind(values, feature)
-    try:
-        return pa.array(values, kind), {}
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
-        bad = {row: told for row, value in enumerate(values) if (told := _misfit(value, kind, feature)) is not None}
-        return pa.array([None if row in bad else value for row, value in enumerate(values)], kind), bad
+    """A column of values in a type that can feed the tensor, and what is wrong with those that have another, by row.
 
-
-def _misfit(value: Any, kind: pa.DataType, feature: Feature) -> str | None:
-    try:
-        pa.array([value], kind)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
-        return f"{str(value)[:80]!r} does not fit {feature.tensor}"
-    return None
-
-
-def _kind(values: list[Any], feature: Feature) -> pa.DataType:
-    """Integers keep every digit where the whole column has them; one that is mixed with fractions is FP64."""
-    depth = 0 if feature.scalar else len(feature.tensor.row_shape)
-    if feature.tensor.datatype == "BYTES":
-        kind = pa.string()
-    else:
-        seen = {type(leaf) for leaf in _leaves(values)} - {type(None), str, dict, list}
-        wide = any(isinstance(leaf, int) and leaf > 2**63 - 1 for leaf in _leaves(values))
-        kind = pa.bool_() if seen == {bool} else pa.float64() if float in seen else pa.uint64() if wide else pa.int64()
-        kind = pa.float64() if seen == {bool, int} else kind  # Arrow takes true for 1 among floats only
+    What becomes of a value does not depend on the others: it is what a record that stands alone gives.
+    """
+    tensor, depth = feature.tensor, _depth(values, feature)
+    rows = values
+    if depth and feature.scalar:  # a value by itself is as good as the list of it
+        rows = [value if value is None or isinstance(value, list) else [value] for value in values]
+    misfits = [row for row, value in enumerate(rows) if not _fits(value, depth, tensor)]
+    bad = {row: f"{str(values[row])[:80]!r} does not fit {tensor}" for row in misfits}
+    rows = [None if row in bad else value for row, value in enumerate(rows)]
+    kind = _kind(rows, tensor)
+    if tensor.datatype != "BYTES" and not pa.types.is_boolean(kind):
+        number = float if pa.types.is_floating(kind) else int
+        rows = [_each(number, value) for value in rows]
     for _ in range(depth):
         kind = pa.list_(kind)
-    return kind
+    return pa.array(rows, kind), bad
+
+
+def _depth(values: list[Any], feature: Feature) -> int:
+    """Of the lists in a row's value."""
+    if not feature.scalar:
+        return len(feature.tensor.row_shape)
+    return int(feature.tensor.row_shape == (1,) and len(feature.columns) == 1 and any(isinstance(v, list) for v in values))
+
+
+def _fits(value: Any, depth: int, tensor: TensorMetadata) -> bool:
+    """Whether a row's value is null, or lists `depth` deep of what the tensor can hold; shapes are seen to when it is scored."""
+    if value is None:
+        return True
+    if depth:
+        return (
+            isinstance(value, list)
+            and all(item is not None or depth == 1 for item in value)
+            and all(_fits(item, depth - 1, tensor) for item in value)
+        )
+    if tensor.datatype == "BYTES":
+        return isinstance(value, str)
+    if not isinstance(value, int | float) or (isinstance(value, bool) and tensor.datatype == "BOOL"):
+        return isinstance(value, bool)
+    if isinstance(value, int) and 0 <= value <= SMALL:
+        return tensor.dtype.kind != "b" or value in (0, 1)
+    try:
+        cast([value], tensor)
+    except (InvalidInput, OverflowError):
+        return False
+    return True
+
+
+def _kind(values: list[Any], tensor: TensorMetadata) -> pa.DataType:
+    if tensor.datatype == "BYTES":
+        return pa.string()
+    if tensor.dtype.kind == "f":
+        whole = all(isinstance(leaf, int) and abs(leaf) < 2**63 for leaf in _leaves(values) if leaf is not None)
+        return pa.int64() if whole else pa.float64()
+    if tensor.datatype == "BOOL" and all(isinstance(leaf, bool) for leaf in _leaves(values) if leaf is not None):
+        return pa.bool_()
+    return pa.uint64() if tensor.datatype == "UINT64" else pa.int64()
+
+
+def _each(number: Callable[[Any], Any], value: Any) -> Any:
+    if isinstance(value, list):
+        return [_each(number, item) for item in value]
+    return None if value is None else number(value)
 
 
 def _leaves(values: Any) -> Iterator[Any]:
