@@ -147,7 +147,8 @@ def test_the_same_message_twice_also_at_once_has_one_result(
     sent["Records"] += sent["Records"]
     with ThreadPoolExecutor(4) as pool:
         answers = list(pool.map(lambda _: failed(handler(sent, Invocation())), range(4)))
-    assert any(answer == [] for answer in answers)
+    for message in set(ids(sent)):  # some of the calls may find that another is at it
+        assert any(message not in answer for answer in answers)
     assert failed(handler(sent, Invocation())) == []
     versions = boto3.client("s3").list_object_versions(Bucket=s3_bucket, Prefix="out/")["Versions"]
     assert sorted(v["Key"] for v in versions) == sorted(f"out/{message}.json" for message in set(ids(sent)))
