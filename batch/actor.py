@@ -16,8 +16,6 @@ import msgspec
 
 from batch.alone import Work, score_alone
 from batch.attempts import IN_ACTOR, IN_ALL, LOADING, OneProcess, Registry
-from batch.folder import RunFolder
-from batch.plan import Pinned, Plan
 from triform.batch_rows import BATCH_ROWS
 from triform.errors import (
     DigestMismatch,
@@ -32,6 +30,8 @@ from triform.errors import (
 )
 from triform.predictor import Predictor
 from triform.repository import Ref
+from triform.runs.folder import RunFolder
+from triform.runs.plan import Pinned, Plan
 from triform.runtime import RuntimeOptions
 from triform.scoring import ScoredPart, score_part
 from triform.settings import Settings

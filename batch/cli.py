@@ -19,16 +19,17 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from batch import commit, job
+from batch import job
 from batch import report as reports
-from batch.folder import RunFolder
 from batch.metrics import published
 from batch.nightly import Done, run_all
-from batch.pointer import current
 from batch.spec import read_spec
 from triform.cli.output import exit_code, make_table, print_error, print_json, printable
 from triform.errors import JobError, LeaseHeld, StoreError, TooManyDeadLetters, TriformError
 from triform.repository import Ref
+from triform.runs import commit
+from triform.runs.folder import RunFolder
+from triform.runs.pointer import current
 from triform.settings import Settings
 from triform.stores.files import open_files
 

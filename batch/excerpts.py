@@ -19,10 +19,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from batch.commit import RunManifest
-from batch.folder import RunFolder, part_name
-from batch.plan import Plan
 from triform.errors import NotReconciled
+from triform.runs.commit import RunManifest
+from triform.runs.folder import RunFolder, part_name
+from triform.runs.plan import Plan
 from triform.scoring import ScoredPart
 
 T = TypeVar("T")

@@ -17,13 +17,8 @@ from typing import Final
 import msgspec
 from rich.console import Console
 
-from batch import inputs
 from batch.actor import Outcome
-from batch.commit import RunManifest, allowed_dead, commit, utc_now
-from batch.folder import RunFolder, open_run
 from batch.lease import Lease, held
-from batch.plan import Pinned, Plan, job_id, make_plan
-from batch.pointer import check_output
 from batch.pool import Cluster, size_pool
 from batch.progress import RunProgress
 from batch.registry import Watch
@@ -32,6 +27,11 @@ from batch.spec import JobSpec
 from triform.errors import JobError, StoreError, TooManyDeadLetters, TriformError, by_code
 from triform.features import Features
 from triform.repository import Ref, open_repository, resolve
+from triform.runs import inputs
+from triform.runs.commit import RunManifest, allowed_dead, commit, utc_now
+from triform.runs.folder import RunFolder, open_run
+from triform.runs.plan import Pinned, Plan, job_id, make_plan
+from triform.runs.pointer import check_output
 from triform.scoring import Layout
 from triform.sources import Sources
 from triform.stores.files import FileStore, open_files

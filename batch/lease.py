@@ -19,8 +19,8 @@ from pathlib import Path
 
 import msgspec
 
-from batch.folder import read_json
 from triform.errors import JobError, LeaseHeld, TriformError
+from triform.runs.folder import read_json
 from triform.stores.files import FileStore, last_number
 
 BEATS: int = 4  # in the time of a lease

@@ -20,12 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batch import page
-from batch.commit import RunManifest, committed
 from batch.excerpts import EXAMPLES, SAMPLE_ROWS, Answer, Sample, examples, sample
-from batch.folder import RunFolder
-from batch.plan import Plan
 from batch.timeline import Timeline, timeline
 from triform.errors import ConfigurationError
+from triform.runs.commit import RunManifest, committed
+from triform.runs.folder import RunFolder
+from triform.runs.plan import Plan
 from triform.scoring import STAGES, ScoredPart
 from triform.stores import durable
 

@@ -24,13 +24,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batch.actor import pinned_predictor
-from batch.plan import Pinned
 from triform import arrow, buffers
 from triform.answering import Answered, answer
 from triform.batch_rows import BATCH_BYTES, BATCH_ROWS
 from triform.errors import InvalidInput
 from triform.features import Features
 from triform.repository import open_repository, resolve
+from triform.runs.plan import Pinned
 from triform.runtime import RuntimeOptions
 
 STAMPS: Final = (pa.field("_model_version", pa.string()), pa.field("_error", pa.string()), pa.field("_reason", pa.string()))

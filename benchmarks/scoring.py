@@ -21,14 +21,14 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-from batch import inputs
-from batch.plan import Pinned, Plan, make_plan
 from benchmarks.plot import bars
 from examples.flights import build
 from triform.features import Features
 from triform.package import ModelPackage
 from triform.predictor import Predictor
 from triform.repository import open_repository
+from triform.runs import inputs
+from triform.runs.plan import Pinned, Plan, make_plan
 from triform.runtime import RuntimeOptions, open_session
 from triform.scoring import Layout, score_part
 from triform.sources import Sources

@@ -14,11 +14,11 @@ from collections import Counter
 from pathlib import Path
 from types import FrameType
 
-from batch import inputs
-from batch.plan import Pinned, make_plan
 from benchmarks.datasets import DataSet
 from benchmarks.report import Report
 from triform.predictor import Predictor
+from triform.runs import inputs
+from triform.runs.plan import Pinned, make_plan
 from triform.scoring import Layout, Part, ScoredPart, score_part
 from triform.sources import Sources
 

@@ -15,12 +15,13 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from batch import commit, job
+from batch import job
 from batch.cli import print_summary
-from batch.folder import RunFolder
 from batch.spec import JobSpec
 from examples.flights import build, evaluate, online
 from triform.errors import TriformError
+from triform.runs import commit
+from triform.runs.folder import RunFolder
 
 QUERY = """SELECT carrier, count(*) AS flights, round(avg(p_late), 3) AS expected_late
 FROM read_parquet('{data}/*.parquet') GROUP BY carrier ORDER BY expected_late DESC LIMIT 5"""

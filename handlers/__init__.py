@@ -1,1 +1,6 @@
-"""The Lambda form: one file per function; what functions share is in the files that begin with an underscore (docs/lambda.md)."""
+"""The Lambda form: one file per function; `_boot.py` puts together what they stand on.
+
+predict.py    HTTP requests and direct invocations        sqs.py          messages of queues
+s3.py         objects that arrive on S3                   nightly.py      starts the batch run of the night
+pre_traffic.py  tries a new version before it gets traffic
+"""

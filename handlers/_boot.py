@@ -70,10 +70,9 @@ def boot(environ: Mapping[str, str]) -> Booted:
     """Everything that a function needs. Raises `ConfigurationError`, `PackageError`, `StoreError`: the start has failed."""
     settings = Settings.from_env(environ)
     telemetry = open_telemetry(settings.telemetry, environ)
-    repository = _open(settings)
+    repository, pins = open_pins(settings)
     models = Models(form="lambda", default=settings.default_model, telemetry=telemetry)
     remote = repository.location.startswith("s3://")
-    pins = list(_pins(repository, settings, remote=remote))
     eager = _eager(pins, settings, telemetry.initialization)
     for pin in pins:
         load = _loader(repository, pin, settings, environ, "golden" if remote else "sealed")
@@ -81,6 +80,12 @@ def boot(environ: Mapping[str, str]) -> Booted:
     limits = Limits(request=settings.reference_bytes, unpacked=max(settings.reference_bytes, Limits().unpacked))
     service = InferenceService(models)
     return Booted(service, HttpSurface(service, limits), settings, telemetry)
+
+
+def open_pins(settings: Settings) -> tuple[ModelRepository, list[Pin]]:
+    """The repository, and what is served of it."""
+    repository = _open(settings)
+    return repository, list(_pins(repository, settings, remote=repository.location.startswith("s3://")))
 
 
 def _open(settings: Settings) -> ModelRepository:

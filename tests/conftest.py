@@ -106,6 +106,20 @@ def proxy(s3_server: str) -> Iterator[FaultyProxy]:
         yield proxy
 
 
+@pytest.fixture
+def token_secret(ray_cluster: Any, s3_bucket: str) -> dict[str, str]:
+    """The setting that names the secret with the cluster's token, as the SDK sends it; none where Ray asks for none."""
+    import boto3
+    from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
+
+    headers = {name.lower(): value for name, value in get_auth_headers_if_auth_enabled({}).items()}
+    if not headers:
+        return {}
+    token = headers["authorization"].removeprefix("Bearer ")
+    boto3.client("secretsmanager").create_secret(Name=f"ray-{s3_bucket}", SecretString=token)
+    return {"ray_token_secret": f"ray-{s3_bucket}"}
+
+
 @pytest.fixture(scope="session")
 def debian() -> Callable[..., Path]:
     """`debian("promtool", package="prometheus")`: a program of a Debian package; fetched once, see infra/debian.sh."""

@@ -59,7 +59,10 @@ def write(
                 "row_number": [first_row + d.row for d in some],
                 "code": [d.code for d in some],
                 "reason": [d.reason for d in some],
-                "raw_row": [_json(row) for row in _raw_rows(rows)],
+                "raw_row": [
+                    source.unread[first_row + d.row].raw if first_row + d.row in source.unread else _json(row)
+                    for d, row in zip(some, _raw_rows(rows), strict=True)
+                ],
             }
             keys = [rows.column(name) for name in key]
             arrays = [*keys, *(pa.array(values, schema.field(name).type) for name, values in columns.items())]

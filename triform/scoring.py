@@ -27,7 +27,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from triform import arrow, buffers
-from triform.answering import answer
+from triform.answering import Answered, answer
+from triform.arrow import Refused
 from triform.batch_rows import BATCH_ROWS, batch_rows
 from triform.dead_letters import FOOTER_KEY, DeadLetter, decoded, sink
 from triform.dead_letters import write as write_dead_letters
@@ -37,7 +38,7 @@ from triform.package import FileEntry, file_entry
 from triform.pipeline import Behind, ahead
 from triform.predictor import Predictor
 from triform.signature import Array
-from triform.sources import Identity, Source, Sources, plain_field, unreadable
+from triform.sources import Identity, Source, Sources, Unread, plain_field, unreadable
 
 KEPT_BYTES: Final = 16 << 20  # of rows that became dead letters; beyond, they are read again with all their columns
 SMALLER: Final = 8  # a part for which memory does not suffice is scored again in batches smaller by this factor
@@ -177,7 +178,7 @@ class _Scoring:
                     Behind[pa.RecordBatch](lambda b: self._write(writer, b)) as behind,
                 ):
                     for batch in batches:
-                        behind.put(self._score(batch, schema))
+                        behind.put(self._score(batch, schema, source.unread))
                         if self.on_rows is not None:
                             self.on_rows(self.rows_in)
                 if self.rows_in != self.part.rows:
@@ -228,11 +229,11 @@ class _Scoring:
                 return
             yield batch
 
-    def _score(self, batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    def _score(self, batch: pa.RecordBatch, schema: pa.Schema, unread: Mapping[int, Unread]) -> pa.RecordBatch:
         """One batch as it goes into the output: the rows that were answered."""
         first = self.rows_in
         self.rows_in += batch.num_rows
-        rows, answers, refused = answer(self.predictor, self.features, batch, self._timed)
+        rows, answers, refused = self._answer(batch, self.part.first_row + first, unread)
         self._bury(DeadLetter(first + r.row, r.code, r.reason) for r in refused)
         self.rows_out += len(rows)
         with self._timed("encode"):
@@ -244,6 +245,16 @@ class _Scoring:
             version = buffers.repeated_text(self.predictor.manifest.ref, len(rows))
             stamp = buffers.repeated_instant(self.scored_at, len(rows))
             return pa.RecordBatch.from_arrays([*carried.columns, *answers.values(), version, stamp], schema=schema)
+
+    def _answer(self, batch: pa.RecordBatch, start: int, unread: Mapping[int, Unread]) -> Answered:
+        """The batch's answers. `start`: its first row's number in the file; rows that are `unread` are not asked for any."""
+        known = [row for row in range(batch.num_rows) if start + row in unread] if unread else []
+        if not known:
+            return answer(self.predictor, self.features, batch, self._timed)
+        others = np.delete(np.arange(batch.num_rows), known)
+        rows, answers, refused = answer(self.predictor, self.features, batch.take(buffers.from_numpy(others)), self._timed)
+        told = [Refused(row, unread[start + row].code, unread[start + row].reason) for row in known]
+        return Answered(others[rows], answers, [*told, *(r._replace(row=int(others[r.row])) for r in refused)])
 
     def _bury(self, letters: Iterator[DeadLetter]) -> None:
         self.dead.extend(letters)

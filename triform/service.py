@@ -169,6 +169,8 @@ class Exchange:
         self.deadline = deadline
         self.served: Served | None = None
         self.rows = 0
+        self.batch_rows: int | None = None  # of the run, where it had others' rows, too
+        self.dead_letters: Mapping[str, int] = {}  # rows by error code, of a request that may refuse some
         self.stages: dict[str, float] = {}
 
     def choose(self, model: str | None, *, version: int | None = None, alias: str | None = None) -> Served:
@@ -236,12 +238,13 @@ def _record(exchange: Exchange, code: str, seconds: float) -> InferenceRecord:
         manifest = exchange.served.manifest
         request = {"model": manifest.name, "version": manifest.version, "variant": exchange.served.variant}
     if code == "ok":
-        request |= {"rows": exchange.rows, "batch_rows": exchange.rows}
+        request |= {"rows": exchange.rows, "batch_rows": exchange.rows if exchange.batch_rows is None else exchange.batch_rows}
     return InferenceRecord(
         form=exchange.models.form,
         code=code,
         seconds=seconds,
         stages=exchange.stages,
+        dead_letters=exchange.dead_letters,
         request_id=exchange.request_id,
         **request,
     )

@@ -6,6 +6,7 @@ value stops the start and names its key.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,9 @@ from triform.repository import ModelRepository, open_repository
 from triform.runtime import RuntimeOptions
 
 PREFIX = "TRIFORM_"
+POSITIVE = (
+    "reference_bytes", "idempotency_seconds", "object_bytes", "ray_seconds", "nightly_seconds", "nightly_attempts",
+)  # fmt: skip
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,6 +39,28 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     deadline_margin: float = 0.25  # seconds before a function's end at which a run is ended
     reference_prefixes: tuple[str, ...] = ()  # below these, inputs and outputs may be given by reference
     reference_bytes: int = 256 << 20  # the most that is read by reference
+    results: str | None = None  # where handlers.sqs puts answers: s3://bucket/prefix, a queue's URL, or events:BUS
+    idempotency_table: str | None = None  # of DynamoDB: the messages that handlers.sqs has answered
+    idempotency_seconds: int = 14 * 86_400  # how long one is remembered there
+    output: str | None = None  # where handlers.s3 writes its runs
+    watched: tuple[str, ...] = ()  # the prefixes whose events handlers.s3 is sent
+    key: tuple[str, ...] = ()  # columns whose values tell rows apart
+    keep: tuple[str, ...] = ()  # columns to carry over
+    max_dead_letters: float = 0.01  # the share of an object's rows that may be refused
+    object_bytes: int = 128 << 20  # a larger object is handed to a batch run
+    batch_command: str = "python -m batch run"  # what scores it, on Ray
+    batch_repository: str | None = None  # where that finds the models; None: as here, if that is on S3
+    undone: str | None = None  # a queue's URL: the objects that were not scored, each with the reason
+    ray_address: str | None = None  # https://host:8265, where Ray's job API is
+    ray_token_secret: str | None = None  # the secret of Secrets Manager that holds its token
+    ray_ca: str | None = None  # a file with the certificates to trust; None: the system's
+    ray_runtime_env: str | None = None  # of a job, as JSON
+    ray_seconds: float = 10.0  # that one request to the job API may take
+    nightly_entrypoint: str = "python -m batch run job.toml --partition {partition}"
+    nightly_partition: str = "day=%Y-%m-%d"  # of the day before, by strftime
+    nightly_seconds: float = 4 * 3600.0  # after the schedule's time; a night that is not done by then is late
+    nightly_attempts: int = 3  # a job that failed is begun again
+    target: str | None = None  # the version that handlers.pre_traffic tries: an ARN with a version
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str], **explicit: Any) -> Settings:
@@ -58,6 +84,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigurationError(f"TRIFORM_REFERENCE_BYTES: expected a positive number, got {settings.reference_bytes}")
         try:
             settings.runtime()
+            settings.check()
         except ConfigurationError as error:
             name, _, told = str(error).partition(": ")
             raise ConfigurationError(f"{PREFIX + name.upper() if explicit.get(name) is None else name}: {told}") from error
@@ -76,6 +103,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             threads=self.threads,
             gpu_mem_limit=self.gpu_mem_limit,
         )
+
+    def check(self) -> None:
+        """Raises `ConfigurationError` that begins with the name of a setting whose value makes no sense."""
+        for name in POSITIVE:
+            value = getattr(self, name)
+            if not (value > 0 and math.isfinite(value)):
+                raise ConfigurationError(f"{name}: expected more than 0, got {value}")
+        if not 0.0 <= self.max_dead_letters <= 1.0:
+            raise ConfigurationError(f"max_dead_letters: expected a share from 0 to 1, got {self.max_dead_letters}")
 
 
 def _parse(key: str, text: str | list[str], kind: Any) -> Any:

@@ -12,11 +12,11 @@ import contextlib
 import hashlib
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 import pyarrow as pa
@@ -41,12 +41,23 @@ class Identity(msgspec.Struct, frozen=True):
     fingerprint: str
 
 
-class Source:
-    """A Parquet file that is open. `name`: its location, for messages."""
+class Unread(NamedTuple):
+    """A row that was refused before it became one of a Parquet file (see converted.py); `raw` is its JSON."""
 
-    def __init__(self, name: str, parquet: pq.ParquetFile, file: S3File | None = None) -> None:
+    code: str
+    reason: str
+    raw: str
+
+
+class Source:
+    """A Parquet file that is open. `name`: its location, for messages. `unread`: rows that hold nothing, by number."""
+
+    def __init__(
+        self, name: str, parquet: pq.ParquetFile, file: S3File | None = None, unread: Mapping[int, Unread] | None = None
+    ) -> None:
         self.name = name
         self.parquet = parquet
+        self.unread = unread or {}
         self._file = file  # where it is on S3
 
     @property

@@ -129,7 +129,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     variant: str = "stable"
     code: str = "ok"  # or the error's code
     seconds: float
-    rows_in: int = 0
+    rows_in: int | None = 0  # None: whoever tells of the run has not counted its rows
     rows_out: int = 0
     rows_dead: int = 0
     ended_at: float  # Unix time
@@ -228,7 +228,7 @@ def of_load(load: LoadRecord) -> list[Observation]:
 def of_run(run: RunRecord) -> list[Observation]:
     """The same of a batch run. One that failed says nothing of the last success."""
     labels, ok = run.labels(), run.code == "ok"
-    rows = {"in": run.rows_in, "answered": run.rows_out, "dead": run.rows_dead}
+    rows = {} if run.rows_in is None else {"in": run.rows_in, "answered": run.rows_out, "dead": run.rows_dead}
     seen: list[Observation] = [(RUN_SUCCESS, labels, float(ok)), (RUN_SECONDS, labels | {"code": run.code}, run.seconds)]
     seen += [(RUN_ROWS, labels | {"outcome": outcome}, float(n)) for outcome, n in rows.items()] if ok else []
     return [*seen, (RUN_SUCCESS_TIME, labels, run.ended_at)] if ok else seen

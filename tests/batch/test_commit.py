@@ -12,13 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batch import commit
-from batch.folder import RunFolder
 from batch.job import Summary
-from batch.pointer import Current, current, point_at
 from tests.batch.workbench import DEAD_OF_100, Workbench, assert_each_row_once, visible
 from triform.errors import InputChanged, JobError, NotReconciled, OutputExists, TooManyDeadLetters
 from triform.package import file_entry
+from triform.runs import commit
+from triform.runs.folder import RunFolder
+from triform.runs.pointer import Current, current, point_at
 from triform.stores.files import open_files
 
 

@@ -12,13 +12,13 @@ from typing import NamedTuple
 import pyarrow.parquet as pq
 import pytest
 
-from batch.folder import RunFolder, open_run
-from batch.plan import Plan
-from batch.pointer import current
 from tests.batch.workbench import Workbench, assert_each_row_once, visible
 from triform.errors import JobError, NotReconciled
 from triform.predictor import Predictor
 from triform.repository import open_repository
+from triform.runs.folder import RunFolder, open_run
+from triform.runs.plan import Plan
+from triform.runs.pointer import current
 from triform.scoring import ScoredPart, score_part
 from triform.stores import durable
 from triform.stores.files import open_files

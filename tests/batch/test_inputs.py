@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batch import inputs
 from triform.errors import InputUnreadable, InvalidInput
 from triform.features import Features
 from triform.package import ModelPackage
+from triform.runs import inputs
 from triform.scoring import Layout
 from triform.sources import Sources
 

@@ -14,7 +14,6 @@ import pyarrow.dataset as ds
 import pytest
 
 from batch import job
-from batch.pointer import current
 from tests.batch.workbench import Workbench, assert_each_row_once, read_rows, visible
 from triform import testing
 from triform.errors import (
@@ -29,6 +28,7 @@ from triform.errors import (
 from triform.packaging import package_model
 from triform.releases import ReleaseLog
 from triform.repository import open_repository
+from triform.runs.pointer import current
 from triform.stores.files import open_files
 
 COLUMNS = ["id", "note", "y", "_model_version", "_scored_at"]

@@ -20,14 +20,14 @@ import pytest
 
 from batch import excerpts, job, plots, report
 from batch.cli import run_folder
-from batch.commit import RunManifest, manifest
-from batch.folder import RunFolder
 from batch.timeline import timeline
 from tests.batch.test_cli import Cli, call, options  # noqa: F401 - a fixture
 from tests.batch.workbench import Workbench, visible
 from triform import testing
 from triform.errors import ConfigurationError, JobError, NotReconciled
 from triform.package import FileEntry
+from triform.runs.commit import RunManifest, manifest
+from triform.runs.folder import RunFolder
 from triform.scoring import ScoredPart
 
 FETCHES = {"src", "href", "action", "data", "srcset", "poster", "background", "formaction", "xlink:href"}

@@ -13,13 +13,13 @@ from urllib.parse import unquote
 import pyarrow.parquet as pq
 import pytest
 
-from batch import commit, inputs
-from batch.folder import RunFolder
 from batch.partitions import jobs
-from batch.pointer import current
 from tests.batch.workbench import DEAD_OF_100, RemoteWorkbench, assert_each_row_once
 from tests.faulty_proxy import STALL_SECONDS, Fault, FaultyProxy
 from triform.errors import ConfigurationError, InputChanged, InputUnreadable, JobError, NotReconciled, OutputExists, StoreError
+from triform.runs import commit, inputs
+from triform.runs.folder import RunFolder
+from triform.runs.pointer import current
 from triform.sources import Sources, blocks
 from triform.stores import s3
 from triform.stores.files import open_files

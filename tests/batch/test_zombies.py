@@ -9,9 +9,9 @@ import pytest
 
 from batch.actor import PartScorer
 from batch.attempts import Attempt, OneProcess
-from batch.commit import commit
 from tests.batch.workbench import Workbench, assert_each_row_once, visible
 from triform.errors import JobError
+from triform.runs.commit import commit
 from triform.runtime import RuntimeOptions
 
 

@@ -16,9 +16,9 @@ from rich.console import Console
 
 from batch import job
 from batch.actor import Outcome, PartScorer
-from batch.folder import RunFolder
-from batch.plan import Plan
 from batch.spec import JobSpec
+from triform.runs.folder import RunFolder
+from triform.runs.plan import Plan
 from triform.runtime import RuntimeOptions
 from triform.stores.files import open_files
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from batch import commit, job
+from batch import job
 from batch.cli import run_folder
 from batch.job import Summary
 from batch.spec import JobSpec
@@ -23,6 +23,7 @@ from examples.flights.mapping import read_columns
 from triform.predictor import Predictor
 from triform.releases import ReleaseLog
 from triform.repository import open_repository
+from triform.runs import commit
 
 ROWS, DEAD = 336_776, 1_573
 

@@ -12,7 +12,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from triform import dead_letters
@@ -39,6 +39,7 @@ def bury(
     return pq.read_table(folder / "dead.parquet")
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 59), unique=True, min_size=1), st.integers(0, 9), st.integers(1, 25))
 def test_each_letter_carries_its_own_row(tmp_path_factory: Any, rows: list[int], first_group: int, size: int) -> None:
     """Whatever the row groups, the part's place in the file, and the order in which the rows were refused."""

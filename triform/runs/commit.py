@@ -16,13 +16,13 @@ from concurrent.futures import ThreadPoolExecutor
 import msgspec
 import pyarrow.parquet as pq
 
-from batch import keys
-from batch.folder import RunFolder, part_name
-from batch.inputs import READERS, InputFile
-from batch.plan import Pinned, Plan
-from batch.pointer import check_output, point_at
 from triform.errors import InputChanged, InputUnreadable, JobError, NotReconciled, TooManyDeadLetters
 from triform.package import FileEntry
+from triform.runs import keys
+from triform.runs.folder import RunFolder, part_name
+from triform.runs.inputs import READERS, InputFile
+from triform.runs.plan import Pinned, Plan
+from triform.runs.pointer import check_output, point_at
 from triform.scoring import Part, ScoredPart
 from triform.sources import Sources
 

@@ -26,9 +26,9 @@ import msgspec
 import orjson
 import pyarrow.parquet as pq
 
-from batch.plan import Plan
 from triform.dead_letters import FOOTER_KEY
 from triform.errors import InputChanged, JobError, NotReconciled, StoreError, TriformError
+from triform.runs.plan import Plan
 from triform.scoring import ScoredPart
 from triform.stores.files import FileStore, open_files
 

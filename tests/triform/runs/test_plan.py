@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batch.inputs import InputFile, RowGroup
-from batch.plan import PART_BYTES, PART_ROWS, Pinned, Plan, make_plan
+from triform.runs.inputs import InputFile, RowGroup
+from triform.runs.plan import PART_BYTES, PART_ROWS, Pinned, Plan, make_plan
 from triform.scoring import Layout
 
 GROUPS = st.builds(

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
-from batch.inputs import InputFile, RowGroup
+from triform.runs.inputs import InputFile, RowGroup
 from triform.scoring import Layout, Part
 
 PLAN_VERSION: Final = 1

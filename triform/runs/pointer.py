@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from batch.folder import read_json
 from triform.errors import OutputExists
+from triform.runs.folder import read_json
 from triform.stores.files import FileStore, last_number
 
 

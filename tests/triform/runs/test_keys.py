@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batch import keys
+from triform.runs import keys
 
 PREFIX = "a-prefix-of-more-than-eight-bytes-"
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=30) | st.sampled_from(["", "\0", "\0\0", "ü"])
