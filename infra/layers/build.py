@@ -25,7 +25,7 @@ from triform.repository import ModelRepository, Ref
 ROOT: Final = Path(__file__).parent.parent.parent
 LOCK: Final = ROOT / "requirements/lambda.txt"
 CACHE: Final = ROOT / "build/wheels"
-BUILT: Final = "built.json"
+BUILT: Final = "function/built.json"
 MARK: Final = ".triform-layers"  # what lies in a folder with this file is ours to remove
 PACKAGES: Final = {
     "runtime": ("onnxruntime", "numpy", "msgspec", "orjson"),
@@ -61,7 +61,7 @@ class Built(msgspec.Struct, frozen=True):
 
 def build(wanted: Wanted, out: Path, repository: ModelRepository | None = None, *, cache: Path = CACHE) -> Built:
     """Builds all layers. Raises `ConfigurationError` beyond Lambda's limits, `InvalidRequest` for an `out` that holds something
-    else, and what resolving, verifying and fetching raise; then there is no `built.json`."""
+    else, and what resolving, verifying and fetching raise; then there is no `function.zip`."""
     if wanted.refs and repository is None:
         raise ConfigurationError("repository: models are named, but no repository: give --repository, or set TRIFORM_REPOSITORY")
     _clear(out)
@@ -76,7 +76,9 @@ def build(wanted: Wanted, out: Path, repository: ModelRepository | None = None, 
     weights = {folder.name: archive(folder, out / f"{folder.name}.zip") for folder in layers}
     check_limits(weights, other_layers=wanted.other_layers)
     built = Built(wanted.target.arch, wanted.target.python, interpreter is not None, weights, pinned.models)
+    (out / BUILT).parent.mkdir()
     (out / BUILT).write_bytes(msgspec.json.format(msgspec.json.encode(built), indent=2) + b"\n")
+    archive((out / BUILT).parent, out / "function.zip")
     return built
 
 
@@ -86,7 +88,6 @@ def _clear(out: Path) -> None:
     if any(out.iterdir()) and not (out / MARK).is_file():
         raise InvalidRequest(f"out: {out} holds files that no build of layers made: name an empty folder")
     (out / MARK).touch()
-    (out / BUILT).unlink(missing_ok=True)
     for path in out.iterdir():
         if path.is_dir() and not path.name.startswith("."):
             shutil.rmtree(path)
