@@ -50,13 +50,15 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Built(msgspec.Struct, frozen=True):
-    """What `built.json` says; `bytecode`: whether the modules were compiled."""
+    """What `built.json` says; `bytecode`: whether the modules were compiled; `left_out`: handlers that need more than the layers
+    have."""
 
     arch: str
     python: str
     bytecode: bool
     layers: dict[str, Weight]
     models: dict[str, models.PinnedModel]
+    left_out: tuple[str, ...] = ()
 
 
 def build(wanted: Wanted, out: Path, repository: ModelRepository | None = None, *, cache: Path = CACHE) -> Built:
@@ -66,7 +68,7 @@ def build(wanted: Wanted, out: Path, repository: ModelRepository | None = None, 
         raise ConfigurationError("repository: models are named, but no repository: give --repository, or set TRIFORM_REPOSITORY")
     _clear(out)
     packages = {name: _place_wheels(name, wanted.target, out, cache) for name in PACKAGES}
-    _place_core(wanted, out, {name for found in packages.values() for name in found})
+    left_out = _place_core(wanted, out, {name for found in packages.values() for name in found})
     pinned = _place_models(wanted, out, repository) if repository else models.Pinned({})
     interpreter = find_interpreter(wanted.target.python)
     layers = sorted(folder for folder in out.iterdir() if folder.is_dir() and not folder.name.startswith("."))
@@ -75,7 +77,7 @@ def build(wanted: Wanted, out: Path, repository: ModelRepository | None = None, 
             compile_all(interpreter, folder)
     weights = {folder.name: archive(folder, out / f"{folder.name}.zip") for folder in layers}
     check_limits(weights, other_layers=wanted.other_layers)
-    built = Built(wanted.target.arch, wanted.target.python, interpreter is not None, weights, pinned.models)
+    built = Built(wanted.target.arch, wanted.target.python, interpreter is not None, weights, pinned.models, left_out)
     (out / BUILT).parent.mkdir()
     (out / BUILT).write_bytes(msgspec.json.format(msgspec.json.encode(built), indent=2) + b"\n")
     archive((out / BUILT).parent, out / "function.zip")
@@ -106,7 +108,8 @@ def _place_wheels(layer: str, target: Target, out: Path, cache: Path) -> set[str
     return {path.name.partition(".")[0] for path in placed.iterdir() if not path.name.endswith((".dist-info", ".libs"))}
 
 
-def _place_core(wanted: Wanted, out: Path, shipped: Collection[str]) -> None:
+def _place_core(wanted: Wanted, out: Path, shipped: Collection[str]) -> tuple[str, ...]:
+    """The handlers that are left out."""
     placed = out / "core" / wanted.target.site_packages
     modules = online.online_modules(ROOT, shipped)
     for path in [*modules.values(), *_data_beside(modules)]:
@@ -119,6 +122,8 @@ def _place_core(wanted: Wanted, out: Path, shipped: Collection[str]) -> None:
         for path in sorted(package.rglob("*")):
             if path.is_file() and path.suffix != ".pyc":
                 _copy(path, placed / package.name / path.relative_to(package))
+    handlers = (f"handlers.{path.stem}" for path in sorted((ROOT / "handlers").glob("[a-z]*.py")))
+    return tuple(name for name in handlers if name not in modules)
 
 
 def _data_beside(modules: Mapping[str, Path]) -> Iterator[Path]:

@@ -66,6 +66,8 @@ def show(built: Built, wanted: Wanted, console: Console) -> None:
         served = ", ".join(f"{alias} {version}" for alias, version in pinned.aliases.items())
         told = f"release {pinned.revision}" if pinned.revision else "no release"
         console.print(f"{model}: {served} ({told})", markup=False, highlight=False)
+    for name in built.left_out:
+        console.print(f"{name} is not in core: it needs more than the layers have (infra/lambda/Dockerfile)", highlight=False)
     if not built.bytecode:
         console.print(
             f"No bytecode: there is no python{built.python} on this machine. The layers work, and a cold start compiles what it "

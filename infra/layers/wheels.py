@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,7 +63,7 @@ def unpack(lock: Path, names: Sequence[str], target: Target, cache: Path) -> Pat
 
 
 def _install(entries: Path, folder: Path, target: Target) -> None:
-    platform = ["--python-platform", target.platform, "--python-version", target.python]
+    platform = ["--python", sys.executable, "--python-platform", target.platform, "--python-version", target.python]
     options = ["--quiet", "--no-deps", "--require-hashes", "--only-binary", ":all:", "--link-mode", "copy"]
     try:
         done = subprocess.run(

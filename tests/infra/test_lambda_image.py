@@ -68,7 +68,7 @@ def test_the_locked_requirements_are_those_of_the_handlers() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_every_package_has_a_wheel_for_the_image(arch: str, tmp_path: Path) -> None:
-    platform = ["--python-platform", ARCHITECTURES[arch], "--python-version", "3.13"]
+    platform = ["--python", sys.executable, "--python-platform", ARCHITECTURES[arch], "--python-version", "3.13"]
     command = [uv(), "pip", "install", "--dry-run", "--no-deps", "--require-hashes", "--only-binary", ":all:", *platform]
     done = subprocess.run(
         [*command, "--target", tmp_path / "none", "-r", LOCK], capture_output=True, text=True, timeout=120, check=False

@@ -178,6 +178,14 @@ def test_the_core_leaves_out_what_needs_more_than_the_layers_have(layers: Path) 
     assert not {"triform/arrow.py", "triform/scoring.py", "triform/packaging.py", "triform/testing.py", "triform/cli"} & there
 
 
+def test_the_core_has_every_function_but_that_of_the_image(layers: Path) -> None:
+    site = layers / "core" / RUNNING.site_packages / "handlers"
+    here = {path.name for path in (ROOT / "handlers").glob("[a-z]*.py")}
+    built = {path.name for path in site.glob("[a-z]*.py")}
+    assert here - built <= {"s3.py"}
+    assert {name.removeprefix("handlers.") for name in read_built(layers).left_out} == {name[:-3] for name in here - built}
+
+
 def test_modules_that_import_a_missing_one_go_with_it(tmp_path: Path) -> None:
     sources = {
         "triform/__init__.py": "",
@@ -302,9 +310,18 @@ def test_code_of_the_users_travels_with_core(tmp_path: Path, monkeypatch: pytest
 
 
 def build_core_only(out: Path, code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the wheels, which take seconds to pack."""
+    """Without the large wheels, which take seconds to pack."""
     monkeypatch.setattr("infra.layers.build.PACKAGES", {"powertools": ("msgspec", "orjson")})
     build(Wanted(target=RUNNING, code=(code,)), out)
+
+
+def test_without_the_targets_python_there_is_no_bytecode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("infra.layers.build.PACKAGES", {"powertools": ("msgspec", "orjson")})
+    monkeypatch.setenv("PATH", str(tmp_path))
+    target = Target(python="3.12" if HERE != "3.12" else "3.13")
+    built = build(Wanted(target=target), tmp_path / "out")
+    assert built.bytecode == (find_interpreter(target.python) is not None) == any((tmp_path / "out").rglob("*.pyc"))
+    assert (tmp_path / "out/core" / target.site_packages / "triform/errors.py").is_file()
 
 
 def test_a_folder_of_somebody_elses_is_left_alone(tmp_path: Path) -> None:
@@ -352,12 +369,18 @@ def test_the_command_prints_sizes_and_says_what_lambda_would_not_run(
 ) -> None:
     from rich.console import Console
 
-    built = msgspec.structs.replace(read_built(layers), bytecode=False)
+    built = msgspec.structs.replace(read_built(layers), bytecode=False, left_out=("handlers.s3",))
     cli.show(built, Wanted(target=Target(python="3.11"), refs=("linear",)), Console(width=150))
     told = capsys.readouterr().out
-    for part in ("runtime", "together", "linear: stable 1, canary 2 (release 2)", "lookup: stable 1 (no release)"):
+    for part in (
+        "runtime",
+        "together",
+        "linear: stable 1, canary 2 (release 2)",
+        "lookup: stable 1 (no release)",
+        "handlers.s3 is not in core",
+    ):
         assert part in told
-    assert "No bytecode: there is no python3.11 on this machine" not in told or RUNNING.python == "3.11"
+    assert f"No bytecode: there is no python{HERE} on this machine" in told
     assert "Lambda's python3.11 has glibc 2.26" in told
 
 

@@ -116,7 +116,7 @@ def test_a_dangling_reference_would_be_found(prod: Template, value: Any) -> None
     assert dangling(broken) == {"Gone"}
 
 
-@pytest.mark.parametrize("stage", ["dev", "prod", pytest.param("staging", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stage", ["prod", *(pytest.param(stage, marks=pytest.mark.slow) for stage in ("dev", "staging"))])
 def test_cfn_lint_has_nothing_to_say(rendered: Callable[[str], Template], stage: str, tmp_path: Path) -> None:
     (tmp_path / "template.json").write_text(json.dumps(rendered(stage)))
     # W3005: osls writes DependsOn beside each reference.
@@ -124,10 +124,9 @@ def test_cfn_lint_has_nothing_to_say(rendered: Callable[[str], Template], stage:
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
-def test_cfn_lint_would_say_something(prod: Template, tmp_path: Path) -> None:
-    broken = json.loads(json.dumps(prod))
-    properties(broken, "Requests")["VisibilityTimeOut"] = 1
-    (tmp_path / "template.json").write_text(json.dumps(broken))
+def test_cfn_lint_would_say_something(tmp_path: Path) -> None:
+    queue = {"Type": "AWS::SQS::Queue", "Properties": {"VisibilityTimeOut": 1}}
+    (tmp_path / "template.json").write_text(json.dumps({"Resources": {"Requests": queue}}))
     assert "VisibilityTimeOut" in lint(tmp_path / "template.json").stdout
 
 
@@ -226,10 +225,7 @@ HOOK = FUNCTION | {"lambda:InvokeFunction", "codedeploy:PutLifecycleEventHookExe
 ACTIONS = {
     "PredictRole": FUNCTION | DATA | {"s3:GetObject", "s3:PutObject"},
     "FlightDelayRole": FUNCTION | DATA | {"s3:GetObject", "s3:PutObject"},
-    "SqsRole": FUNCTION
-    | DATA
-    | CONSUME
-    | {"s3:PutObject", "dynamodb:PutItem", "dynamodb:UpdateItem", "dynamodb:DeleteItem"},
+    "SqsRole": FUNCTION | DATA | CONSUME | {"s3:PutObject", "dynamodb:PutItem", "dynamodb:UpdateItem", "dynamodb:DeleteItem"},
     "S3Role": FUNCTION
     | DATA
     | CONSUME
@@ -464,6 +460,31 @@ def test_what_cannot_be_rendered_is_refused(tmp_path: Path) -> None:
     with pytest.raises(JobError, match=r"provider\.httpApi\.authorizers"):
         serverless.render("dev", stand_ins(tmp_path / "layers"), tmp_path / "out", {"access": "nobody"})
     assert not (tmp_path / "out" / serverless.TEMPLATE).exists()
+
+
+def command(*args: str) -> subprocess.CompletedProcess[str]:
+    options = {"capture_output": True, "text": True, "timeout": 120, "check": False, "cwd": ROOT}
+    return subprocess.run([sys.executable, "-m", "infra.serverless", "package", *args], **options)  # type: ignore[call-overload]
+
+
+def test_wrong_use_is_one_line_and_2(tmp_path: Path) -> None:
+    for args, told in (
+        (["--param", "rate"], "param: expected key=value"),
+        (["--layers", str(tmp_path)], "layers: none are built"),
+    ):
+        done = command(*args, "--out", str(tmp_path))
+        assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+        assert told in done.stderr
+
+
+@pytest.mark.slow
+def test_the_command_renders_with_the_params_that_it_is_given(tmp_path: Path) -> None:
+    layers = stand_ins(tmp_path / "layers")
+    done = command("--stage", "staging", "--layers", str(layers), "--out", str(tmp_path / "out"), "--param", "rate=7")
+    assert done.returncode == 0, done.stderr
+    assert "AWS::Lambda::Function" in done.stdout
+    template = json.loads((tmp_path / "out/staging" / serverless.TEMPLATE).read_text())
+    assert properties(template, "HttpApiStage")["DefaultRouteSettings"]["ThrottlingRateLimit"] in (7, "7")
 
 
 def test_osls_is_locked_by_hash_and_names_no_address() -> None:
