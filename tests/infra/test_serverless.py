@@ -223,8 +223,8 @@ DATA = {"kms:GenerateDataKey"}
 CONSUME = {"sqs:ReceiveMessage", "sqs:DeleteMessage", "sqs:GetQueueAttributes"}
 HOOK = FUNCTION | {"lambda:InvokeFunction", "codedeploy:PutLifecycleEventHookExecutionStatus"}
 ACTIONS = {
-    "PredictRole": FUNCTION | DATA | {"s3:GetObject", "s3:PutObject"},
-    "FlightDelayRole": FUNCTION | DATA | {"s3:GetObject", "s3:PutObject"},
+    "PredictRole": FUNCTION | DATA | {"s3:GetObject", "s3:PutObject", "s3:ListBucket"},
+    "FlightDelayRole": FUNCTION | DATA | {"s3:GetObject", "s3:PutObject", "s3:ListBucket"},
     "SqsRole": FUNCTION | DATA | CONSUME | {"s3:PutObject", "dynamodb:PutItem", "dynamodb:UpdateItem", "dynamodb:DeleteItem"},
     "S3Role": FUNCTION
     | DATA
@@ -237,7 +237,7 @@ ACTIONS = {
         "s3:ListBucket",
         "s3:ListBucketMultipartUploads",
     }
-    | {"sqs:SendMessage"},
+    | {"sqs:SendMessage", "secretsmanager:GetSecretValue"},
     "NightlyRole": FUNCTION | DATA | {"secretsmanager:GetSecretValue", "sqs:SendMessage"},
     "PredictHookRole": HOOK,
     "FlightDelayHookRole": HOOK,
