@@ -23,6 +23,7 @@ from typing import Annotated, Any, Final
 import typer
 from rich.console import Console
 
+from infra.layers.build import BUILT
 from triform.cli.output import exit_code, make_table, print_error
 from triform.errors import ConfigurationError, InvalidRequest, JobError, TriformError
 
@@ -72,7 +73,19 @@ def render(stage: str, layers: Path, out: Path, params: Mapping[str, str] | None
     with _nobody() as environ:
         command = [_tool("node"), str(install_osls()), "package", "--stage", stage, "--package", str(out), *options]
         _run(command, ROOT, environ, PACKAGE_SECONDS)
+    if (layers / BUILT).is_file():
+        check_target(json.loads((out / TEMPLATE).read_text()), json.loads((layers / BUILT).read_text()))
     return out / TEMPLATE
+
+
+def check_target(template: Mapping[str, Any], built: Mapping[str, Any]) -> None:
+    """Raises `ConfigurationError` where a function would get layers of another architecture or Python: its imports would fail."""
+    made = f"{built['arch']}, python{built['python']}"
+    for name, resource in template["Resources"].items():
+        function = resource["Properties"] if resource["Type"] == "AWS::Lambda::Function" else {}
+        wanted = f"{function.get('Architectures', ['x86_64'])[0]}, {function.get('Runtime')}"
+        if function.get("Layers") and wanted != made:
+            raise ConfigurationError(f"architecture: {name} runs on {wanted}, the layers are built for {made}")
 
 
 def install_osls() -> Path:

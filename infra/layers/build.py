@@ -20,7 +20,7 @@ from infra.layers import models, online, trim, wheels
 from infra.layers.archive import Weight, archive
 from infra.layers.target import Target, find_interpreter
 from triform.errors import ConfigurationError, InvalidRequest
-from triform.repository import ModelRepository, Ref
+from triform.repository import ModelRepository
 
 ROOT: Final = Path(__file__).parent.parent.parent
 LOCK: Final = ROOT / "requirements/lambda.txt"
@@ -134,10 +134,10 @@ def _data_beside(modules: Mapping[str, Path]) -> Iterator[Path]:
 
 def _place_models(wanted: Wanted, out: Path, repository: ModelRepository) -> models.Pinned:
     pinned = models.place(repository, wanted.refs, _made(out / "models/models"))
-    if wanted.each:
-        for model in pinned.models:
-            refs = [ref for ref in wanted.refs if Ref.parse(ref).model == model]
-            models.place(repository, refs, _made(out / f"models-{model}/models"))
+    for model, alone in pinned.models.items() if wanted.each else ():
+        folder = _made(out / f"models-{model}/models")
+        shutil.copytree(out / "models/models" / model, folder / model)
+        models.write(models.Pinned({model: alone}), folder)
     return pinned
 
 

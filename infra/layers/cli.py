@@ -65,17 +65,19 @@ def show(built: Built, wanted: Wanted, console: Console) -> None:
     for model, pinned in built.models.items():
         served = ", ".join(f"{alias} {version}" for alias, version in pinned.aliases.items())
         told = f"release {pinned.revision}" if pinned.revision else "no release"
-        console.print(f"{model}: {served} ({told})", markup=False, highlight=False)
+        console.print(f"{model}: {served} ({told})", markup=False, highlight=False, soft_wrap=True)
     for name in built.left_out:
-        console.print(f"{name} is not in core: it needs more than the layers have (infra/lambda/Dockerfile)", highlight=False)
+        told = f"{name} is not in core: it needs more than the layers have (infra/lambda/Dockerfile)"
+        console.print(told, markup=False, highlight=False, soft_wrap=True)
     if not built.bytecode:
         console.print(
             f"No bytecode: there is no python{built.python} on this machine. The layers work, and a cold start compiles what it "
             "imports.",
             style="yellow",
+            soft_wrap=True,
         )
     for warning in wanted.target.warnings():
-        console.print(warning, style="yellow", markup=False)
+        console.print(warning, style="yellow", markup=False, soft_wrap=True)
 
 
 def _heaviest(files: dict[str, int]) -> str:

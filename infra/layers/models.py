@@ -78,8 +78,13 @@ def place(repository: ModelRepository, refs: Sequence[str], folder: Path) -> Pin
         if revision:
             _copy_release(repository, model, models[model], folder)
     pinned = Pinned(models)
-    (folder / PINNED).write_bytes(msgspec.json.format(msgspec.json.encode(pinned), indent=2) + b"\n")
+    write(pinned, folder)
     return pinned
+
+
+def write(pinned: Pinned, folder: Path) -> None:
+    """`pinned.json`, the same bytes for the same content."""
+    (folder / PINNED).write_bytes(msgspec.json.format(msgspec.json.encode(pinned), indent=2) + b"\n")
 
 
 def _copy(package: ModelPackage, target: Path) -> str:

@@ -462,6 +462,15 @@ def test_what_cannot_be_rendered_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / serverless.TEMPLATE).exists()
 
 
+def test_layers_of_another_target_are_refused(prod: Template) -> None:
+    serverless.check_target(prod, {"arch": "x86_64", "python": "3.13"})
+    for arch, python in ("arm64", "3.13"), ("x86_64", "3.12"):
+        with pytest.raises(
+            ConfigurationError, match=rf"runs on x86_64, python3\.13, the layers are built for {arch}, python{python}"
+        ):
+            serverless.check_target(prod, {"arch": arch, "python": python})
+
+
 def command(*args: str) -> subprocess.CompletedProcess[str]:
     options = {"capture_output": True, "text": True, "timeout": 120, "check": False, "cwd": ROOT}
     return subprocess.run([sys.executable, "-m", "infra.serverless", "package", *args], **options)  # type: ignore[call-overload]
@@ -480,11 +489,23 @@ def test_wrong_use_is_one_line_and_2(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_command_renders_with_the_params_that_it_is_given(tmp_path: Path) -> None:
     layers = stand_ins(tmp_path / "layers")
-    done = command("--stage", "staging", "--layers", str(layers), "--out", str(tmp_path / "out"), "--param", "rate=7")
+    done = command(
+        "--stage",
+        "staging",
+        "--layers",
+        str(layers),
+        "--out",
+        str(tmp_path / "out"),
+        "--param",
+        "rate=7",
+        "--param",
+        "python=3.12",
+    )
     assert done.returncode == 0, done.stderr
     assert "AWS::Lambda::Function" in done.stdout
     template = json.loads((tmp_path / "out/staging" / serverless.TEMPLATE).read_text())
     assert properties(template, "HttpApiStage")["DefaultRouteSettings"]["ThrottlingRateLimit"] in (7, "7")
+    assert properties(template, "PredictLambdaFunction")["Runtime"] == "python3.12"
 
 
 def test_osls_is_locked_by_hash_and_names_no_address() -> None:
