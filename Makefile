@@ -8,16 +8,20 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 UV     := 0.13.8
+# What `make package-lambda` packs: references to models of a repository, for a stage of serverless.yml.
+REPOSITORY ?= build/flights/models
+MODELS     ?= flight-delay
+STAGE      ?= prod
 LOCKS  := requirements/dev.txt requirements/models.txt
 STAMP  := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 export RAY_USAGE_STATS_ENABLED := 0
 export UV_LINK_MODE := copy
 
-.PHONY: help setup demo test test-slow lint bench lock clean
+.PHONY: help setup demo test test-slow lint bench package-lambda lock clean
 
 help: ## print this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' Makefile
 
 setup: $(STAMP) ## create .venv and install the locked requirements (idempotent)
 
@@ -48,11 +52,17 @@ lint: setup ## ruff, mypy --strict, import contracts
 bench: setup ## run the benchmarks; each prints its tables (20 to 30 minutes; Spark needs Java)
 	@for name in predict scoring lambda_cold_start lambda_warm "batch --plot docs/img" "batch --flat --plot docs/img" "batch --profile"; do $(BIN)/python -m benchmarks.$$name; done
 
+package-lambda: setup ## build the Lambda layers (MODELS of REPOSITORY) and render the template of STAGE, without AWS
+	@test "$(REPOSITORY)" != build/flights/models || test -d $(REPOSITORY) || $(BIN)/python -m examples.flights.build --to build/flights
+	@$(BIN)/python -m infra.layers build --each --repository $(REPOSITORY) $(addprefix --model ,$(MODELS))
+	@$(BIN)/python -m infra.serverless package --stage $(STAGE)
+
 lock: setup ## rewrite requirements/*.txt from pyproject.toml
 	@compile="$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate"; \
 	$$compile --extra cpu pyproject.toml -o requirements/runtime.txt; \
 	$$compile --extra cpu --extra s3 --extra ray --extra report pyproject.toml -o requirements/batch.txt; \
 	$$compile --extra cpu --extra cli --extra s3 --extra lambda --extra ray --extra dev pyproject.toml -o requirements/dev.txt; \
+	$$compile --extra cpu --extra s3 --extra lambda -c requirements/dev.txt pyproject.toml requirements/lambda.in -o requirements/lambda.txt; \
 	$$compile --no-deps requirements/models.in -o requirements/models.txt
 
 clean: ## remove what the targets made

@@ -1,0 +1,19 @@
+// Tells each pre-traffic hook which version it is to try: the one that this deployment publishes, whose logical name osls makes of
+// what is in it. `custom.hooks` names the function of each hook.
+'use strict';
+
+module.exports = class Hooks {
+  constructor(serverless) {
+    this.hooks = {
+      'package:compileEvents': () => {
+        const { service } = serverless;
+        const { Resources } = service.provider.compiledCloudFormationTemplate;
+        const naming = serverless.getProvider('aws').naming;
+        for (const [hook, name] of Object.entries(service.custom.hooks)) {
+          const { Environment } = Resources[naming.getLambdaLogicalId(hook)].Properties;
+          Environment.Variables.TRIFORM_TARGET = { Ref: service.getFunction(name).versionLogicalId };
+        }
+      },
+    };
+  }
+};

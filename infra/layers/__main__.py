@@ -1,0 +1,3 @@
+from infra.layers.cli import main
+
+main()
