@@ -77,7 +77,7 @@ def boot(environ: Mapping[str, str]) -> Booted:
     for pin in pins:
         load = _loader(repository, pin, settings, environ, "golden" if remote else "sealed")
         models.add(pin.model, pin.version, load, aliases=pin.aliases, now=pin in eager)
-    limits = Limits(request=settings.reference_bytes, unpacked=max(settings.reference_bytes, Limits().unpacked))
+    limits = Limits(request=settings.reference_bytes)
     service = InferenceService(models)
     return Booted(service, HttpSurface(service, limits), settings, telemetry)
 

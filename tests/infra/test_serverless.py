@@ -411,7 +411,7 @@ def test_alarms_on_our_metrics_name_one_with_all_its_labels(prod: Template) -> N
 def test_the_dashboard_shows_metrics_that_there_are(prod: Template) -> None:
     body = properties(prod, "Dashboard")["DashboardBody"]["Fn::Sub"]
     widgets = json.loads(body)["widgets"]
-    assert len(widgets) == 15
+    assert len(widgets) == 16
     shown = set(re.findall(r'Namespace=\\"Triform\\" MetricName=\\"(\w+)\\"', body))
     assert shown <= {metric.name for metric in VOCABULARY}
     assert {"triform_requests_total", "triform_request_seconds", "triform_stage_seconds", "triform_model_load_seconds"} <= shown
