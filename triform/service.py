@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from triform.errors import AliasNotFound, InvalidRequest, ModelNotFound, TriformError, VersionNotFound
+from triform.errors import AliasNotFound, InvalidRequest, ModelNotFound, ResourceExhausted, TriformError, VersionNotFound
 from triform.features import Features
 from triform.package import Manifest
 from triform.predictor import Predictor
@@ -40,26 +40,41 @@ class Served(NamedTuple):
 
 
 class _Slot:
-    """One version: loaded once, by whoever wants it first. A load that fails is tried again by the next."""
+    """One version: loaded once, by whoever wants it first. A load that fails is tried again by the next.
+
+    `ready`: whether a request can be expected to be answered; not so after a load that failed.
+    """
 
     def __init__(self, load: Callable[[], Predictor], variant: str, loaded: Callable[[Predictor, str], None]) -> None:
         self._load = load
         self._lock = threading.Lock()
         self._loaded = loaded
         self.variant = variant
-        self.served: Served | None = None
+        self.ready = True
+        self._served: Served | None = None
 
     def get(self) -> Served:
+        if self._served is not None:
+            return self._served
         with self._lock:
-            if self.served is None:
+            if self._served is None:
+                self.ready = False
                 predictor = self._load()
-                self.served = Served(predictor, Features(predictor.signature, predictor.manifest.config), self.variant)
+                self._served = Served(predictor, Features(predictor.signature, predictor.manifest.config), self.variant)
+                self.ready = True
                 self._loaded(predictor, self.variant)
-        return self.served
+        return self._served
+
+
+class _Versions(NamedTuple):
+    """Of one model. Replaced whole, never changed: who reads takes no lock."""
+
+    slots: Mapping[int, _Slot] = {}
+    aliases: Mapping[str, int] = {}
 
 
 class Models:
-    """Versions by model, and what their aliases mean. Thread-safe where each version is added before the requests for it come.
+    """Versions by model, and what their aliases mean. Thread-safe: a version may be added while requests are answered.
 
     `default`: the model of requests that name none; without it the only one.
     """
@@ -68,8 +83,8 @@ class Models:
         self.form = form
         self.default = default
         self.telemetry = telemetry or Silent()
-        self._slots: dict[str, dict[int, _Slot]] = {}
-        self._aliases: dict[str, dict[str, int]] = {}
+        self._adding = threading.Lock()
+        self._models: Mapping[str, _Versions] = {}
 
     def add(
         self, model: str, version: int, load: Callable[[], Predictor], *, aliases: tuple[str, ...] = ("stable",), now: bool = True
@@ -78,8 +93,10 @@ class Models:
         slot = _Slot(load, aliases[0] if aliases else "stable", self._told)
         if now:
             slot.get()
-        self._slots.setdefault(model, {})[version] = slot
-        self._aliases.setdefault(model, {}).update(dict.fromkeys(aliases, version))
+        with self._adding:
+            before = self._models.get(model, _Versions())
+            after = _Versions({**before.slots, version: slot}, {**before.aliases, **dict.fromkeys(aliases, version)})
+            self._models = {**self._models, model: after}
 
     def _told(self, predictor: Predictor, variant: str) -> None:
         """Of every load exactly once."""
@@ -87,43 +104,53 @@ class Models:
         self.telemetry.loaded(load)
 
     def names(self) -> list[str]:
-        return sorted(self._slots)
+        return sorted(self._models)
 
     def versions(self, model: str) -> list[int]:
         """The versions at hand, rising. Raises `ModelNotFound`."""
-        if model not in self._slots:
-            raise ModelNotFound(f"no model {model[:100]!r} is served here (there is: {', '.join(self.names()[:10]) or 'none'})")
-        return sorted(self._slots[model])
+        return sorted(self._versions(model).slots)
 
     def get(self, model: str, *, version: int | None = None, alias: str | None = None) -> Served:
         """The version that was asked for, loaded if it must be. Raises `ModelNotFound`, `VersionNotFound`, `AliasNotFound`."""
         return self._slot(model, version, alias).get()
 
+    def version_of(self, model: str, *, version: int | None = None, alias: str | None = None) -> int:
+        """The number of the version that was asked for; loads nothing. Raises as `get`."""
+        return self._find(model, version, alias)[0]
+
     def is_ready(self, model: str, version: int | None = None) -> bool:
-        """Whether the version is loaded. Raises as `get`."""
-        return self._slot(model, version, None).served is not None
+        """Whether the version can answer: it is loaded, or will be by its first request. Raises as `get`."""
+        return self._slot(model, version, None).ready
 
     def all_ready(self) -> bool:
-        """Whether each model's stable version is loaded."""
-        return all(self.is_ready(name) for name in self._slots)
+        """Whether each model's stable version can answer."""
+        return all(self.is_ready(name) for name in self._models)
 
     def the_default(self) -> str:
         """The model of a request that names none. Raises `InvalidRequest`."""
         if self.default is not None:
             return self.default
-        if len(self._slots) == 1:
-            return next(iter(self._slots))
+        if len(self._models) == 1:
+            return next(iter(self._models))
         names = ", ".join(self.names()[:10]) or "none"
         raise InvalidRequest(f"the request names no model and TRIFORM_DEFAULT_MODEL is not set; models here: {names}")
 
     def _slot(self, model: str, version: int | None, alias: str | None) -> _Slot:
-        versions, aliases = self.versions(model), self._aliases[model]
+        return self._find(model, version, alias)[1]
+
+    def _find(self, model: str, version: int | None, alias: str | None) -> tuple[int, _Slot]:
+        slots, aliases = self._versions(model)
         if version is None and alias is not None and alias not in aliases:
             raise AliasNotFound(f"'{model}' has no alias {alias[:100]!r} here (it has: {', '.join(sorted(aliases)) or 'none'})")
-        number = version if version is not None else aliases.get(alias or "stable", versions[-1])
-        if number not in self._slots[model]:
-            raise VersionNotFound(f"'{model}' has no version {number} here (it has: {', '.join(map(str, versions))})")
-        return self._slots[model][number]
+        number = version if version is not None else aliases.get(alias or "stable", max(slots))
+        if number not in slots:
+            raise VersionNotFound(f"'{model}' has no version {number} here (it has: {', '.join(map(str, sorted(slots)))})")
+        return number, slots[number]
+
+    def _versions(self, model: str) -> _Versions:
+        if model not in self._models:
+            raise ModelNotFound(f"no model {model[:100]!r} is served here (there is: {', '.join(self.names()[:10]) or 'none'})")
+        return self._models[model]
 
 
 class Exchange:
@@ -182,6 +209,9 @@ class InferenceService:
         except TriformError as error:
             code = error.code
             raise
+        except MemoryError as error:
+            code = ResourceExhausted.code
+            raise ResourceExhausted("memory ran out while the request was answered; send fewer rows at a time") from error
         except BaseException:
             code = TriformError.code
             raise

@@ -21,6 +21,7 @@ from triform.service import Served
 from triform.signature import Array
 
 T = TypeVar("T")
+JSON: Final = "application/json"
 _KEY: Final = re.compile(rb'"[ \t\r\n]*:')
 
 
@@ -28,7 +29,7 @@ class Encoded(NamedTuple):
     """The body of an answer."""
 
     body: bytes
-    content_type: str = "application/json"
+    content_type: str = JSON
     headers: Mapping[str, str] = {}
 
 
@@ -44,7 +45,7 @@ def by_columns(names: Collection[str], served: Served) -> bool:
     return any(t.name not in names for t in served.signature.inputs) and any(name in names for name in served.features.columns)
 
 
-def read_json(body: bytes | memoryview) -> Any:
+def read_json(body: bytes) -> Any:
     """The value in the body. Raises `InvalidRequest` that says where it is no JSON, or which key stands twice."""
     try:
         value = orjson.loads(body)
@@ -52,22 +53,32 @@ def read_json(body: bytes | memoryview) -> Any:
         raise InvalidRequest(f"the body is not JSON: {error}") from None
     except RecursionError:
         raise InvalidRequest("the body is not JSON: nested too deeply") from None
-    if len(_KEY.findall(body)) != _keys(value):
+    colons = body.count(b":")
+    if (keys := _keys(value, colons)) != colons and keys != len(_KEY.findall(body)):
         _refuse_twice(body)
     return value
 
 
-def _keys(value: Any) -> int:
-    """The keys of all objects in it but those in lists that begin with something else: numbers are not looked at."""
-    if isinstance(value, dict):
-        return len(value) + sum(_keys(v) for v in value.values() if isinstance(v, dict | list))
-    if isinstance(value, list) and value and isinstance(value[0], dict | list):
-        return sum(_keys(v) for v in value if isinstance(v, dict | list))
-    return 0
+def _keys(value: Any, most: int) -> int:
+    """The keys of the objects in it, until there are `most`, so that an array's rows are looked at only where they hold objects.
+
+    A list that begins with a number or text is passed over: should it hold objects as well, the count is short, which only
+    means an exact look.
+    """
+    keys, pending = 0, [value]
+    for item in pending:  # grows meanwhile: level by level
+        if isinstance(item, dict):
+            keys += len(item)
+            if keys >= most:
+                break
+            pending += [v for v in item.values() if isinstance(v, dict | list)]
+        elif item and isinstance(item, list) and isinstance(item[0], dict | list):
+            pending += [v for v in item if isinstance(v, dict | list)]
+    return keys
 
 
-def _refuse_twice(body: bytes | memoryview) -> None:
-    """The exact look, by a slower parser: the quick count is off where a text holds a quote and a colon, too."""
+def _refuse_twice(body: bytes) -> None:
+    """The exact look, by a slower parser: the quick counts are off where a text holds a quote and a colon, too."""
     import json
 
     def once(pairs: list[tuple[str, Any]]) -> None:
@@ -78,7 +89,7 @@ def _refuse_twice(body: bytes | memoryview) -> None:
             seen.add(key)
 
     try:
-        json.loads(bytes(body), object_pairs_hook=once)
+        json.loads(body, object_pairs_hook=once)
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"the body is not JSON: {str(error)[:200]}") from None
 

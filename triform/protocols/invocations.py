@@ -1,8 +1,8 @@
 """`/invocations` as SageMaker and MLflow have it: JSON, CSV and JSON Lines in, predictions out.
 
     application/json        {"instances"|"inputs"|"dataframe_split"|"dataframe_records": ...} -> {"predictions": ...}
-    text/csv                a header line and rows, or rows in the order of the columns       -> rows
-    application/jsonlines   a row or a record a line                                          -> a prediction a line
+    text/csv                a header line and rows, or rows in the order of the columns       -> a line a row
+    application/jsonlines   a row, a record or {"features": [...]} a line                     -> a prediction a line
 
 Names and meanings: MLflow, "Local Inference Specification"; Amazon SageMaker, "Common Data Formats for Inference". What is
 answered in is chosen by `Accept`; without one, as the request came.
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Final
@@ -19,23 +20,23 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
-from triform.errors import InvalidInput, InvalidRequest, NotAcceptable, UnsupportedMediaType
+from triform.content import MediaType
+from triform.errors import InvalidInput, InvalidRequest, MissingValue, NotAcceptable, UnsupportedMediaType
 from triform.protocols import tfs
-from triform.protocols.bodies import Call, Encoded, convert, read_json, write_json
+from triform.protocols.bodies import JSON, Call, Encoded, convert, read_json, write_json
 from triform.service import Served
-from triform.signature import Array
+from triform.signature import Array, TensorMetadata
 
-JSON: Final = "application/json"
 CSV: Final = "text/csv"
 JSON_LINES: Final = "application/jsonlines"
-_SAME: Final = {
-    "": JSON,
-    "application/x-jsonlines": JSON_LINES,
-    "application/jsonl": JSON_LINES,
-    "application/x-ndjson": JSON_LINES,
-}
+_SAME: Final = {"application/x-jsonlines": JSON_LINES, "application/jsonl": JSON_LINES, "application/x-ndjson": JSON_LINES}
+MEDIA_TYPES: Final = (JSON, CSV, JSON_LINES, *_SAME)
 _ANY: Final = {"*/*": "", "application/*": JSON, "text/*": CSV}  # "": as the request came
 _WORDS: Final = {"true": True, "false": False, "True": True, "False": False}
+_INTEGER: Final = re.compile(r"[+-]?[0-9]{1,30}")
+_NUMBER: Final = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?|[+-]?inf(inity)?|nan", re.IGNORECASE)
+_LONGEST: Final = 32  # characters of a number that is read together with others
+_FEATURES: Final = "features"  # what SageMaker calls the values of a row
 
 
 class Split(msgspec.Struct):
@@ -56,18 +57,23 @@ class Invocation(msgspec.Struct):
     params: dict[str, Any] | None = None
 
 
-def decode(body: bytes, kind: str, parameters: Mapping[str, str], accept: str, served: Served) -> Call:
-    """The call in a body of the given media type. Raises `UnsupportedMediaType`, `NotAcceptable`, `InvalidRequest`'s kinds."""
-    kind = _SAME.get(kind, kind)
-    if kind not in (JSON, CSV, JSON_LINES):
-        raise UnsupportedMediaType(f"content-type {kind[:80]!r}: expected {JSON}, {CSV} or {JSON_LINES}")
-    if parameters.get("charset", "utf-8").lower().replace("_", "-") not in ("utf-8", "utf8", "us-ascii"):
-        raise UnsupportedMediaType("charset: expected UTF-8")
-    say = _say(accept, kind, parameters)
-    if kind == CSV:
-        return tfs.table_call(_csv(body, parameters.get("header", ""), served), served, say)
-    if kind == JSON_LINES:
-        return tfs.rows_call([read_json(line) for line in body.split(b"\n") if line.strip()], served, say)
+def decode(body: bytes, kind: MediaType, accepts: Sequence[MediaType], served: Served) -> Call:
+    """The call in a body of one of `MEDIA_TYPES` ("": JSON), to be answered in the first of `accepts` that there is.
+
+    Raises `NotAcceptable`, `InvalidRequest` and its kinds.
+    """
+    sent, parameters = _SAME.get(kind[0], kind[0]) or JSON, kind[1]
+    if sent not in (JSON, CSV, JSON_LINES):
+        raise UnsupportedMediaType(f"content-type {sent[:80]!r}: expected {JSON}, {CSV} or {JSON_LINES}")
+    said, header = _chosen(accepts, sent, parameters)
+    says: dict[str, tfs.Say] = {JSON: tfs.say_rows, JSON_LINES: _say_lines, CSV: partial(_say_csv, header=header)}
+    say = says[said]
+    if sent == CSV:
+        return _csv_call(body, parameters.get("header", ""), served, say)
+    if sent == JSON_LINES:
+        return tfs.rows_call(
+            _rows([_line(i, line) for i, line in enumerate(body.split(b"\n"), 1) if line.strip()], served), served, say
+        )
     asked = convert(read_json(body), Invocation)
     given = [asked.instances, asked.inputs, asked.dataframe_split, asked.dataframe_records]
     if sum(part is not None for part in given) != 1:
@@ -75,27 +81,39 @@ def decode(body: bytes, kind: str, parameters: Mapping[str, str], accept: str, s
     if asked.params:
         raise InvalidRequest("params: an ONNX model takes none")
     if asked.instances is not None:
-        return tfs.rows_call(asked.instances, served, say)
+        return tfs.rows_call(_rows(asked.instances, served), served, say)
     if asked.dataframe_records is not None:
         return tfs.records_call(asked.dataframe_records, served, say)
     if asked.dataframe_split is not None:
         return tfs.table_call(_split(asked.dataframe_split), served, say)
-    return tfs.columns_call(asked.inputs, served, _say_columns if say is tfs.say_rows else say)
+    return tfs.columns_call(asked.inputs, served, _say_columns if said == JSON else say)
 
 
-def _say(accept: str, kind: str, parameters: Mapping[str, str]) -> tfs.Say:
-    """How the answer is said: the caller's first choice of what there is."""
-    choices = [part.strip().lower() for part in accept.split(",") if part.strip()]
-    for choice in choices or ["*/*"]:
-        wanted, _, rest = choice.partition(";")
-        wanted = _ANY.get(wanted.strip(), _SAME.get(wanted.strip(), wanted.strip())) or kind
-        if wanted == JSON:
-            return tfs.say_rows
-        if wanted == JSON_LINES:
-            return _say_lines
-        if wanted == CSV:
-            return partial(_say_csv, header="header=present" in rest or (not choices and parameters.get("header") == "present"))
-    raise NotAcceptable(f"accept {accept[:80]!r}: there is {JSON}, {CSV} or {JSON_LINES}")
+def _chosen(accepts: Sequence[MediaType], sent: str, parameters: Mapping[str, str]) -> tuple[str, bool]:
+    """The media type of the answer, and whether CSV has a header line. Raises `NotAcceptable`."""
+    if not accepts:
+        return sent, parameters.get("header") == "present"
+    for kind, asked in accepts:
+        wanted = _ANY.get(kind, _SAME.get(kind, kind)) or sent
+        if wanted in (JSON, JSON_LINES, CSV):
+            return wanted, asked.get("header") == "present"
+    raise NotAcceptable(f"accept {accepts[0][0][:80]!r}: there is {JSON}, {CSV} or {JSON_LINES}")
+
+
+def _line(number: int, line: bytes) -> Any:
+    try:
+        return read_json(line)
+    except InvalidRequest as error:
+        raise InvalidRequest(f"line {number}: {error}") from None
+
+
+def _rows(rows: Sequence[Any], served: Served) -> Sequence[Any]:
+    """The rows, {"features": [...]} as its values where the model has no column or input of that name."""
+    if not rows or not isinstance(rows[0], dict) or list(rows[0]) != [_FEATURES]:
+        return rows
+    if _FEATURES in served.features.columns or any(t.name == _FEATURES for t in served.signature.inputs):
+        return rows
+    return [row[_FEATURES] if isinstance(row, dict) and list(row) == [_FEATURES] else row for row in rows]
 
 
 def _say_columns(answer: Mapping[str, Array]) -> Encoded:
@@ -133,8 +151,11 @@ def _split(table: Split) -> dict[str, Sequence[Any]]:
     return {name: list(values) for name, values in zip(names, columns, strict=True)}
 
 
-def _csv(body: bytes, header: str, served: Served) -> dict[str, Sequence[Any]]:
-    """The columns, by the first line where it names them (or `header=present` says that it does), else by their order."""
+def _csv_call(body: bytes, header: str, served: Served, say: tfs.Say) -> Call:
+    """The first line names the columns if it does (or `header=present` says so); else they stand in the model's order.
+
+    Where the model's only input is a tensor that no columns are mapped to, the cells of a line are its row.
+    """
     try:
         lines = [line for line in csv.reader(io.StringIO(body.decode("utf-8-sig"), newline=""), strict=True) if line]
     except (UnicodeDecodeError, csv.Error) as error:
@@ -143,29 +164,63 @@ def _csv(body: bytes, header: str, served: Served) -> dict[str, Sequence[Any]]:
     names = known
     if lines and (header == "present" or (header != "absent" and not set(known).isdisjoint(lines[0]))):
         names, lines = lines[0], lines[1:]
-        if len(set(names)) < len(names):
-            raise InvalidInput("the header names a column twice")
+    tensor = served.signature.inputs[0]
+    if known == [tensor.name] and len(tensor.row_shape) == 1 and tensor.row_shape != (1,) and (names is known or names != known):
+        return Call({tensor.name: _matrix(lines, tensor)}, say)
+    if len(set(names)) < len(names):
+        raise InvalidInput("the header names a column twice")
     for row, line in enumerate(lines):
         if len(line) != len(names):
-            raise InvalidInput(f"row {row}: {len(line)} cells for {len(names)} columns ({', '.join(names[:20])})", row=row)
-    text = {c.name for f in served.features.inputs if f.tensor.datatype == "BYTES" for c in f.columns}
+            raise InvalidInput(f"row {row}: {len(line)} cells for {len(names)} columns ({', '.join(names[:20])})"[:300], row=row)
+    tensors = {c.name: f.tensor for f in served.features.inputs for c in f.columns}
     columns = zip(*lines, strict=True) if lines else [()] * len(names)
-    return {
-        name: [_cell(cell, name, row, text=name in text) for row, cell in enumerate(column)]
-        for name, column in zip(names, columns, strict=True)
-        if name in known
-    }
+    named = {name: _cells(cells, name, tensors[name]) for name, cells in zip(names, columns, strict=True) if name in tensors}
+    return tfs.table_call(named, served, say)
 
 
-def _cell(cell: str, name: str, row: int, *, text: bool) -> Any:
-    """An empty cell is null; a number keeps its digits."""
+def _matrix(lines: Sequence[Sequence[str]], tensor: TensorMetadata) -> Any:
+    if not lines:
+        return tensor.no_rows()
+    width = len(lines[0])
+    if wrong := next((row for row, line in enumerate(lines) if len(line) != width), None):
+        raise InvalidInput(f"row {wrong}: {len(lines[wrong])} cells, row 0 has {width}", row=wrong)
+    cells = _cells([cell for line in lines for cell in line], tensor.name, tensor, width)
+    if isinstance(cells, np.ndarray):
+        return cells.reshape(-1, width)
+    if None in cells:
+        row, at = divmod(cells.index(None), width)
+        raise MissingValue(f"row {row}: cell {at} is empty", input=tensor.name, row=row)
+    return [cells[start : start + width] for start in range(0, len(cells), width)]
+
+
+def _cells(cells: Sequence[str], name: str, tensor: TensorMetadata, width: int = 1) -> list[Any] | Array:
+    """Values of `width` cells a row; an empty cell is null, and a number keeps its digits."""
+    if tensor.datatype == "BYTES":
+        return [cell or None for cell in cells]
+    if tensor.dtype.kind == "f" and (numbers := _numbers(cells, 2.0 ** np.finfo(tensor.dtype).nmant)) is not None:
+        return numbers
+    return [_cell(cell, name, i // width) for i, cell in enumerate(cells)]
+
+
+def _numbers(cells: Sequence[str], exact: float) -> Array | None:
+    """The cells as floats, all at once; None where one needs a closer look: it is empty, no number, or not below `exact`."""
+    if max(map(len, cells), default=0) > _LONGEST or any("_" in cell for cell in cells):
+        return None
+    try:
+        numbers = np.array(cells).astype(np.float64)
+    except ValueError:
+        return None
+    return numbers if (np.abs(numbers) < exact).all() else None
+
+
+def _cell(cell: str, name: str, row: int) -> Any:
     if cell == "":
         return None
-    if text:
-        return cell
-    if cell in _WORDS:
-        return _WORDS[cell]
-    try:
-        return int(cell) if cell.lstrip("+-").isdecimal() and len(cell) < 30 else float(cell)
-    except ValueError:
-        raise InvalidInput(f"row {row}: column '{name}': {cell[:40]!r} is no number", input=name, row=row) from None
+    text = cell.strip(" ")
+    if text in _WORDS:
+        return _WORDS[text]
+    if _INTEGER.fullmatch(text):
+        return int(text)
+    if _NUMBER.fullmatch(text):
+        return float(text)
+    raise InvalidInput(f"row {row}: column '{name[:80]}': {cell[:40]!r} is no number", input=name[:80], row=row)

@@ -28,6 +28,7 @@ HEADER_LENGTH: Final = "inference-header-content-length"
 EXTENSIONS: Final = ("binary_tensor_data",)
 MAX_DIMS: Final = 32
 Size = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+Datatype = Annotated[str, msgspec.Meta(extra_json_schema={"enum": list(BY_OIP)})]
 Parameters = dict[str, Any]
 Bytes = bytes | memoryview
 _REFUSED: Final = {
@@ -47,9 +48,9 @@ class RequestInput(msgspec.Struct):
 
     name: str
     shape: Annotated[list[Size], msgspec.Meta(max_length=MAX_DIMS)]
-    datatype: str
+    datatype: Datatype
     parameters: Parameters = {}
-    data: list[Any] | None = None
+    data: Annotated[Any, msgspec.Meta(extra_json_schema={"type": ["array", "null"]})] = None
 
 
 class RequestOutput(msgspec.Struct):
@@ -158,6 +159,8 @@ def _data(inputs: Sequence[RequestInput], tail: Bytes) -> Iterator[tuple[Request
                 _name(given) + ("expected data or binary_data_size" if size is None else "has both data and binary_data_size")
             )
         if given.data is not None:
+            if not isinstance(given.data, list):
+                raise InvalidInput(_name(given) + "data: expected an array")
             yield given, given.data
             continue
         if not isinstance(size, int) or isinstance(size, bool) or size < 0:
@@ -185,7 +188,10 @@ def _shaped(given: RequestInput, data: list[Any] | Array) -> Array:
         raise InvalidInput(
             _name(given) + f"shape {_shown(given.shape)} means {_elements(given.shape)} elements, the data has {array.size}"
         )
-    return array.reshape(given.shape)
+    try:
+        return array.reshape(given.shape)
+    except ValueError:  # no elements, but sizes beyond what numpy counts
+        raise InvalidInput(_name(given) + f"shape {_shown(given.shape)}: too large") from None
 
 
 def from_bytes(data: Bytes, given: RequestInput) -> Array:
@@ -199,7 +205,7 @@ def from_bytes(data: Bytes, given: RequestInput) -> Array:
             _name(given) + f"shape {_shown(given.shape)} of {given.datatype} means {elements * dtype.itemsize} bytes, "
             f"binary_data_size is {len(data)}"
         )
-    array = np.frombuffer(data, dtype=dtype)
+    array = np.require(np.frombuffer(data, dtype=dtype), requirements="A")  # a header of any length may stand before it
     if given.datatype == "BOOL":
         if (array > 1).any():
             raise InvalidInput(_name(given) + "a BOOL is a byte of 0 or 1")

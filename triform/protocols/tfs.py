@@ -57,12 +57,13 @@ def say_rows(answer: Mapping[str, Array]) -> Encoded:
 def rows_call(instances: Sequence[Any], served: Served, say: Say) -> Call:
     """The call that rows make."""
     inputs = served.signature.inputs
-    first = instances[0] if instances else None
+    if not instances:
+        return Call({t.name: t.no_rows() for t in inputs}, say)
+    first = instances[0]
     if not isinstance(first, dict) or _is_bytes(first):
         if len(inputs) != 1:
             raise InvalidInput(f"row 0: the model has {len(inputs)} inputs: expected an object with {_names(inputs)}", row=0)
-        values = {inputs[0].name: list(instances)}
-        return Call(_tensors(values, inputs), say)
+        return Call(_tensors({inputs[0].name: instances}, inputs), say)
     if by_columns(first, served):
         return records_call(instances, served, say)
     if [t.name for t in inputs] == served.features.columns:  # both at once: what a column says of nulls holds
@@ -96,7 +97,7 @@ def columns_call(columns: Any, served: Served, say: Say) -> Call:
     return Call(_tensors(columns, inputs), say)
 
 
-def table_call(columns: Mapping[str, Sequence[Any]], served: Served, say: Say) -> Call:
+def table_call(columns: Mapping[str, Sequence[Any] | Array], served: Served, say: Say) -> Call:
     """The call that lists of values make, by the columns that model.toml maps; the answer has columns, too."""
     return Call(served.features.from_columns(columns), lambda outputs: say(served.features.to_columns(outputs)))
 
@@ -120,9 +121,16 @@ def _record(row: int, record: Any) -> Mapping[str, Any]:
 
 
 def _tensors(values: Mapping[str, Any], inputs: Sequence[TensorMetadata]) -> dict[str, Any]:
-    """The values of BYTES tensors with their {"b64": ...} decoded; the rest as it is. `Signature.validate` does the rest."""
-    text = {t.name for t in inputs if t.datatype == "BYTES"}
-    return {name: _bytes_in(value) if name in text else value for name, value in values.items()}
+    """The values of BYTES tensors with their {"b64": ...} decoded; [] as no rows. `Signature.validate` does the rest."""
+    tensors = {t.name: t for t in inputs}
+    found = {}
+    for name, value in values.items():
+        tensor = tensors.get(name)
+        if tensor is not None and value == []:
+            found[name] = tensor.no_rows()
+        else:
+            found[name] = _bytes_in(value) if tensor is not None and tensor.datatype == "BYTES" else value
+    return found
 
 
 def _is_bytes(value: Any) -> bool:
@@ -132,7 +140,7 @@ def _is_bytes(value: Any) -> bool:
 def _bytes_in(value: Any) -> Any:
     """The value with each {"b64": ...} in it decoded."""
     if isinstance(value, list):
-        return [_bytes_in(item) for item in value]
+        return [_bytes_in(item) for item in value] if {dict, list} & set(map(type, value)) else value
     if not isinstance(value, dict):
         return value
     if not _is_bytes(value) or not isinstance(value["b64"], str):
@@ -163,15 +171,12 @@ def columns_of(columns: Mapping[str, Array]) -> Any:
 
 
 def status(ready: Mapping[int, bool]) -> dict[str, Any]:
-    """Of a model's versions, the newest first."""
+    """Of a model's versions, the newest first. END is what a version comes to that failed to load."""
+    good, bad = {"error_code": "OK", "error_message": ""}, {"error_code": "UNAVAILABLE", "error_message": "it failed to load"}
     return {
         "model_version_status": [
-            {
-                "version": str(version),
-                "state": "AVAILABLE" if ready[version] else "LOADING",
-                "status": {"error_code": "OK", "error_message": ""},
-            }
-            for version in sorted(ready, reverse=True)
+            {"version": str(v), "state": "AVAILABLE" if ready[v] else "END", "status": good if ready[v] else bad}
+            for v in sorted(ready, reverse=True)
         ]
     }
 
