@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from tests.conformance.models import build
 from tests.faulty_proxy import FaultyProxy, faulty_proxy
 from triform import testing
 from triform.repository import ModelRepository
@@ -60,6 +61,12 @@ def repository(tmp_path: Path) -> Callable[..., ModelRepository]:
         return testing.repository(tmp_path / "models", models, config=config)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def online_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository with the models of tests/conformance/models.py; not to be changed."""
+    return build(tmp_path_factory.mktemp("online"))
 
 
 @pytest.fixture(scope="session")

@@ -186,7 +186,7 @@ _MEANINGS: Final = {
     406: "No format that the caller accepts", 413: "Too large", 415: "A format or encoding that nobody here reads",
     422: "The model cannot answer these rows", 500: "A fault of the server", 503: "Not now", 504: "Time was up",
 }  # fmt: skip
-_PARAMETERS: Final = {
+_PARAMETERS: Final[Mapping[str, Described]] = {
     "model": {"pattern": f"^{NAME.pattern}$"},
     "version": {"pattern": f"^{VERSION.pattern}$"},
     "alias": {"examples": ["stable", "canary"]},

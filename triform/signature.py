@@ -208,9 +208,18 @@ def _unrounded(items: Array, array: Array, tensor: TensorMetadata) -> Array:
         if any(changed):
             raise _changed(items, np.argwhere(np.reshape(changed, items.shape))[0], tensor)
         return items.astype(np.float64)
-    if all(isinstance(v, int) or v.is_integer() for v in flat):
-        return np.array([int(v) for v in flat]).reshape(items.shape)
+    if tensor.dtype.kind in "iu" and all(isinstance(v, int) or v.is_integer() for v in flat):
+        outside = [not _holds(v, tensor.dtype) for v in flat]
+        if any(outside):
+            raise _changed(items, np.argwhere(np.reshape(outside, items.shape))[0], tensor)
+        return np.array([int(v) for v in flat], tensor.dtype).reshape(items.shape)
     return array
+
+
+def _holds(value: float, target: np.dtype[Any]) -> bool:
+    """Whether an integer, as it was given, is one of `target`. The float -2^63 is what -2^63 - 1 becomes where JSON is read."""
+    info = np.iinfo(target)
+    return info.min <= value <= info.max and not (isinstance(value, float) and value == -(2.0**63))
 
 
 def unrepresentable(array: Array, target: np.dtype[Any]) -> NDArray[np.bool_] | None:

@@ -1,0 +1,55 @@
+"""The hosts that the suite runs against. Another one is a line in `HOSTS`: a context manager that gives a `Send`."""
+
+from __future__ import annotations
+
+import http.client
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from tests.conformance.models import surface
+from tests.conformance.server import serve
+from triform.http import HttpRequest
+
+
+class Answer(NamedTuple):
+    status: int
+    headers: Mapping[str, str]  # names in lower case
+    body: bytes
+
+
+class Send(Protocol):
+    def __call__(self, method: str, path: str, headers: Mapping[str, str] | None = None, body: bytes = b"") -> Answer: ...
+
+
+@contextmanager
+def in_process(repository: Path) -> Iterator[Send]:
+    """`http.py` itself."""
+    handle = surface(repository).handle
+
+    def send(method: str, path: str, headers: Mapping[str, str] | None = None, body: bytes = b"") -> Answer:
+        return Answer(*handle(HttpRequest(method, path, list((headers or {}).items()), body)))
+
+    yield send
+
+
+@contextmanager
+def loopback(repository: Path) -> Iterator[Send]:
+    """The same behind Python's HTTP server."""
+    with serve(surface(repository)) as address:
+        connection = http.client.HTTPConnection(address, timeout=30)
+
+        def send(method: str, path: str, headers: Mapping[str, str] | None = None, body: bytes = b"") -> Answer:
+            connection.request(method, path, body, dict(headers or {}))
+            answer = connection.getresponse()
+            return Answer(answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read())
+
+        yield send
+        connection.close()
+
+
+HOSTS: Mapping[str, Callable[[Path], AbstractContextManager[Send]]] = {
+    "http.py": in_process,
+    "loopback": loopback,
+}
