@@ -13,7 +13,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 from urllib.parse import unquote
 
@@ -24,6 +24,7 @@ from triform.errors import (
     AnswerTooLarge,
     InvalidRequest,
     MethodNotAllowed,
+    Overloaded,
     PayloadTooLarge,
     RouteNotFound,
     TriformError,
@@ -114,6 +115,10 @@ class Received(NamedTuple):
     started: float
     told: dict[str, str]
 
+    def logged(self) -> dict[str, str]:
+        """Fields of a log record."""
+        return {"request_id": self.request_id}
+
     def header(self, name: str) -> str | None:
         """The value of a header that may stand once. Raises `InvalidRequest` where it stands twice."""
         values = [value for key, value in self.http.headers if key.lower() == name]
@@ -147,24 +152,34 @@ class HttpSurface:
         self._routes = [(route, route.pattern()) for route in ROUTES]
 
     def handle(self, http: HttpRequest, *, deadline: float | None = None, request_id: str | None = None) -> HttpResponse:
-        """Answers a request; never raises. `deadline`: a `time.monotonic()`; `request_id`: the host's, if the caller has none."""
+        """Answers a request; never raises. `deadline`: a `time.monotonic()`; `request_id`: the host's, if the caller has none.
+
+        For a service that never waits (`service.run_here`): the model runs in this thread.
+        """
+        return _at_once(self.handle_async(http, deadline=deadline, request_id=request_id))
+
+    async def handle_async(
+        self, http: HttpRequest, *, deadline: float | None = None, request_id: str | None = None
+    ) -> HttpResponse:
+        """The same on an event loop, for a service whose models run elsewhere. What it raises is its cancellation."""
         received = Received(http, _request_id(http.headers, request_id), deadline, time.perf_counter(), {})
         try:
             operation, chosen = self._find(http)
-            status, encoded = operation(received, chosen)
+            answer = operation(received, chosen)
+            status, encoded = answer if isinstance(answer, tuple) else await answer
         except TriformError as error:
             if error.http_status >= 500:
-                log.warning("request %s: %s", received.request_id, error.code, exc_info=error)
+                log.warning("request %s: %s", received.request_id, error.code, exc_info=error, extra=received.logged())
             status, encoded = _failure(error)
         except Exception:
-            log.exception("request %s failed", received.request_id)
+            log.exception("request %s failed", received.request_id, extra=received.logged())
             status, encoded = _failure(TriformError("the server failed; its log knows why"))
         body, packed = pack(encoded.body, received.listed("accept-encoding"))
         headers = {"content-type": encoded.content_type, **encoded.headers, **received.told, **packed}
         headers[REQUEST_ID] = received.request_id
         return HttpResponse(status, headers, b"" if http.method == "HEAD" else body)
 
-    def _find(self, http: HttpRequest) -> tuple[Callable[[Received, Chosen], Answer], Chosen]:
+    def _find(self, http: HttpRequest) -> tuple[Callable[[Received, Chosen], Answer | Awaitable[Answer]], Chosen]:
         path, method = unquote(http.path), "GET" if http.method == "HEAD" else http.method
         allowed = []
         for route, pattern in self._routes:
@@ -177,34 +192,34 @@ class HttpSurface:
             raise MethodNotAllowed(f"{http.method[:20]!r} is not for this path: use {allowed[0]}", allowed=", ".join(allowed))
         raise RouteNotFound("no such path")
 
-    def v2_infer(self, received: Received, chosen: Chosen) -> Answer:
+    def v2_infer(self, received: Received, chosen: Chosen) -> Awaitable[Answer]:
         def decode(served: Served) -> Call:
             received.media_type(JSON, FORM, BINARY)
             return oip.decode(self._body(received), _header_length(received), served)
 
         return self._infer(received, chosen, decode)
 
-    def v1_predict(self, received: Received, chosen: Chosen) -> Answer:
+    def v1_predict(self, received: Received, chosen: Chosen) -> Awaitable[Answer]:
         def decode(served: Served) -> Call:
             received.media_type(JSON, FORM)
             return tfs.decode(self._body(received), served)
 
         return self._infer(received, chosen, decode)
 
-    def invocations(self, received: Received, chosen: Chosen) -> Answer:
+    def invocations(self, received: Received, chosen: Chosen) -> Awaitable[Answer]:
         def decode(served: Served) -> Call:
             kind = received.media_type(*invocations.MEDIA_TYPES)
             return invocations.decode(self._body(received), kind, by_weight(received.listed("accept")), served)
 
         return self._infer(received, chosen, decode)
 
-    def _infer(self, received: Received, chosen: Chosen, decode: Callable[[Served], Call]) -> Answer:
+    async def _infer(self, received: Received, chosen: Chosen, decode: Callable[[Served], Call]) -> Answer:
         with self.service.exchange(received.request_id, deadline=received.deadline, started=received.started) as exchange:
             served = exchange.choose(chosen.get("model"), version=_version(chosen), alias=chosen.get("alias"))
             received.told[MODEL] = served.manifest.ref
             with exchange.stage("decode"):
                 call = decode(served)
-            outputs = exchange.infer(call.inputs)
+            outputs = await exchange.infer(call.inputs)
             with exchange.stage("encode"):
                 encoded = call.encode(outputs)
             if len(encoded.body) > self.limits.response:
@@ -273,6 +288,17 @@ class HttpSurface:
 Answer = tuple[int, Encoded]
 
 
+def _at_once(answer: Coroutine[Any, Any, HttpResponse]) -> HttpResponse:
+    """What a coroutine returns that never waits."""
+    try:
+        answer.send(None)
+    except StopIteration as finished:
+        response: HttpResponse = finished.value
+        return response
+    answer.close()
+    raise RuntimeError("this service's models run elsewhere: use handle_async")
+
+
 def _json(value: Any, status: int = 200) -> Answer:
     return status, Encoded(write_json(value))
 
@@ -280,7 +306,7 @@ def _json(value: Any, status: int = 200) -> Answer:
 def _failure(error: TriformError) -> Answer:
     """The answer that tells of an error: its message and code, nothing of where it was raised."""
     headers = {"allow": error.allowed} if isinstance(error, MethodNotAllowed) and error.allowed else {}
-    if error.retryable and error.http_status >= 500:
+    if error.retryable and (error.http_status >= 500 or error.http_status == Overloaded.http_status):
         headers["retry-after"] = "1"
     return error.http_status, Encoded(write_json({"error": _told(error), "code": error.code}), headers=headers)
 
