@@ -233,7 +233,7 @@ class HttpSurface:
         """The body, unpacked. Raises `PayloadTooLarge`, `UnsupportedMediaType` or `InvalidRequest`."""
         body = received.http.body
         if len(body) > self.limits.request:
-            raise PayloadTooLarge(f"the body has {len(body)} bytes, {self.limits.request} are allowed")
+            raise PayloadTooLarge(f"the body has more than the {self.limits.request} bytes that are allowed")
         return unpack(body, (received.header("content-encoding") or "").lower(), self.limits.unpacked)
 
     def v2_server(self, received: Received, chosen: Chosen) -> Answer:  # noqa: ARG002 - all operations are called alike

@@ -14,6 +14,8 @@ from tests.conformance.hosts import HOSTS, Answer, Send
 
 @pytest.fixture(scope="session", params=HOSTS)
 def send(request: pytest.FixtureRequest, online_models: Path) -> Iterator[Send]:
+    if request.param == "serve":
+        request.getfixturevalue("ray_cluster")
     with HOSTS[request.param](online_models) as sender:
         yield sender
 

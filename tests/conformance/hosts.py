@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 
 from tests.conformance.models import surface
 from tests.conformance.server import serve
+from tests.ray_apps.hosts import running, served
 from triform.http import HttpRequest
 
 
@@ -49,7 +50,36 @@ def loopback(repository: Path) -> Iterator[Send]:
         connection.close()
 
 
+@contextmanager
+def asgi(repository: Path) -> Iterator[Send]:
+    """The Serve form's ASGI application with dynamic batching, without a server."""
+    with running(repository) as app:
+
+        def send(method: str, path: str, headers: Mapping[str, str] | None = None, body: bytes = b"") -> Answer:
+            raw = [(k.lower().encode("latin-1"), v.encode("latin-1")) for k, v in (headers or {}).items()]
+            return Answer(*app.request(method, path, raw, [body]))
+
+        yield send
+
+
+@contextmanager
+def serve_form(repository: Path) -> Iterator[Send]:
+    """The application on Ray Serve, behind HAProxy. A cluster runs already."""
+    with served(repository) as (host, port):
+        connection = http.client.HTTPConnection(host, port, timeout=60)
+
+        def send(method: str, path: str, headers: Mapping[str, str] | None = None, body: bytes = b"") -> Answer:
+            connection.request(method, path, body, dict(headers or {}))
+            answer = connection.getresponse()
+            return Answer(answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read())
+
+        yield send
+        connection.close()
+
+
 HOSTS: Mapping[str, Callable[[Path], AbstractContextManager[Send]]] = {
     "http.py": in_process,
     "loopback": loopback,
+    "asgi": asgi,
+    "serve": serve_form,
 }
