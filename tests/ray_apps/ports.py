@@ -17,7 +17,10 @@ class Ports(NamedTuple):
 
     def environment(self, folder: Path) -> dict[str, str]:
         settings = serve_environment(
-            folder, metrics_port=self.metrics, stats_port=self.stats, replica_ports=(self.http % 9000 + 11000, self.grpc % 9000 + 21000)
+            folder,
+            metrics_port=self.metrics,
+            stats_port=self.stats,
+            replica_ports=(self.http % 9000 + 11000, self.grpc % 9000 + 21000),
         )
         return settings | {"RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0"}  # else each shutdown takes half a minute
 
