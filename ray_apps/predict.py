@@ -1,6 +1,6 @@
 """The application `ray_apps.predict:build_app`: one deployment whose replicas hold the models and answer requests themselves.
 
-    HAProxy -> replica: asgi.py -> triform/http.py -> triform/service.py -> triform/batching.py -> triform/predictor.py
+    HAProxy -> replica: asgi.py or grpc.py -> triform/http.py -> triform/service.py -> triform/batching.py -> triform/predictor.py
 
 No request is handed on from one process to another. Each replica loads every model, in its own process.
 """
@@ -11,7 +11,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from ray import serve
 from ray.serve.config import BackpressureConfig
@@ -20,6 +20,7 @@ from ray.serve.schema import LoggingConfig
 from ray_apps.arguments import Arguments
 from ray_apps.asgi import AsgiApp
 from ray_apps.environment import missing
+from ray_apps.grpc import OpenInference
 from ray_apps.hosting import Hosted, host
 from ray_apps.logs import log_as_json
 from ray_apps.telemetry import Logged, RayTelemetry
@@ -28,8 +29,10 @@ from triform.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
 
+GRPC: Final = "ray_apps.messages.add_to_server"  # for Serve's grpc_options
 
-class Predict:
+
+class Predict(OpenInference):
     """A replica. Its constructor raises what makes a model unfit to be served, and then the version before it stays up."""
 
     async def __init__(self, arguments: Arguments, settings: Settings) -> None:  # type: ignore[misc]  # Serve awaits it
@@ -37,15 +40,16 @@ class Predict:
         telemetry: Telemetry = RayTelemetry()
         if arguments.log_requests != "none":
             telemetry = Logged(telemetry, arguments.log_requests)
-        self.arguments = arguments
         self.hosted: Hosted = await asyncio.to_thread(host, arguments, settings, telemetry)
+        self.surface = self.hosted.surface
+        self.timeout = arguments.timeout_s
 
     def __serve_build_asgi_app__(self) -> AsgiApp:
-        return AsgiApp(self.hosted.surface, timeout=self.arguments.timeout_s, tells_request_id=True, at_end=self.hosted.drain)
+        return AsgiApp(self.surface, timeout=self.timeout, tells_request_id=True, at_end=self.hosted.drain)
 
     async def check_health(self) -> None:
         """Asked by Serve; what it raises gets the replica replaced."""
-        if not self.hosted.surface.service.models.all_ready():
+        if not self.surface.service.models.all_ready():
             raise RuntimeError("a model is not ready")
 
 

@@ -14,6 +14,7 @@ import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from functools import partial
 from typing import Any, Final, NamedTuple
 from urllib.parse import unquote
 
@@ -35,7 +36,7 @@ from triform.errors import (
 from triform.protocols import invocations, oip, tfs
 from triform.protocols.bodies import JSON, Call, Encoded, write_json
 from triform.repository import VERSION
-from triform.service import InferenceService, Served
+from triform.service import Exchange, InferenceService, Served
 
 log = logging.getLogger(__name__)
 
@@ -162,7 +163,7 @@ class HttpSurface:
         self, http: HttpRequest, *, deadline: float | None = None, request_id: str | None = None
     ) -> HttpResponse:
         """The same on an event loop, for a service whose models run elsewhere. What it raises is its cancellation."""
-        received = Received(http, _request_id(http.headers, request_id), deadline, time.perf_counter(), {})
+        received = Received(http, request_id_of(http.headers, request_id), deadline, time.perf_counter(), {})
         try:
             operation, chosen = self._find(http)
             answer = operation(received, chosen)
@@ -215,19 +216,24 @@ class HttpSurface:
 
     async def _infer(self, received: Received, chosen: Chosen, decode: Callable[[Served], Call]) -> Answer:
         with self.service.exchange(received.request_id, deadline=received.deadline, started=received.started) as exchange:
-            served = exchange.choose(chosen.get("model"), version=_version(chosen), alias=chosen.get("alias"))
+            served = exchange.choose(chosen.get("model"), version=version_of(chosen.get("version")), alias=chosen.get("alias"))
             received.told[MODEL] = served.manifest.ref
-            with exchange.stage("decode"):
-                call = decode(served)
-            outputs = await exchange.infer(call.inputs)
-            with exchange.stage("encode"):
-                encoded = call.encode(outputs)
-            if len(encoded.body) > self.limits.response:
-                raise AnswerTooLarge(
-                    f"the answer has {len(encoded.body)} bytes, {self.limits.response} are allowed: send fewer rows at a time, "
-                    "or ask for fewer outputs"
-                )
+            encoded = await self.answer(exchange, partial(decode, served))
         return 200, encoded
+
+    async def answer(self, exchange: Exchange, decode: Callable[[], Call]) -> Encoded:
+        """The way of a request whose version is chosen, whatever its protocol. Raises what each step does; `AnswerTooLarge`."""
+        with exchange.stage("decode"):
+            call = decode()
+        outputs = await exchange.infer(call.inputs)
+        with exchange.stage("encode"):
+            encoded = call.encode(outputs)
+        if len(encoded.body) > self.limits.response:
+            raise AnswerTooLarge(
+                f"the answer has {len(encoded.body)} bytes, {self.limits.response} are allowed: send fewer rows at a time, "
+                "or ask for fewer outputs"
+            )
+        return encoded
 
     def _body(self, received: Received) -> bytes:
         """The body, unpacked. Raises `PayloadTooLarge`, `UnsupportedMediaType` or `InvalidRequest`."""
@@ -256,13 +262,13 @@ class HttpSurface:
         return _json(oip.model_metadata(served, self.service.models.versions(chosen["model"])))
 
     def v2_model_ready(self, received: Received, chosen: Chosen) -> Answer:  # noqa: ARG002
-        ready = self.service.models.is_ready(chosen["model"], _version(chosen))
+        ready = self.service.models.is_ready(chosen["model"], version_of(chosen.get("version")))
         return _json({"name": chosen["model"], "ready": ready}, 200 if ready else 503)
 
     def v1_status(self, received: Received, chosen: Chosen) -> Answer:  # noqa: ARG002
         models, model = self.service.models, chosen["model"]
         if "version" in chosen or "alias" in chosen:
-            versions = [models.version_of(model, version=_version(chosen), alias=chosen.get("alias"))]
+            versions = [models.version_of(model, version=version_of(chosen.get("version")), alias=chosen.get("alias"))]
         else:
             versions = models.versions(model)
         return _json(tfs.status({version: models.is_ready(model, version) for version in versions}))
@@ -282,7 +288,7 @@ class HttpSurface:
         return 200, Encoded(written())
 
     def _served(self, chosen: Chosen) -> Served:
-        return self.service.models.get(chosen["model"], version=_version(chosen), alias=chosen.get("alias"))
+        return self.service.models.get(chosen["model"], version=version_of(chosen.get("version")), alias=chosen.get("alias"))
 
 
 Answer = tuple[int, Encoded]
@@ -308,15 +314,15 @@ def _failure(error: TriformError) -> Answer:
     headers = {"allow": error.allowed} if isinstance(error, MethodNotAllowed) and error.allowed else {}
     if error.retryable and (error.http_status >= 500 or error.http_status == Overloaded.http_status):
         headers["retry-after"] = "1"
-    return error.http_status, Encoded(write_json({"error": _told(error), "code": error.code}), headers=headers)
+    return error.http_status, Encoded(write_json({"error": told(error), "code": error.code}), headers=headers)
 
 
-def _told(error: TriformError) -> str:
+def told(error: TriformError) -> str:
     """The message as UTF-8 can hold it."""
     return str(error).encode(errors="backslashreplace").decode()
 
 
-def _request_id(headers: Sequence[tuple[str, str]], given: str | None) -> str:
+def request_id_of(headers: Sequence[tuple[str, str]], given: str | None) -> str:
     """The caller's, if it can stand in a log and a header as it is; else the host's, if that can; else a new one."""
     for key, value in headers:
         if key.lower() == REQUEST_ID and _CLEAN_ID.fullmatch(value):
@@ -324,13 +330,13 @@ def _request_id(headers: Sequence[tuple[str, str]], given: str | None) -> str:
     return given if given is not None and _CLEAN_ID.fullmatch(given) else uuid.uuid4().hex
 
 
-def _version(chosen: Chosen) -> int | None:
-    version = chosen.get("version")
-    if version is None:
+def version_of(text: str | None) -> int | None:
+    """The version that a request names. Raises `VersionNotFound` for what is none."""
+    if text is None:
         return None
-    if not VERSION.fullmatch(version):
-        raise VersionNotFound(f"{version[:40]!r} is no version: versions are positive integers")
-    return int(version)
+    if not VERSION.fullmatch(text):
+        raise VersionNotFound(f"{text[:40]!r} is no version: versions are positive integers")
+    return int(text)
 
 
 def _header_length(received: Received) -> int | None:

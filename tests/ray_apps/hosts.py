@@ -84,11 +84,14 @@ def served(repository: Path, **args: Any) -> Iterator[tuple[str, int]]:
     """Host and port of the application on the cluster that this process is connected to."""
     from ray import serve
 
-    from ray_apps.predict import build_app
+    from ray_apps.predict import GRPC, build_app
 
     name = f"predict-{uuid.uuid4().hex[:8]}"
     given = {"repository": str(repository), "default_model": DEFAULT, "num_cpus": 0, "drain_s": 0, **args}
-    serve.start(http_options={"host": "127.0.0.1", "port": SERVE_PORTS.http})
+    serve.start(
+        http_options={"host": "127.0.0.1", "port": SERVE_PORTS.http},
+        grpc_options={"port": SERVE_PORTS.grpc, "grpc_servicer_functions": [GRPC], "enable_reflection": False},
+    )
     serve.run(build_app(given), name=name, route_prefix="/")
     try:
         yield "127.0.0.1", SERVE_PORTS.http

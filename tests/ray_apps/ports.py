@@ -25,7 +25,7 @@ class Ports(NamedTuple):
         return settings | {"RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0"}  # else each shutdown takes half a minute
 
 
-def _free(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [s.getsockname()[1] for s in held]
     for server in held:
@@ -33,4 +33,4 @@ def _free(count: int) -> list[int]:
     return ports
 
 
-SERVE_PORTS = Ports(*_free(4))
+SERVE_PORTS = Ports(*free_ports(4))

@@ -1,0 +1,71 @@
+"""`python -m ray_apps` as its users start it: in a process of its own, with a Ray of its own."""
+
+from __future__ import annotations
+
+import http.client
+import signal
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.ray_apps.ports import free_ports
+
+BODY = b'{"instances": [[1, 2, 3]]}'
+
+
+def test_a_bad_start_names_what_is_wrong(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-m", "ray_apps"], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, "configuration: args: 'repository' is missing" in done.stderr) == (2, True), done.stderr
+    bad = tmp_path / "args.json"
+    bad.write_text('{"repository": "models", "timeout": 3}')
+    command = [sys.executable, "-m", "ray_apps", "--args", bad]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, "timeout" in done.stderr, "Traceback" in done.stderr) == (2, True, False), done.stderr
+
+
+@pytest.mark.slow  # a second Ray beside the session's
+def test_it_serves_until_it_is_told_to_end(online_models: Path, tmp_path: Path) -> None:
+    http_port, grpc_port, metrics_port, stats_port = free_ports(4)
+    arguments = tmp_path / "args.json"
+    arguments.write_text('{"num_cpus": 0, "drain_s": 20}')
+    options = {
+        "--repository": online_models, "--model": "linear", "--args": arguments, "--port": http_port, "--grpc-port": grpc_port,
+        "--metrics-port": metrics_port, "--stats-port": stats_port, "--replica-ports": 33000, "--cpus": 2,
+    }  # fmt: skip
+    command = [sys.executable, "-m", "ray_apps", *(str(part) for option in options.items() for part in option)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        lines: list[str] = []
+        ready = threading.Event()
+
+        def read() -> None:
+            assert process.stderr is not None
+            for line in process.stderr:
+                lines.append(line)
+                if line.startswith("ready:"):
+                    ready.set()
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        try:
+            assert ready.wait(120), "".join(lines)
+
+            def ask(_: int) -> int:
+                connection = http.client.HTTPConnection("127.0.0.1", http_port, timeout=60)
+                connection.request("POST", "/invocations", BODY)
+                status = connection.getresponse().status
+                connection.close()
+                return status
+
+            with ThreadPoolExecutor(8) as clients:
+                assert list(clients.map(ask, range(100))) == [200] * 100
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(120) == 0, "".join(lines)
+        finally:
+            if process.poll() is None:
+                process.kill()
+            reader.join(30)
