@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import orjson
 import typer
@@ -20,6 +20,7 @@ from ray_apps.arguments import Arguments
 from ray_apps.environment import serve_environment
 from triform.errors import TriformError
 
+APP: Final = "triform"
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
@@ -74,11 +75,12 @@ def _run(given: dict[str, Any], http_options: dict[str, Any], grpc_port: int, cp
     try:
         grpc_options = {"port": grpc_port, "grpc_servicer_functions": [GRPC], "enable_reflection": False}
         serve.start(http_options=http_options, grpc_options=grpc_options)
-        serve.run(build_app(given), name="triform", route_prefix="/")
+        serve.run(build_app(given), name=APP, route_prefix="/")
         sys.stderr.write(f"ready: http://{http_options['host']}:{http_options['port']}, gRPC on port {grpc_port}\n")
         sys.stderr.flush()
         while not ended.wait(1.0):  # a wait without an end would keep the signal from its handler on some systems
             pass
+        serve.delete(APP)  # answers what is in flight, while HAProxy still stands; a shutdown would take both at once
         serve.shutdown()
     finally:
         ray.shutdown()
