@@ -19,15 +19,14 @@ import pytest
 from hypothesis import settings
 
 from tests.conformance.models import build
-from tests.ray_apps.ports import SERVE_PORTS
 from tests.faulty_proxy import FaultyProxy, faulty_proxy
+from tests.ray_apps.ports import SERVE_PORTS
 from triform import testing
 from triform.repository import ModelRepository
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-SERVE = SERVE_PORTS.environment(Path(tempfile.mkdtemp(prefix="serve-")))  # read when Ray Serve is imported, here and in its actors
-os.environ.update(SERVE)
+os.environ.update(SERVE_PORTS.environment(Path(tempfile.mkdtemp(prefix="serve-"))))  # before Ray Serve is imported anywhere
 
 
 ROOT = Path(__file__).parent.parent

@@ -74,7 +74,7 @@ class Features:
         Raises `MissingValue` or `InvalidInput` with the column and the row at fault. Keys that are no column are ignored.
         """
         for row, record in enumerate(records):
-            if not isinstance(record, Mapping):
+            if type(record) is not dict and not isinstance(record, Mapping):
                 raise InvalidInput(f"row {row}: expected an object of named columns, got {type(record).__name__}", row=row)
         return {f.tensor.name: _tensor(f, records) for f in self.inputs}
 
@@ -173,7 +173,7 @@ def _tensor(feature: Feature, records: Sequence[Mapping[str, Any]]) -> Array:
         return feature.tensor.no_rows()
     if not feature.scalar or (feature.tensor.row_shape == (1,) and _holds_lists(feature.columns[0], records)):
         return _lists(feature, records)
-    columns = [[_value(c, r, i, feature) for i, r in enumerate(records)] for c in feature.columns]
+    columns = [_values(c, records, feature) for c in feature.columns]
     if len(columns) > 1:
         with suppress(InvalidInput):  # all at once, which is faster; column by column it says which one does not fit
             return np.ascontiguousarray(cast(columns, feature.tensor).T)
@@ -187,10 +187,23 @@ def _tensor_of_columns(feature: Feature, columns: Mapping[str, Sequence[Any] | A
     first = columns.get(feature.columns[0].name, [None] * rows)
     if not feature.scalar or (feature.tensor.row_shape == (1,) and any(isinstance(v, list) for v in first)):
         return _lists(feature, [{feature.columns[0].name: value} for value in first])
-    arrays = [_cast(_filled_column(c, columns, rows, feature), c, feature) for c in feature.columns]
+    filled = [_filled_column(c, columns, rows, feature) for c in feature.columns]
+    if len(filled) > 1:
+        with suppress(InvalidInput):  # all at once, which is faster; column by column it says which one does not fit
+            together = cast(_together(filled), feature.tensor)
+            if together.ndim == 2:
+                return np.ascontiguousarray(together.T)
+    arrays = [_cast(values, c, feature) for c, values in zip(feature.columns, filled, strict=True)]
     if wrong := next((c for c, a in zip(feature.columns, arrays, strict=True) if a.ndim != 1), None):
         raise InvalidInput(f"column '{wrong.name}': expected one value a row, got lists", input=wrong.name)
     return np.stack(arrays, axis=1) if feature.row_shape else arrays[0]
+
+
+def _together(columns: Sequence[Any]) -> Any:
+    """Columns as one value: lists as a list, arrays of one dtype as an array. Raises `InvalidInput` for several kinds."""
+    if len({v.dtype if isinstance(v, np.ndarray) else list for v in columns}) > 1:
+        raise InvalidInput("columns of several kinds")
+    return np.stack(columns) if isinstance(columns[0], np.ndarray) else list(columns)
 
 
 def _filled_column(column: Column, columns: Mapping[str, Sequence[Any] | Array], rows: int, feature: Feature) -> Any:
@@ -248,11 +261,16 @@ def _shape(value: Any) -> tuple[int, ...] | None:
     return shape
 
 
-def _value(column: Column, record: Mapping[str, Any], row: int, feature: Feature) -> Any:
-    value = _present(record.get(column.name), column, row, feature)
-    if isinstance(value, list):
+def _values(column: Column, records: Sequence[Mapping[str, Any]], feature: Feature) -> list[Any]:
+    """The column's value of each record, its nulls replaced by its policy."""
+    values = [record.get(column.name) for record in records]
+    kinds = set(map(type, values))
+    if type(None) in kinds:
+        values = [_present(value, column, row, feature) for row, value in enumerate(values)]
+    if list in kinds:
+        row = next(row for row, value in enumerate(values) if isinstance(value, list))
         raise InvalidInput(f"row {row}: column '{column.name}': expected one value, got a list", input=column.name, row=row)
-    return value
+    return values
 
 
 def _present(value: Any, column: Column, row: int, feature: Feature) -> Any:

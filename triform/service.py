@@ -79,12 +79,19 @@ class _Slot:
             return self._served
         with self._lock:
             if self._served is None:
-                self.ready = False
-                predictor = self._load()
-                self._served = Served(predictor, Features(predictor.signature, predictor.manifest.config), self.variant)
-                self.ready = True
-                self._loaded(predictor, self.variant)
+                self._served = self._open()
         return self._served
+
+    def _open(self) -> Served:
+        try:
+            predictor = self._load()
+            served = Served(predictor, Features(predictor.signature, predictor.manifest.config), self.variant)
+        except BaseException:
+            self.ready = False
+            raise
+        self.ready = True
+        self._loaded(predictor, self.variant)
+        return served
 
 
 class _Versions(NamedTuple):
@@ -238,6 +245,9 @@ class InferenceService:
         except MemoryError as error:
             code = ResourceExhausted.code
             raise ResourceExhausted("memory ran out while the request was answered; send fewer rows at a time") from error
+        except RecursionError:
+            code = InvalidRequest.code
+            raise InvalidRequest("the body is nested too deeply") from None
         except Exception:
             code = TriformError.code
             raise

@@ -35,7 +35,7 @@ def build(folder: Path) -> Path:
     every    in_BOOL, in_UINT8, ... [rows] -> out_BOOL, out_UINT8, ...: each of the 13 datatypes as it came
     text     x BYTES[rows] -> y BYTES[rows], as it came
     lookup   x INT64[rows] -> y FP32[rows] = 10 * x for 0..9; any other x makes the run fail
-    flights  columns distance, hour (null: NaN), carrier -> p_on_time = distance, p_late = hour, outcome: the larger, airline = carrier
+    flights  columns distance, hour (null: NaN), carrier -> p_on_time, p_late, outcome: the larger, airline
     """
     repository = folder / "models"
     files = {

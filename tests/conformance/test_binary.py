@@ -82,12 +82,14 @@ SAMPLES = {
     "FP16": np.array([1.5, np.nan], "<f2").tobytes(),
     "FP32": np.array([np.inf, -0.0], "<f4").tobytes(),
     "FP64": np.array([-np.inf, 5e-324], "<f8").tobytes(),
-} | {d.oip: np.array([np.iinfo(d.numpy).min, np.iinfo(d.numpy).max], d.numpy).tobytes() for d in DATATYPES if d.numpy.kind in "iu"}
+} | {
+    d.oip: np.array([np.iinfo(d.numpy).min, np.iinfo(d.numpy).max], d.numpy).tobytes() for d in DATATYPES if d.numpy.kind in "iu"
+}
 
 
 @pytest.mark.parametrize("space", range(4))
 def test_every_datatype_bit_by_bit(send: Send, space: int) -> None:
-    """Binary Tensor Request: little-endian, row-major, a BYTES element after its length; at whatever offset. NaN and infinity too."""
+    """Binary Tensor Request: little-endian, row-major, a BYTES element after its length; at any offset; NaN, infinity."""
     names = [d.oip for d in DATATYPES]
     inputs = [
         {"name": f"in_{n}", "shape": [2], "datatype": n, "parameters": {"binary_data_size": len(SAMPLES[n])}} for n in names

@@ -78,6 +78,12 @@ def test_parameters_that_mean_nothing_here_change_nothing(post: Callable[..., An
     assert post(INFER, asked)["outputs"][0]["data"] == [14.0, 32.0]
 
 
+def test_null_is_as_good_as_nothing(post: Callable[..., Any]) -> None:
+    """Inference Request JSON Object: what is optional; some clients write null for what they do not say."""
+    asked = {"id": None, "parameters": None, "outputs": None, "inputs": [{**X, "parameters": None}]}
+    assert post(INFER, asked) == post(INFER, {"inputs": [X]})
+
+
 def every(**given: Any) -> list[dict[str, Any]]:
     """An input of each of the 13 datatypes; `INT64=[1]` gives data."""
     data = {name: ["a"] if name == "BYTES" else [True] if name == "BOOL" else [1] for name in triform.signature.BY_OIP} | given

@@ -7,13 +7,15 @@ import signal
 import subprocess
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import pytest
 
 from tests.ray_apps.ports import free_ports
+from triform import testing
 
+LINEAR, SLOW = "/v1/models/linear:predict", "/v2/models/slow/infer"
 BODY = b'{"instances": [[1, 2, 3]]}'
 
 
@@ -28,12 +30,14 @@ def test_a_bad_start_names_what_is_wrong(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow  # a second Ray beside the session's
-def test_it_serves_until_it_is_told_to_end(online_models: Path, tmp_path: Path) -> None:
+def test_it_answers_what_is_in_flight_when_it_is_told_to_end(tmp_path: Path) -> None:
     http_port, grpc_port, metrics_port, stats_port = free_ports(4)
     arguments = tmp_path / "args.json"
-    arguments.write_text('{"num_cpus": 0, "drain_s": 20}')
+    arguments.write_text('{"num_cpus": 0, "drain_s": 60, "overrides": {"slow": {"max_queue_rows": 1000000}}}')
+    models = {"linear": testing.linear(tmp_path / "linear.onnx"), "slow": testing.slow(tmp_path / "slow.onnx")}
+    testing.repository(tmp_path / "models", models)
     options = {
-        "--repository": online_models, "--model": "linear", "--args": arguments, "--port": http_port, "--grpc-port": grpc_port,
+        "--repository": tmp_path / "models", "--args": arguments, "--port": http_port, "--grpc-port": grpc_port,
         "--metrics-port": metrics_port, "--stats-port": stats_port, "--replica-ports": 33000, "--cpus": 2,
     }  # fmt: skip
     command = [sys.executable, "-m", "ray_apps", *(str(part) for option in options.items() for part in option)]
@@ -54,16 +58,20 @@ def test_it_serves_until_it_is_told_to_end(online_models: Path, tmp_path: Path) 
         try:
             assert ready.wait(120), "".join(lines)
 
-            def ask(_: int) -> int:
-                connection = http.client.HTTPConnection("127.0.0.1", http_port, timeout=60)
-                connection.request("POST", "/invocations", BODY)
+            def ask(path: str, body: bytes) -> int:
+                connection = http.client.HTTPConnection("127.0.0.1", http_port, timeout=120)
+                connection.request("POST", path, body, {"inference-header-content-length": "0"} if path == SLOW else {})
                 status = connection.getresponse().status
                 connection.close()
                 return status
 
-            with ThreadPoolExecutor(8) as clients:
-                assert list(clients.map(ask, range(100))) == [200] * 100
-            process.send_signal(signal.SIGTERM)
+            with ThreadPoolExecutor(30) as clients:
+                assert list(clients.map(ask, [LINEAR] * 100, [BODY] * 100)) == [200] * 100
+                asked = [clients.submit(ask, SLOW, bytes(1024 * 2000)) for _ in range(30)]
+                assert next(as_completed(asked, timeout=60)).result() == 200
+                assert sum(not answer.done() for answer in asked) > 3
+                process.send_signal(signal.SIGTERM)
+                assert [answer.result(timeout=120) for answer in asked] == [200] * 30
             assert process.wait(120) == 0, "".join(lines)
         finally:
             if process.poll() is None:

@@ -22,6 +22,7 @@ from triform.signature import Array
 
 T = TypeVar("T")
 JSON: Final = "application/json"
+_NESTED: Final = (dict, list)
 _KEY: Final = re.compile(rb'"[ \t\r\n]*:')
 
 
@@ -71,9 +72,9 @@ def _keys(value: Any, most: int) -> int:
             keys += len(item)
             if keys >= most:
                 break
-            pending += [v for v in item.values() if isinstance(v, dict | list)]
-        elif item and isinstance(item, list) and isinstance(item[0], dict | list):
-            pending += [v for v in item if isinstance(v, dict | list)]
+            pending += [v for v in item.values() if isinstance(v, _NESTED)]
+        elif item and isinstance(item, list) and isinstance(item[0], _NESTED):
+            pending += [v for v in item if isinstance(v, _NESTED)]
     return keys
 
 

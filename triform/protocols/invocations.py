@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -35,7 +36,7 @@ _ANY: Final = {"*/*": "", "application/*": JSON, "text/*": CSV}  # "": as the re
 _WORDS: Final = {"true": True, "false": False, "True": True, "False": False}
 _INTEGER: Final = re.compile(r"[+-]?[0-9]{1,30}")
 _NUMBER: Final = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?|[+-]?inf(inity)?|nan", re.IGNORECASE)
-_LONGEST: Final = 32  # characters of a number that is read together with others
+_SPACE: Final = " \t\r\n\v\f"
 _FEATURES: Final = "features"  # what SageMaker calls the values of a row
 
 
@@ -131,7 +132,8 @@ def _say_csv(answer: Mapping[str, Array], *, header: bool) -> Encoded:
         wide = array.reshape(len(array), -1) if array.size else array.reshape(len(array), 0 if array.ndim > 1 else 1)
         for i, column in enumerate(wide.T):
             text = column.astype(str)
-            cells[f"{name}_{i}" if wide.shape[1] > 1 else name] = np.where(text == "nan", "", text).tolist()
+            said = np.where(np.isnan(column), "", text) if column.dtype.kind == "f" else text
+            cells[f"{name}_{i}" if wide.shape[1] > 1 else name] = said.tolist()
     lines = io.StringIO()
     writer = csv.writer(lines, lineterminator="\n")
     if header:
@@ -152,7 +154,7 @@ def _split(table: Split) -> dict[str, Sequence[Any]]:
 
 
 def _csv_call(body: bytes, header: str, served: Served, say: tfs.Say) -> Call:
-    """The first line names the columns if it does (or `header=present` says so); else they stand in the model's order.
+    """The first line names the columns if all are in it, or `header=present` says so; else they stand in the model's order.
 
     Where the model's only input is a tensor that no columns are mapped to, the cells of a line are its row.
     """
@@ -160,13 +162,12 @@ def _csv_call(body: bytes, header: str, served: Served, say: tfs.Say) -> Call:
         lines = [line for line in csv.reader(io.StringIO(body.decode("utf-8-sig"), newline=""), strict=True) if line]
     except (UnicodeDecodeError, csv.Error) as error:
         raise InvalidRequest(f"the body is not CSV: {error}") from None
-    known = served.features.columns
+    known, tensor = served.features.columns, served.signature.inputs[0]
+    if known == [tensor.name] and len(tensor.row_shape) == 1 and tensor.row_shape != (1,):
+        return Call({tensor.name: _matrix(lines[header == "present" :], tensor)}, say)
     names = known
-    if lines and (header == "present" or (header != "absent" and not set(known).isdisjoint(lines[0]))):
+    if lines and (header == "present" or (header != "absent" and set(known) <= set(lines[0]))):
         names, lines = lines[0], lines[1:]
-    tensor = served.signature.inputs[0]
-    if known == [tensor.name] and len(tensor.row_shape) == 1 and tensor.row_shape != (1,) and (names is known or names != known):
-        return Call({tensor.name: _matrix(lines, tensor)}, say)
     if len(set(names)) < len(names):
         raise InvalidInput("the header names a column twice")
     for row, line in enumerate(lines):
@@ -174,8 +175,18 @@ def _csv_call(body: bytes, header: str, served: Served, say: tfs.Say) -> Call:
             raise InvalidInput(f"row {row}: {len(line)} cells for {len(names)} columns ({', '.join(names[:20])})"[:300], row=row)
     tensors = {c.name: f.tensor for f in served.features.inputs for c in f.columns}
     columns = zip(*lines, strict=True) if lines else [()] * len(names)
-    named = {name: _cells(cells, name, tensors[name]) for name, cells in zip(names, columns, strict=True) if name in tensors}
-    return tfs.table_call(named, served, say)
+    texts = {name: cells for name, cells in zip(names, columns, strict=True) if name in tensors}
+    return tfs.table_call(_columns(texts, tensors), served, say)
+
+
+def _columns(texts: Mapping[str, Sequence[str]], tensors: Mapping[str, TensorMetadata]) -> dict[str, list[Any] | Array]:
+    """The columns' values: of all floats at once if that can be."""
+    floats = [name for name in texts if tensors[name].dtype.kind == "f"]
+    together = _numbers([cell for name in floats for cell in texts[name]], min((_exact(tensors[n]) for n in floats), default=0.0))
+    if together is None or not floats:
+        return {name: _cells(cells, name, tensors[name]) for name, cells in texts.items()}
+    numbers = dict(zip(floats, together.reshape(len(floats), -1), strict=True))
+    return {name: numbers[name] if name in numbers else _cells(cells, name, tensors[name]) for name, cells in texts.items()}
 
 
 def _matrix(lines: Sequence[Sequence[str]], tensor: TensorMetadata) -> Any:
@@ -197,17 +208,23 @@ def _cells(cells: Sequence[str], name: str, tensor: TensorMetadata, width: int =
     """Values of `width` cells a row; an empty cell is null, and a number keeps its digits."""
     if tensor.datatype == "BYTES":
         return [cell or None for cell in cells]
-    if tensor.dtype.kind == "f" and (numbers := _numbers(cells, 2.0 ** np.finfo(tensor.dtype).nmant)) is not None:
+    if tensor.dtype.kind == "f" and (numbers := _numbers(cells, _exact(tensor))) is not None:
         return numbers
     return [_cell(cell, name, i // width) for i, cell in enumerate(cells)]
 
 
+def _exact(tensor: TensorMetadata) -> float:
+    """Below it a float tensor holds every integer."""
+    return float(2.0 ** np.finfo(tensor.dtype).nmant)
+
+
 def _numbers(cells: Sequence[str], exact: float) -> Array | None:
     """The cells as floats, all at once; None where one needs a closer look: it is empty, no number, or not below `exact`."""
-    if max(map(len, cells), default=0) > _LONGEST or any("_" in cell for cell in cells):
+    text = ",".join(cells)
+    if "_" in text or not text.isascii():  # which `float` would take
         return None
     try:
-        numbers = np.array(cells).astype(np.float64)
+        numbers = np.fromiter(map(float, cells), np.float64, len(cells))
     except ValueError:
         return None
     return numbers if (np.abs(numbers) < exact).all() else None
@@ -216,11 +233,11 @@ def _numbers(cells: Sequence[str], exact: float) -> Array | None:
 def _cell(cell: str, name: str, row: int) -> Any:
     if cell == "":
         return None
-    text = cell.strip(" ")
+    text = cell.strip(_SPACE)
     if text in _WORDS:
         return _WORDS[text]
     if _INTEGER.fullmatch(text):
         return int(text)
-    if _NUMBER.fullmatch(text):
-        return float(text)
+    if _NUMBER.fullmatch(text) and (not math.isinf(number := float(text)) or "inf" in text.lower()):
+        return number
     raise InvalidInput(f"row {row}: column '{name[:80]}': {cell[:40]!r} is no number", input=name[:80], row=row)

@@ -49,7 +49,7 @@ class RequestInput(msgspec.Struct):
     name: str
     shape: Annotated[list[Size], msgspec.Meta(max_length=MAX_DIMS)]
     datatype: Datatype
-    parameters: Parameters = {}
+    parameters: Parameters | None = None
     data: Annotated[Any, msgspec.Meta(extra_json_schema={"type": ["array", "null"]})] = None
 
 
@@ -57,7 +57,7 @@ class RequestOutput(msgspec.Struct):
     """$request_output: an output that is wanted; `binary_data`: as bytes after the header."""
 
     name: str
-    parameters: Parameters = {}
+    parameters: Parameters | None = None
 
 
 class InferRequest(msgspec.Struct):
@@ -65,8 +65,8 @@ class InferRequest(msgspec.Struct):
 
     inputs: Annotated[list[RequestInput], msgspec.Meta(min_length=1)]
     id: str | None = None
-    parameters: Parameters = {}
-    outputs: list[RequestOutput] = []
+    parameters: Parameters | None = None
+    outputs: list[RequestOutput] | None = None
 
 
 class Wanted(NamedTuple):
@@ -150,10 +150,10 @@ def _shown(shape: Sequence[int]) -> str:
     return str(list(shape))[:200]
 
 
-def _check_parameters(parameters: Parameters, where: str) -> None:
-    for name, reason in _REFUSED.items():
-        if name in parameters:
-            raise InvalidRequest(f"{where}: {name}: {reason}")
+def _check_parameters(parameters: Parameters | None, where: str) -> None:
+    for name in parameters or ():
+        if name in _REFUSED:
+            raise InvalidRequest(f"{where}: {name}: {_REFUSED[name]}")
 
 
 def _data(inputs: Sequence[RequestInput], tail: Bytes) -> Iterator[tuple[RequestInput, list[Any] | Array]]:
@@ -164,7 +164,7 @@ def _data(inputs: Sequence[RequestInput], tail: Bytes) -> Iterator[tuple[Request
         if given.datatype not in BY_OIP:
             known = ", ".join(BY_OIP)
             raise InvalidInput(_name(given) + f"no datatype is called {given.datatype[:40]!r}: expected {known}")
-        size = given.parameters.get("binary_data_size")
+        size = (given.parameters or {}).get("binary_data_size")
         if (size is None) == (given.data is None):
             raise InvalidInput(
                 _name(given) + ("expected data or binary_data_size" if size is None else "has both data and binary_data_size")
@@ -296,8 +296,8 @@ def _wanted(request: InferRequest, known: Sequence[str]) -> list[Wanted]:
     return wanted
 
 
-def _flag(parameters: Parameters, name: str, where: str, otherwise: bool = False) -> bool:
-    value = parameters.get(name, otherwise)
+def _flag(parameters: Parameters | None, name: str, where: str, otherwise: bool = False) -> bool:
+    value = (parameters or {}).get(name, otherwise)
     if not isinstance(value, bool):
         raise InvalidRequest(f"{where}: {name}: expected true or false")
     return value

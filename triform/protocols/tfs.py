@@ -115,9 +115,12 @@ def _of_row(row: int, record: Any, inputs: Sequence[TensorMetadata]) -> Mapping[
 def _record(row: int, record: Any) -> Mapping[str, Any]:
     if not isinstance(record, dict):
         raise InvalidInput(f"row {row}: expected an object of named columns, as row 0 is", row=row)
-    if any(isinstance(value, dict) for value in record.values()):
+    if dict not in set(map(type, record.values())):
+        return record
+    try:
         return {name: _bytes_in(value) for name, value in record.items()}
-    return record
+    except InvalidInput as error:
+        raise InvalidInput(f"row {row}: {error}", row=row) from None
 
 
 def _tensors(values: Mapping[str, Any], inputs: Sequence[TensorMetadata]) -> dict[str, Any]:

@@ -1,0 +1,47 @@
+"""TensorFlow Serving's rows and columns, where a host cannot show it: nothing is copied that need not be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+import pytest
+
+from triform.errors import InvalidInput
+from triform.protocols import tfs
+from triform.protocols.bodies import Call
+from triform.service import Served
+
+Serve = Callable[[str], Served]
+
+
+def test_numbers_go_to_the_signature_as_they_were_read(served: Serve) -> None:
+    rows = [[1, 2, 3]] * 10
+    assert tfs.rows_call(rows, served("linear"), tfs.say_rows).inputs["x"] is rows
+    assert tfs.columns_call(rows, served("linear"), tfs.say_rows).inputs["x"] is rows
+
+
+def test_text_without_base64_does_too(served: Serve) -> None:
+    rows = ["a", "b"]
+    assert tfs.rows_call(rows, served("text"), tfs.say_rows).inputs["x"] is rows
+
+
+def test_records_and_columns_say_the_same(served: Serve, answered: Callable[[str, Call], Any]) -> None:
+    records = [{"carrier": c, "distance": d, "hour": h} for c, d, h in (("UA", 1, None), ("AA", 2.5, 3), ("", 0, 1))]
+    columns = {name: [record[name] for record in records] for name in ("hour", "carrier", "distance")}
+    by_row = answered("flights", tfs.decode(orjson.dumps({"instances": records}), served("flights")))["predictions"]
+    by_column = answered("flights", tfs.decode(orjson.dumps({"inputs": columns}), served("flights")))["outputs"]
+    assert by_row == [dict(zip(by_column, values, strict=True)) for values in zip(*by_column.values(), strict=True)]
+
+
+@pytest.mark.parametrize("values", [1, "text", {"b64": "YQ=="}, None])
+def test_a_column_is_a_list(served: Serve, values: Any) -> None:
+    asked = {"inputs": {"carrier": ["UA"], "distance": [1], "hour": values}}
+    with pytest.raises(InvalidInput, match="column 'hour': expected a list of values"):
+        tfs.decode(orjson.dumps(asked), served("flights"))
+
+
+def test_the_newest_version_first() -> None:
+    told = tfs.status({1: True, 12: False, 2: True})["model_version_status"]
+    assert [(one["version"], one["state"]) for one in told] == [("12", "END"), ("2", "AVAILABLE"), ("1", "AVAILABLE")]
