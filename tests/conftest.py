@@ -73,6 +73,15 @@ def online_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def serve_address(ray_cluster: Any, online_models: Path) -> Iterator[tuple[str, int]]:
+    """Host and port of the Serve application with those models; its gRPC is on `SERVE_PORTS.grpc`."""
+    from tests.ray_apps.hosts import served
+
+    with served(online_models) as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
     """An S3 over HTTP on loopback: the address of a moto server."""
     from moto.server import ThreadedMotoServer

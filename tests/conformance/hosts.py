@@ -10,7 +10,8 @@ from typing import NamedTuple, Protocol
 
 from tests.conformance.models import surface
 from tests.conformance.server import serve
-from tests.ray_apps.hosts import running, served
+from tests.ray_apps.hosts import running
+from tests.ray_apps.ports import SERVE_PORTS
 from triform.http import HttpRequest
 
 
@@ -64,17 +65,16 @@ def asgi(repository: Path) -> Iterator[Send]:
 
 @contextmanager
 def serve_form(repository: Path) -> Iterator[Send]:
-    """The application on Ray Serve, behind HAProxy. A cluster runs already."""
-    with served(repository) as (host, port):
-        connection = http.client.HTTPConnection(host, port, timeout=60)
+    """The application on Ray Serve, behind HAProxy. It runs already: the fixture `serve_address`."""
+    connection = http.client.HTTPConnection("127.0.0.1", SERVE_PORTS.http, timeout=60)
 
-        def send(method: str, path: str, headers: Mapping[str, str] | None = None, body: bytes = b"") -> Answer:
-            connection.request(method, path, body, dict(headers or {}))
-            answer = connection.getresponse()
-            return Answer(answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read())
+    def send(method: str, path: str, headers: Mapping[str, str] | None = None, body: bytes = b"") -> Answer:
+        connection.request(method, path, body, dict(headers or {}))
+        answer = connection.getresponse()
+        return Answer(answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read())
 
-        yield send
-        connection.close()
+    yield send
+    connection.close()
 
 
 HOSTS: Mapping[str, Callable[[Path], AbstractContextManager[Send]]] = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -14,17 +13,15 @@ import tritonclient.grpc as triton
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from ray_apps.messages import MESSAGES
-from tests.ray_apps.hosts import served
 from tests.ray_apps.ports import SERVE_PORTS
 from triform.signature import BY_OIP, DATATYPES
 
 ADDRESS = f"127.0.0.1:{SERVE_PORTS.grpc}"
-LIMIT = 1 << 20
 
 
 @pytest.fixture(scope="module")
-def client(ray_cluster: Any, online_models: Path) -> Iterator[Any]:
-    with served(online_models, request_bytes=LIMIT), triton.InferenceServerClient(ADDRESS) as client:
+def client(serve_address: tuple[str, int]) -> Iterator[Any]:
+    with triton.InferenceServerClient(ADDRESS) as client:
         yield client
 
 
@@ -141,7 +138,11 @@ def test_a_stream_answers_in_order_and_outlives_an_error(client: Any) -> None:
             "shared memory",
         ),
         (asked(outputs=[{"name": "z"}]), "INVALID_ARGUMENT", "no output is called 'z'"),
-        (asked(inputs=[X | {"shape": [100_000, 3]}], raw_input_contents=[RAW * 100_000]), "RESOURCE_EXHAUSTED", "are allowed"),
+        (
+            asked(inputs=[X | {"shape": [1_500_000, 3]}], raw_input_contents=[RAW * 1_500_000]),
+            "RESOURCE_EXHAUSTED",
+            "are allowed",
+        ),
     ],
 )
 def test_refused(stub: Any, request_: Any, status: str, told: str) -> None:

@@ -7,7 +7,6 @@ import logging
 import os
 import time
 import urllib.request
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,16 +17,14 @@ import pytest
 import tritonclient.http
 
 from ray_apps.environment import FAST, missing
-from tests.ray_apps.hosts import served
 from tests.ray_apps.ports import SERVE_PORTS
 
 BODY = b'{"instances": [[1, 2, 3]]}'
 
 
-@pytest.fixture(scope="module")
-def address(ray_cluster: Any, online_models: Path) -> Iterator[tuple[str, int]]:
-    with served(online_models, overrides={"lookup": {"max_queue_rows": 8}}) as address:
-        yield address
+@pytest.fixture
+def address(serve_address: tuple[str, int]) -> tuple[str, int]:
+    return serve_address
 
 
 def post(address: tuple[str, int], path: str, body: bytes, headers: dict[str, str] | None = None) -> tuple[int, bytes, list[Any]]:
