@@ -1,1 +1,1 @@
-"""The Ray Serve form: applications and serve configs. Nothing is here yet; `triform/` is what they will stand on."""
+"""The Ray Serve form: `ray_apps.predict:build_app`, and `python -m ray_apps`, which starts it on this machine."""

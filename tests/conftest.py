@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -19,11 +20,13 @@ from hypothesis import settings
 
 from tests.conformance.models import build
 from tests.faulty_proxy import FaultyProxy, faulty_proxy
+from tests.ray_apps.ports import SERVE_PORTS
 from triform import testing
 from triform.repository import ModelRepository
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+os.environ.update(SERVE_PORTS.environment(Path(tempfile.mkdtemp(prefix="serve-"))))  # before Ray Serve is imported anywhere
 
 
 ROOT = Path(__file__).parent.parent
@@ -67,6 +70,15 @@ def repository(tmp_path: Path) -> Callable[..., ModelRepository]:
 def online_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository with the models of tests/conformance/models.py; not to be changed."""
     return build(tmp_path_factory.mktemp("online"))
+
+
+@pytest.fixture(scope="session")
+def serve_address(ray_cluster: Any, online_models: Path) -> Iterator[tuple[str, int]]:
+    """Host and port of the Serve application with those models; its gRPC is on `SERVE_PORTS.grpc`."""
+    from tests.ray_apps.hosts import served
+
+    with served(online_models) as address:
+        yield address
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,8 @@ import pytest
 import typer.main
 
 from batch.cli import app as batch_app
+from ray_apps.__main__ import app as serve_app
+from ray_apps.arguments import Arguments
 from triform.cli.app import app
 from triform.errors import TriformError
 from triform.settings import Settings
@@ -19,6 +21,7 @@ from triform.telemetry import VOCABULARY
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = (ROOT / "docs/reference.md").read_text()
+SERVE = (ROOT / "docs/serve.md").read_text()
 BATCH = (ROOT / "docs/batch.md").read_text()
 DOCS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")])
 
@@ -38,7 +41,11 @@ def error_codes(kind: type[TriformError] = TriformError) -> Iterator[str]:
         yield from error_codes(child)
 
 
-COMMANDS = [*commands(typer.main.get_command(app), "triform"), *commands(typer.main.get_command(batch_app), "python -m batch")]
+COMMANDS = [
+    *commands(typer.main.get_command(app), "triform"),
+    *commands(typer.main.get_command(batch_app), "python -m batch"),
+    *commands(typer.main.get_command(serve_app), "python -m ray_apps"),
+]
 
 
 @pytest.mark.parametrize("name", [name for name, _ in COMMANDS])
@@ -53,6 +60,10 @@ def test_every_option_is_documented_and_explains_itself(name: str, command: clic
         if parameter.param_type_name == "option" and parameter.name != "help":
             assert f"`{parameter.opts[0]}`" in pages, f"{name} {parameter.opts[0]}"
             assert getattr(parameter, "help", None), f"{name} {parameter.opts[0]} has no help"
+
+
+def test_every_argument_of_build_app_is_in_its_guide() -> None:
+    assert [f.name for f in msgspec.structs.fields(Arguments) if f"`{f.name}`" not in SERVE] == []
 
 
 def test_every_setting_is_in_the_reference() -> None:

@@ -6,6 +6,8 @@ It conserves work: a request that finds a free slot runs at once; while all slot
 free next takes as much of it as fits. So batches grow with the load, and no window of time has to be chosen. A run that raises
 is tried again request by request, so that only the request at fault gets the error. Requests are never cut apart: one that is
 larger than `max_rows` runs alone. Rows of a `dependent` model are never run beside a stranger's.
+
+`Batched` is this for all the versions that a service has: its `Execute`.
 """
 
 from __future__ import annotations
@@ -16,24 +18,31 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple
 
+import msgspec
 import numpy as np
 
 from triform.errors import DeadlineExceeded, Overloaded, TriformError
 from triform.predictor import Predictor
+from triform.service import Ran, Served
 from triform.signature import Array, rows_of
+
+MAX_ROWS: Final = 128  # of one run, where nothing else is said
+MAX_QUEUE_ROWS: Final = 4096
 
 Shapes = tuple[tuple[str, str, tuple[int, ...]], ...]
 
 
 class Answer(NamedTuple):
-    """`outputs` are the request's own, of shape [rows, ...]; `batch_rows` ran together; times in seconds."""
+    """`outputs` are the request's own, of shape [rows, ...]; `batch_rows` ran together, and one of them is `first`; times in
+    seconds."""
 
     outputs: dict[str, Array]
     batch_rows: int
     queued: float
     executed: float
+    first: bool
 
 
 class _Pending:
@@ -42,9 +51,11 @@ class _Pending:
     def __init__(self, inputs: Mapping[str, Array], deadline: float | None, since: float, future: asyncio.Future[Answer]) -> None:
         self.inputs = inputs
         self.rows = rows_of(inputs)
+        self.weight = max(self.rows, 1)  # in the queue: a request without rows takes its place there too
         self.deadline = deadline
         self.since = since
         self.future = future
+        self.waits = True
         self.shapes: Shapes = tuple((name, a.dtype.str, a.shape[1:]) for name, a in sorted(inputs.items()))
 
 
@@ -61,8 +72,8 @@ class DynamicBatcher:
         executor: Executor,
         *,
         slots: int = 1,
-        max_rows: int = 128,
-        max_queue_rows: int = 4096,
+        max_rows: int = MAX_ROWS,
+        max_queue_rows: int = MAX_QUEUE_ROWS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.predictor = predictor
@@ -82,22 +93,23 @@ class DynamicBatcher:
         Raises `Overloaded`, `DeadlineExceeded` (also while the request waits or runs) and what `Predictor.run` raises. A request
         that is cancelled is not run, unless it runs already; then its answer is dropped.
         """
-        rows, now = rows_of(inputs), self._clock()
+        now = self._clock()
         if deadline is not None and now >= deadline:
             raise DeadlineExceeded("the deadline passed before the request was queued")
-        if self._queue and self.queued_rows + rows > self.max_queue_rows:
-            raise Overloaded(f"{self.queued_rows} rows wait already, {self.max_queue_rows} may: send the request again later")
         loop = asyncio.get_running_loop()
         pending = _Pending(inputs, deadline, now, loop.create_future())
+        if self.queued_rows and self.queued_rows + pending.weight > self.max_queue_rows:
+            raise Overloaded(f"{self.queued_rows} rows wait already, {self.max_queue_rows} may: send the request again later")
         expiry = loop.call_later(deadline - now, _expire, pending) if deadline is not None else None
         self._queue.append(pending)
-        self.queued_rows += rows
+        self.queued_rows += pending.weight
         self._fill_slots()
         try:
             return await pending.future
         finally:
             if expiry is not None:
                 expiry.cancel()
+            self._leave(pending)
 
     async def drain(self) -> None:
         """Waits until nothing waits or runs."""
@@ -120,11 +132,19 @@ class DynamicBatcher:
             if batch and self._is_wanted(head) and not self._fits(head, batch[0], rows):
                 break
             self._queue.popleft()
-            self.queued_rows -= head.rows
+            self._leave(head)
             if self._is_wanted(head):
                 batch.append(head)
                 rows += head.rows
         return batch
+
+    def _leave(self, pending: _Pending) -> None:
+        """It waits no longer, taken or given up: its rows make room at once; one given up is passed over when its turn comes."""
+        if pending.waits:
+            pending.waits = False
+            self.queued_rows -= pending.weight
+            if pending.future.done():
+                pending.inputs = {}
 
     def _fits(self, head: _Pending, first: _Pending, rows: int) -> bool:
         """Whether the request may run beside those that are taken, which have so many rows."""
@@ -165,12 +185,13 @@ class DynamicBatcher:
         began = self._clock()
         run = partial(self.predictor.run, inputs, deadline=_latest(batch))
         outputs = await asyncio.get_running_loop().run_in_executor(self._executor, run)
-        ended, rows, start = self._clock(), rows_of(inputs), 0
+        ended, rows, start, first = self._clock(), rows_of(inputs), 0, True
         for pending in batch:
             stop = start + pending.rows
             if not pending.future.done():
                 mine = {name: array[start:stop] for name, array in outputs.items()}
-                pending.future.set_result(Answer(mine, rows, began - pending.since, ended - began))
+                pending.future.set_result(Answer(mine, rows, began - pending.since, ended - began, first))
+                first = False
             start = stop
 
 
@@ -193,3 +214,54 @@ def _expire(pending: _Pending) -> None:
 def _fail(pending: _Pending, error: Any) -> None:
     if not pending.future.done():
         pending.future.set_exception(error)
+
+
+class BatchOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Of one model. `max_rows` None: the largest of the package's `pad_to`, else `MAX_ROWS`; the package's own is the most."""
+
+    slots: Annotated[int, msgspec.Meta(ge=1)] = 1
+    max_rows: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    max_queue_rows: Annotated[int, msgspec.Meta(ge=1)] = MAX_QUEUE_ROWS
+
+
+class Batched:
+    """A `service.Execute`: each loaded version has its own queue and slots, all of them the same threads. One event loop's.
+
+    `options`: by model.
+    """
+
+    def __init__(self, executor: Executor, options: Mapping[str, BatchOptions] | None = None) -> None:
+        self._executor = executor
+        self._options = options or {}
+        self._batchers: dict[tuple[str, int], DynamicBatcher] = {}
+
+    async def __call__(self, served: Served, inputs: Mapping[str, Array], deadline: float | None) -> Ran:
+        answer = await self.batcher(served.predictor).infer(inputs, deadline=deadline)
+        return Ran(answer.outputs, answer.batch_rows if answer.first else 0, answer.queued)
+
+    def batcher(self, predictor: Predictor) -> DynamicBatcher:
+        """That of this very predictor; a version that was loaded anew has a new one."""
+        manifest = predictor.manifest
+        found = self._batchers.get((manifest.name, manifest.version))
+        if found is None or found.predictor is not predictor:
+            options = self._options.get(manifest.name, BatchOptions())
+            found = DynamicBatcher(
+                predictor,
+                self._executor,
+                slots=options.slots,
+                max_rows=_max_rows(predictor, options),
+                max_queue_rows=options.max_queue_rows,
+            )
+            self._batchers[manifest.name, manifest.version] = found
+        return found
+
+    async def drain(self) -> None:
+        """Waits until nothing waits or runs."""
+        for batcher in [*self._batchers.values()]:
+            await batcher.drain()
+
+
+def _max_rows(predictor: Predictor, options: BatchOptions) -> int:
+    batching = predictor.manifest.config.batching
+    largest = batching.pad_to[-1] if batching.pad_to else batching.max_rows
+    return min(options.max_rows or (largest if batching.pad_to else MAX_ROWS), largest)

@@ -13,7 +13,8 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from functools import partial
 from typing import Any, Final, NamedTuple
 from urllib.parse import unquote
 
@@ -24,6 +25,7 @@ from triform.errors import (
     AnswerTooLarge,
     InvalidRequest,
     MethodNotAllowed,
+    Overloaded,
     PayloadTooLarge,
     RouteNotFound,
     TriformError,
@@ -34,7 +36,7 @@ from triform.errors import (
 from triform.protocols import invocations, oip, tfs
 from triform.protocols.bodies import JSON, Call, Encoded, write_json
 from triform.repository import VERSION
-from triform.service import InferenceService, Served
+from triform.service import Exchange, InferenceService, Served
 
 log = logging.getLogger(__name__)
 
@@ -114,6 +116,10 @@ class Received(NamedTuple):
     started: float
     told: dict[str, str]
 
+    def logged(self) -> dict[str, str]:
+        """Fields of a log record."""
+        return {"request_id": self.request_id}
+
     def header(self, name: str) -> str | None:
         """The value of a header that may stand once. Raises `InvalidRequest` where it stands twice."""
         values = [value for key, value in self.http.headers if key.lower() == name]
@@ -147,17 +153,27 @@ class HttpSurface:
         self._routes = [(route, route.pattern()) for route in ROUTES]
 
     def handle(self, http: HttpRequest, *, deadline: float | None = None, request_id: str | None = None) -> HttpResponse:
-        """Answers a request; never raises. `deadline`: a `time.monotonic()`; `request_id`: the host's, if the caller has none."""
-        received = Received(http, _request_id(http.headers, request_id), deadline, time.perf_counter(), {})
+        """Answers a request; never raises. `deadline`: a `time.monotonic()`; `request_id`: the host's, if the caller has none.
+
+        For a service that never waits (`service.run_here`): the model runs in this thread.
+        """
+        return _at_once(self.handle_async(http, deadline=deadline, request_id=request_id))
+
+    async def handle_async(
+        self, http: HttpRequest, *, deadline: float | None = None, request_id: str | None = None
+    ) -> HttpResponse:
+        """The same on an event loop, for a service whose models run elsewhere. What it raises is its cancellation."""
+        received = Received(http, request_id_of(http.headers, request_id), deadline, time.perf_counter(), {})
         try:
             operation, chosen = self._find(http)
-            status, encoded = operation(received, chosen)
+            answer = operation(received, chosen)
+            status, encoded = answer if isinstance(answer, tuple) else await answer
         except TriformError as error:
             if error.http_status >= 500:
-                log.warning("request %s: %s", received.request_id, error.code, exc_info=error)
+                log.warning("request %s: %s", received.request_id, error.code, exc_info=error, extra=received.logged())
             status, encoded = _failure(error)
         except Exception:
-            log.exception("request %s failed", received.request_id)
+            log.exception("request %s failed", received.request_id, extra=received.logged())
             status, encoded = _failure(TriformError("the server failed; its log knows why"))
         body, packed = pack(encoded.body, received.listed("accept-encoding"))
         headers = {"content-type": encoded.content_type, **encoded.headers, **received.told, **packed}
@@ -166,12 +182,11 @@ class HttpSurface:
 
     def refuse(self, error: TriformError, headers: Sequence[tuple[str, str]] = (), request_id: str | None = None) -> HttpResponse:
         """The answer to a request that its host found at fault; `headers` are the request's."""
-        told = {"content-type": "application/json", REQUEST_ID: _request_id(headers, request_id)}
-        if error.retryable:
-            told["retry-after"] = "1"
-        return HttpResponse(error.http_status, told, write_json({"error": str(error), "code": error.code}))
+        status, encoded = _failure(error)
+        told = {"content-type": encoded.content_type, **encoded.headers, REQUEST_ID: request_id_of(headers, request_id)}
+        return HttpResponse(status, told, encoded.body)
 
-    def _find(self, http: HttpRequest) -> tuple[Callable[[Received, Chosen], Answer], Chosen]:
+    def _find(self, http: HttpRequest) -> tuple[Callable[[Received, Chosen], Answer | Awaitable[Answer]], Chosen]:
         path, method = unquote(http.path), "GET" if http.method == "HEAD" else http.method
         allowed = []
         for route, pattern in self._routes:
@@ -184,48 +199,53 @@ class HttpSurface:
             raise MethodNotAllowed(f"{http.method[:20]!r} is not for this path: use {allowed[0]}", allowed=", ".join(allowed))
         raise RouteNotFound("no such path")
 
-    def v2_infer(self, received: Received, chosen: Chosen) -> Answer:
+    def v2_infer(self, received: Received, chosen: Chosen) -> Awaitable[Answer]:
         def decode(served: Served) -> Call:
             received.media_type(JSON, FORM, BINARY)
             return oip.decode(self._body(received), _header_length(received), served)
 
         return self._infer(received, chosen, decode)
 
-    def v1_predict(self, received: Received, chosen: Chosen) -> Answer:
+    def v1_predict(self, received: Received, chosen: Chosen) -> Awaitable[Answer]:
         def decode(served: Served) -> Call:
             received.media_type(JSON, FORM)
             return tfs.decode(self._body(received), served)
 
         return self._infer(received, chosen, decode)
 
-    def invocations(self, received: Received, chosen: Chosen) -> Answer:
+    def invocations(self, received: Received, chosen: Chosen) -> Awaitable[Answer]:
         def decode(served: Served) -> Call:
             kind = received.media_type(*invocations.MEDIA_TYPES)
             return invocations.decode(self._body(received), kind, by_weight(received.listed("accept")), served)
 
         return self._infer(received, chosen, decode)
 
-    def _infer(self, received: Received, chosen: Chosen, decode: Callable[[Served], Call]) -> Answer:
+    async def _infer(self, received: Received, chosen: Chosen, decode: Callable[[Served], Call]) -> Answer:
         with self.service.exchange(received.request_id, deadline=received.deadline, started=received.started) as exchange:
-            served = exchange.choose(chosen.get("model"), version=_version(chosen), alias=chosen.get("alias"))
+            served = exchange.choose(chosen.get("model"), version=version_of(chosen.get("version")), alias=chosen.get("alias"))
             received.told[MODEL] = served.manifest.ref
-            with exchange.stage("decode"):
-                call = decode(served)
-            outputs = exchange.infer(call.inputs)
-            with exchange.stage("encode"):
-                encoded = call.encode(outputs)
-            if len(encoded.body) > self.limits.response:
-                raise AnswerTooLarge(
-                    f"the answer has {len(encoded.body)} bytes, {self.limits.response} are allowed: send fewer rows at a time, "
-                    "or ask for fewer outputs"
-                )
+            encoded = await self.answer(exchange, partial(decode, served))
         return 200, encoded
+
+    async def answer(self, exchange: Exchange, decode: Callable[[], Call]) -> Encoded:
+        """The way of a request whose version is chosen, whatever its protocol. Raises what each step does; `AnswerTooLarge`."""
+        with exchange.stage("decode"):
+            call = decode()
+        outputs = await exchange.infer(call.inputs)
+        with exchange.stage("encode"):
+            encoded = call.encode(outputs)
+        if len(encoded.body) > self.limits.response:
+            raise AnswerTooLarge(
+                f"the answer has {len(encoded.body)} bytes, {self.limits.response} are allowed: send fewer rows at a time, "
+                "or ask for fewer outputs"
+            )
+        return encoded
 
     def _body(self, received: Received) -> bytes:
         """The body, unpacked. Raises `PayloadTooLarge`, `UnsupportedMediaType` or `InvalidRequest`."""
         body = received.http.body
         if len(body) > self.limits.request:
-            raise PayloadTooLarge(f"the body has {len(body)} bytes, {self.limits.request} are allowed")
+            raise PayloadTooLarge(f"the body has more than the {self.limits.request} bytes that are allowed")
         return unpack(body, (received.header("content-encoding") or "").lower(), self.limits.unpacked)
 
     def v2_server(self, received: Received, chosen: Chosen) -> Answer:  # noqa: ARG002 - all operations are called alike
@@ -248,13 +268,13 @@ class HttpSurface:
         return _json(oip.model_metadata(served, self.service.models.versions(chosen["model"])))
 
     def v2_model_ready(self, received: Received, chosen: Chosen) -> Answer:  # noqa: ARG002
-        ready = self.service.models.is_ready(chosen["model"], _version(chosen))
+        ready = self.service.models.is_ready(chosen["model"], version_of(chosen.get("version")))
         return _json({"name": chosen["model"], "ready": ready}, 200 if ready else 503)
 
     def v1_status(self, received: Received, chosen: Chosen) -> Answer:  # noqa: ARG002
         models, model = self.service.models, chosen["model"]
         if "version" in chosen or "alias" in chosen:
-            versions = [models.version_of(model, version=_version(chosen), alias=chosen.get("alias"))]
+            versions = [models.version_of(model, version=version_of(chosen.get("version")), alias=chosen.get("alias"))]
         else:
             versions = models.versions(model)
         return _json(tfs.status({version: models.is_ready(model, version) for version in versions}))
@@ -274,10 +294,21 @@ class HttpSurface:
         return 200, Encoded(written())
 
     def _served(self, chosen: Chosen) -> Served:
-        return self.service.models.get(chosen["model"], version=_version(chosen), alias=chosen.get("alias"))
+        return self.service.models.get(chosen["model"], version=version_of(chosen.get("version")), alias=chosen.get("alias"))
 
 
 Answer = tuple[int, Encoded]
+
+
+def _at_once(answer: Coroutine[Any, Any, HttpResponse]) -> HttpResponse:
+    """What a coroutine returns that never waits."""
+    try:
+        answer.send(None)
+    except StopIteration as finished:
+        response: HttpResponse = finished.value
+        return response
+    answer.close()
+    raise RuntimeError("this service's models run elsewhere: use handle_async")
 
 
 def _json(value: Any, status: int = 200) -> Answer:
@@ -287,17 +318,17 @@ def _json(value: Any, status: int = 200) -> Answer:
 def _failure(error: TriformError) -> Answer:
     """The answer that tells of an error: its message and code, nothing of where it was raised."""
     headers = {"allow": error.allowed} if isinstance(error, MethodNotAllowed) and error.allowed else {}
-    if error.retryable and error.http_status >= 500:
+    if error.retryable and (error.http_status >= 500 or error.http_status == Overloaded.http_status):
         headers["retry-after"] = "1"
-    return error.http_status, Encoded(write_json({"error": _told(error), "code": error.code}), headers=headers)
+    return error.http_status, Encoded(write_json({"error": told(error), "code": error.code}), headers=headers)
 
 
-def _told(error: TriformError) -> str:
+def told(error: TriformError) -> str:
     """The message as UTF-8 can hold it."""
     return str(error).encode(errors="backslashreplace").decode()
 
 
-def _request_id(headers: Sequence[tuple[str, str]], given: str | None) -> str:
+def request_id_of(headers: Sequence[tuple[str, str]], given: str | None) -> str:
     """The caller's, if it can stand in a log and a header as it is; else the host's, if that can; else a new one."""
     for key, value in headers:
         if key.lower() == REQUEST_ID and _CLEAN_ID.fullmatch(value):
@@ -305,13 +336,13 @@ def _request_id(headers: Sequence[tuple[str, str]], given: str | None) -> str:
     return given if given is not None and _CLEAN_ID.fullmatch(given) else uuid.uuid4().hex
 
 
-def _version(chosen: Chosen) -> int | None:
-    version = chosen.get("version")
-    if version is None:
+def version_of(text: str | None) -> int | None:
+    """The version that a request names. Raises `VersionNotFound` for what is none."""
+    if text is None:
         return None
-    if not VERSION.fullmatch(version):
-        raise VersionNotFound(f"{version[:40]!r} is no version: versions are positive integers")
-    return int(version)
+    if not VERSION.fullmatch(text):
+        raise VersionNotFound(f"{text[:40]!r} is no version: versions are positive integers")
+    return int(text)
 
 
 def _header_length(received: Received) -> int | None:

@@ -1,7 +1,10 @@
 """The models that a host serves, and the one way a request goes through them: online forms share it, whatever their protocol.
 
-    protocol decodes -> Exchange.infer(arrays) -> Predictor.predict -> arrays -> protocol encodes
+    protocol decodes -> Exchange.infer(arrays) -> Execute -> Predictor.run -> arrays -> protocol encodes
                         Exchange ends, well or not -> exactly one InferenceRecord
+
+`Execute` is the one step that may wait: `run_here` does not, and runs the model in the thread that asks; `batching.py` has one
+that waits for a slot and runs in other threads.
 
 A host fills `Models` (packages of a layer, an image, a repository); a model that is not loaded yet is loaded by the first request
 that wants it.
@@ -11,9 +14,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from triform.errors import AliasNotFound, InvalidRequest, ModelNotFound, ResourceExhausted, TriformError, VersionNotFound
 from triform.features import Features
@@ -21,6 +24,8 @@ from triform.package import Manifest
 from triform.predictor import Predictor
 from triform.signature import Array, Signature, rows_of
 from triform.telemetry import Form, InferenceRecord, LoadRecord, Silent, Telemetry
+
+CANCELLED: Final = "cancelled"  # a record's code where the caller, or the process, gave the request up
 
 
 class Served(NamedTuple):
@@ -37,6 +42,22 @@ class Served(NamedTuple):
     @property
     def signature(self) -> Signature:
         return self.predictor.signature
+
+
+class Ran(NamedTuple):
+    """What came of a run. `batch_rows` ran together, 0 where another request of the run tells it; it was `queued` seconds."""
+
+    outputs: dict[str, Array]
+    batch_rows: int
+    queued: float = 0.0
+
+
+Execute = Callable[[Served, Mapping[str, Array], float | None], Awaitable[Ran]]
+
+
+async def run_here(served: Served, inputs: Mapping[str, Array], deadline: float | None) -> Ran:
+    """Runs the model in this thread; never waits."""
+    return Ran(served.predictor.run(inputs, deadline=deadline), rows_of(inputs))
 
 
 class _Slot:
@@ -163,13 +184,14 @@ class Models:
 class Exchange:
     """One request on its way. What it came to is recorded when `InferenceService.exchange` is left."""
 
-    def __init__(self, models: Models, request_id: str, deadline: float | None) -> None:
+    def __init__(self, models: Models, execute: Execute, request_id: str, deadline: float | None) -> None:
         self.models = models
+        self._execute = execute
         self.request_id = request_id
         self.deadline = deadline
         self.served: Served | None = None
         self.rows = 0
-        self.batch_rows: int | None = None  # of the run, where it had others' rows, too
+        self.batch_rows = 0  # of the run, others' rows too; 0 where another request of the run tells it
         self.dead_letters: Mapping[str, int] = {}  # rows by error code, of a request that may refuse some
         self.stages: dict[str, float] = {}
 
@@ -187,23 +209,26 @@ class Exchange:
         finally:
             self.stages[name] = self.stages.get(name, 0.0) + time.perf_counter() - started
 
-    def infer(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
-        """The chosen version's answer; arrays of shape [rows, ...] by name. Raises as `Predictor.predict`."""
+    async def infer(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
+        """The chosen version's answer; arrays of shape [rows, ...] by name. Raises as `Predictor.predict`, and `Overloaded`."""
         assert self.served is not None, "choose comes first"  # noqa: S101 - a fault of ours
-        predictor = self.served.predictor
         with self.stage("decode"):
-            checked = predictor.signature.validate(inputs)
+            checked = self.served.signature.validate(inputs)
         with self.stage("execute"):
-            outputs = predictor.run(checked, deadline=self.deadline)
-        self.rows = rows_of(checked)
-        return outputs
+            ran = await self._execute(self.served, checked, self.deadline)
+        if ran.queued:
+            self.stages["queue"] = ran.queued
+            self.stages["execute"] -= ran.queued
+        self.rows, self.batch_rows = rows_of(checked), ran.batch_rows
+        return ran.outputs
 
 
 class InferenceService:
-    """What a host runs: its models, and a record of each request."""
+    """What a host runs: its models, how they are run, and a record of each request."""
 
-    def __init__(self, models: Models) -> None:
+    def __init__(self, models: Models, execute: Execute = run_here) -> None:
         self.models = models
+        self.execute = execute
 
     @contextmanager
     def exchange(self, request_id: str, *, deadline: float | None = None, started: float | None = None) -> Iterator[Exchange]:
@@ -212,7 +237,7 @@ class InferenceService:
         `deadline`: a `time.monotonic()` after which the run is ended. An error that is raised inside is recorded and goes on.
         """
         started = time.perf_counter() if started is None else started
-        exchange, code = Exchange(self.models, request_id, deadline), "ok"
+        exchange, code = Exchange(self.models, self.execute, request_id, deadline), "ok"
         try:
             yield exchange
         except TriformError as error:
@@ -224,8 +249,11 @@ class InferenceService:
         except RecursionError:
             code = InvalidRequest.code
             raise InvalidRequest("the body is nested too deeply") from None
-        except BaseException:
+        except Exception:
             code = TriformError.code
+            raise
+        except BaseException:
+            code = CANCELLED
             raise
         finally:
             self.models.telemetry.record(_record(exchange, code, time.perf_counter() - started))
@@ -238,7 +266,7 @@ def _record(exchange: Exchange, code: str, seconds: float) -> InferenceRecord:
         manifest = exchange.served.manifest
         request = {"model": manifest.name, "version": manifest.version, "variant": exchange.served.variant}
     if code == "ok":
-        request |= {"rows": exchange.rows, "batch_rows": exchange.rows if exchange.batch_rows is None else exchange.batch_rows}
+        request |= {"rows": exchange.rows, "batch_rows": exchange.batch_rows}
     return InferenceRecord(
         form=exchange.models.form,
         code=code,

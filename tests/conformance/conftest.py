@@ -11,9 +11,25 @@ import pytest
 
 from tests.conformance.hosts import HOSTS, Answer, Send
 
+# What a host's own server does before the surface is asked, by the beginning of the tests' names.
+EXCEPTIONS = {
+    "test_another_request_id_is_replaced[serve-": "Ray Serve 2.60 adds the caller's id to the answer as it came; HAProxy "
+    "takes no control characters",
+    r"test_what_nobody_here_reads[serve-\x1b": "HAProxy answers 400 to control characters in a header, in HTML",
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for name, reason in EXCEPTIONS.items():
+            if item.name.startswith(name):
+                item.add_marker(pytest.mark.xfail(reason=reason, strict=True))
+
 
 @pytest.fixture(scope="session", params=HOSTS)
 def send(request: pytest.FixtureRequest, online_models: Path) -> Iterator[Send]:
+    if request.param == "serve":
+        request.getfixturevalue("serve_address")
     with HOSTS[request.param](online_models) as sender:
         yield sender
 

@@ -10,6 +10,8 @@ from typing import NamedTuple, Protocol
 
 from tests.conformance.models import surface
 from tests.conformance.server import serve
+from tests.ray_apps.hosts import running
+from tests.ray_apps.ports import SERVE_PORTS
 from triform.http import HttpRequest
 
 
@@ -49,7 +51,35 @@ def loopback(repository: Path) -> Iterator[Send]:
         connection.close()
 
 
+@contextmanager
+def asgi(repository: Path) -> Iterator[Send]:
+    """The Serve form's ASGI application with dynamic batching, without a server."""
+    with running(repository) as app:
+
+        def send(method: str, path: str, headers: Mapping[str, str] | None = None, body: bytes = b"") -> Answer:
+            raw = [(k.lower().encode("latin-1"), v.encode("latin-1")) for k, v in (headers or {}).items()]
+            return Answer(*app.request(method, path, raw, [body]))
+
+        yield send
+
+
+@contextmanager
+def serve_form(repository: Path) -> Iterator[Send]:
+    """The application on Ray Serve, behind HAProxy. It runs already: the fixture `serve_address`."""
+    connection = http.client.HTTPConnection("127.0.0.1", SERVE_PORTS.http, timeout=60)
+
+    def send(method: str, path: str, headers: Mapping[str, str] | None = None, body: bytes = b"") -> Answer:
+        connection.request(method, path, body, dict(headers or {}))
+        answer = connection.getresponse()
+        return Answer(answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read())
+
+    yield send
+    connection.close()
+
+
 HOSTS: Mapping[str, Callable[[Path], AbstractContextManager[Send]]] = {
     "http.py": in_process,
     "loopback": loopback,
+    "asgi": asgi,
+    "serve": serve_form,
 }

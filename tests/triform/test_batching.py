@@ -267,3 +267,49 @@ def test_whatever_comes_each_gets_its_own_rows(lookup: Predictor, seed: int) -> 
             assert batcher.queued_rows == 0
 
     within(test())
+
+
+def test_who_gives_up_makes_room_at_once(lookup: Predictor, gate: Gate) -> None:
+    async def test() -> None:
+        batcher = DynamicBatcher(lookup, gate, max_queue_rows=3)
+        running = asyncio.create_task(batcher.infer(x(1)))
+        await settle()
+        waiting = asyncio.create_task(batcher.infer(x(2, 3, 4)))
+        await settle()
+        with pytest.raises(Overloaded):
+            await batcher.infer(x(5))
+        waiting.cancel()
+        await settle()
+        assert batcher.queued_rows == 0
+        later = asyncio.create_task(batcher.infer(x(5)))
+        gate.open.set()
+        assert [y(a) for a in await asyncio.gather(running, later)] == [[10.0], [50.0]]
+        assert gate.began == 2
+
+    within(test())
+
+
+def test_requests_without_rows_are_bounded_too(lookup: Predictor, gate: Gate) -> None:
+    async def test() -> None:
+        batcher = DynamicBatcher(lookup, gate, max_queue_rows=2)
+        running = asyncio.create_task(batcher.infer(x(1)))
+        await settle()
+        empty = [asyncio.create_task(batcher.infer(x())) for _ in range(2)]
+        await settle()
+        with pytest.raises(Overloaded):
+            await batcher.infer(x())
+        gate.open.set()
+        assert [y(a) for a in await asyncio.gather(running, *empty)] == [[10.0], [], []]
+
+    within(test())
+
+
+def test_one_answer_of_a_run_is_its_first(lookup: Predictor, gate: Gate) -> None:
+    async def test() -> None:
+        batcher = DynamicBatcher(lookup, gate)
+        tasks = [asyncio.create_task(batcher.infer(x(i))) for i in range(4)]
+        await settle()
+        gate.open.set()
+        assert [(a.batch_rows, a.first) for a in await asyncio.gather(*tasks)] == [(1, True), (3, True), (3, False), (3, False)]
+
+    within(test())

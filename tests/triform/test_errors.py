@@ -45,7 +45,8 @@ def test_a_code_names_one_class() -> None:
 def test_statuses_tell_whose_fault_it_is(name: str) -> None:
     """A client's mistake is never a 5xx, and what a client cannot mend is never a 4xx."""
     kind = getattr(errors, name)
-    clients = (errors.InvalidRequest, errors.NotFound, errors.Conflict, errors.RunFailed)  # their rows made it fail
+    # RunFailed: their rows made it fail; Overloaded: they came too many at once
+    clients = (errors.InvalidRequest, errors.NotFound, errors.Conflict, errors.RunFailed, errors.Overloaded)
     theirs = issubclass(kind, clients) and kind is not errors.RowsNotKept
     assert (400 <= kind.http_status < 500) == theirs
     assert kind.grpc_status.isupper()

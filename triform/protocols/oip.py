@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Annotated, Any, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple, Protocol
 
 import msgspec
 import numpy as np
@@ -76,6 +76,12 @@ class Wanted(NamedTuple):
     binary: bool
 
 
+class Encode(Protocol):
+    def __call__(
+        self, outputs: Mapping[str, Array], *, manifest: Manifest, request_id: str | None, wanted: Sequence[Wanted]
+    ) -> Encoded: ...
+
+
 def decode(body: bytes, header_length: int | None, served: Served) -> Call:
     """The call in a request's body. `header_length`: the size of the JSON before the tensors' bytes, None for JSON alone; 0 for
     the bytes of the model's only input without any JSON. Raises `InvalidRequest` and its kinds."""
@@ -84,17 +90,22 @@ def decode(body: bytes, header_length: int | None, served: Served) -> Call:
     if header_length is not None and header_length > len(body):
         raise InvalidRequest(f"{HEADER_LENGTH} is {header_length}, but the body has {len(body)} bytes")
     header, tail = (body, b"") if header_length is None else (body[:header_length], memoryview(body)[header_length:])
-    request = convert(read_json(header), InferRequest)
+    return decode_request(convert(read_json(header), InferRequest), tail, served)
+
+
+def decode_request(request: InferRequest, tail: Bytes, served: Served, encode: Encode | None = None) -> Call:
+    """The same of a request that is read already. `encode`: says the outputs, where it is not JSON with the binary extension."""
+    encode = encode or _encode
     _check_parameters(request.parameters, "the request")
     named = {given.name for given in request.inputs}
     if len(named) < len(request.inputs):
         raise InvalidInput("an input is given twice")
     if by_columns(named, served):
-        return _by_columns(request, tail, served)
-    return _by_tensors(request, tail, served)
+        return _by_columns(request, tail, served, encode)
+    return _by_tensors(request, tail, served, encode)
 
 
-def _by_tensors(request: InferRequest, tail: Bytes, served: Served) -> Call:
+def _by_tensors(request: InferRequest, tail: Bytes, served: Served, encode: Encode) -> Call:
     metadata = {t.name: t for t in served.signature.inputs}
     for given in request.inputs:
         tensor = metadata.get(given.name)
@@ -102,10 +113,10 @@ def _by_tensors(request: InferRequest, tail: Bytes, served: Served) -> Call:
             raise InvalidInput(f"input {given.name!r}: expected {tensor}, got {given.datatype[:40]!r}", input=given.name)
     arrays = {given.name: _shaped(given, data) for given, data in _data(request.inputs, tail)}
     wanted = _wanted(request, [t.name for t in served.signature.outputs])
-    return Call(arrays, partial(_encode, manifest=served.manifest, request_id=request.id, wanted=wanted))
+    return Call(arrays, partial(encode, manifest=served.manifest, request_id=request.id, wanted=wanted))
 
 
-def _by_columns(request: InferRequest, tail: Bytes, served: Served) -> Call:
+def _by_columns(request: InferRequest, tail: Bytes, served: Served, encode: Encode) -> Call:
     """Each input is a column, of shape [rows] or [rows, 1]; a null means what the column says."""
     columns: dict[str, Sequence[Any] | Array] = {}
     for given, data in _data(request.inputs, tail):
@@ -117,11 +128,11 @@ def _by_columns(request: InferRequest, tail: Bytes, served: Served) -> Call:
         columns[given.name] = flat
     wanted = _wanted(request, [c.name for c in served.features.outputs])
 
-    def encode(outputs: dict[str, Array]) -> Encoded:
+    def encode_columns(outputs: dict[str, Array]) -> Encoded:
         named = served.features.to_columns(outputs)
-        return _encode(named, manifest=served.manifest, request_id=request.id, wanted=wanted)
+        return encode(named, manifest=served.manifest, request_id=request.id, wanted=wanted)
 
-    return Call(served.features.from_columns(columns), encode)
+    return Call(served.features.from_columns(columns), encode_columns)
 
 
 def _flat(data: list[Any]) -> list[Any]:

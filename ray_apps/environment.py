@@ -1,0 +1,53 @@
+"""What must stand in the environment before Ray starts: Serve reads it when its controller and its proxies are imported.
+
+Seen in Ray 2.60 (`ray/serve/_private/constants.py`): with `THROUGHPUT_OPTIMIZED` replicas listen themselves and user code shares
+their event loop; with `ENABLE_HA_PROXY` HAProxy stands before them instead of a proxy in Python. `PROXY_USE_GRPC` follows the
+former too late, so it is set as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+FAST: Final[Mapping[str, str]] = {
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    "RAY_SERVE_PROXY_USE_GRPC": "1",
+}
+BUCKETS_MS: Final = "0.25,0.5,1,2,5,10,20,50,100,200,500,1000,2000,5000,10000,60000"
+GRPC_BYTES: Final = 64 << 20  # of one gRPC message; Serve's own limit is 2 GiB
+
+
+def serve_environment(
+    folder: Path, *, metrics_port: int = 9101, stats_port: int = 8404, replica_ports: tuple[int, int] = (30000, 40000)
+) -> dict[str, str]:
+    """All of it. Two Serves on one machine need another `folder` and other ports each.
+
+    `folder`: for HAProxy's configuration and sockets, whose paths the kernel wants below some 100 characters; `replica_ports`:
+    where the 1,000 ports for HTTP and for gRPC begin.
+    """
+    http, grpc = replica_ports
+    return {
+        **FAST,
+        "RAY_SERVE_REQUEST_LATENCY_BUCKETS_MS": BUCKETS_MS,
+        "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(GRPC_BYTES),
+        "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(GRPC_BYTES),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics_port),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(stats_port),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(http),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(http + 1000),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(grpc),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(grpc + 1000),
+    }
+
+
+def missing(environ: Mapping[str, str]) -> list[str]:
+    """The settings that make it fast and are off."""
+    return [f"{name}={value}" for name, value in FAST.items() if environ.get(name) != value]

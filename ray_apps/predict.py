@@ -1,0 +1,74 @@
+"""The application `ray_apps.predict:build_app`: one deployment whose replicas hold the models and answer requests themselves.
+
+    HAProxy -> replica: asgi.py or grpc.py -> triform/http.py -> triform/service.py -> triform/batching.py -> triform/predictor.py
+
+No request is handed on from one process to another. Each replica loads every model, in its own process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any, Final
+
+from ray import serve
+from ray.serve.config import BackpressureConfig
+from ray.serve.schema import LoggingConfig
+
+from ray_apps.arguments import Arguments
+from ray_apps.asgi import AsgiApp
+from ray_apps.environment import missing
+from ray_apps.grpc import OpenInference
+from ray_apps.hosting import Hosted, host
+from ray_apps.logs import log_as_json
+from ray_apps.telemetry import Logged, RayTelemetry
+from triform.settings import Settings
+from triform.telemetry import Telemetry
+
+log = logging.getLogger(__name__)
+
+GRPC: Final = "ray_apps.messages.add_to_server"  # for Serve's grpc_options
+
+
+class Predict(OpenInference):
+    """A replica. Its constructor raises what makes a model unfit to be served, and then the version before it stays up."""
+
+    async def __init__(self, arguments: Arguments, settings: Settings) -> None:  # type: ignore[misc]  # Serve awaits it
+        log_as_json()
+        telemetry: Telemetry = RayTelemetry()
+        if arguments.log_requests != "none":
+            telemetry = Logged(telemetry, arguments.log_requests)
+        self.hosted: Hosted = await asyncio.to_thread(host, arguments, settings, telemetry)
+        self.surface = self.hosted.surface
+        self.timeout = arguments.timeout_s
+
+    def __serve_build_asgi_app__(self) -> AsgiApp:
+        return AsgiApp(self.surface, timeout=self.timeout, tells_request_id=True, at_end=self.hosted.drain)
+
+    async def check_health(self) -> None:
+        """Asked by Serve; what it raises gets the replica replaced."""
+        if not self.surface.service.models.all_ready():
+            raise RuntimeError("a model is not ready")
+
+
+def build_app(args: Mapping[str, Any]) -> serve.Application:
+    """The application for `serve.run`, `serve deploy` and KubeRay. Raises `ConfigurationError`, which names the key at fault."""
+    arguments = Arguments.of(args)
+    settings = arguments.settings(os.environ)
+    if off := missing(os.environ):
+        log.warning("Serve will be slow: start Ray with %s in its environment, or use python -m ray_apps", " ".join(off))
+    deployment = serve.deployment(
+        serve.ingress()(Predict),
+        name="predict",
+        num_replicas=arguments.num_replicas,
+        max_ongoing_requests=arguments.max_ongoing_requests,
+        max_queued_requests=arguments.max_queued_requests,
+        backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
+        graceful_shutdown_timeout_s=arguments.drain_s,
+        graceful_shutdown_wait_loop_s=min(arguments.drain_s, 0.5),
+        ray_actor_options={"num_cpus": arguments.num_cpus, "num_gpus": arguments.num_gpus},
+        logging_config=LoggingConfig(enable_access_log=False),
+    )
+    return deployment.bind(arguments, settings)

@@ -1,0 +1,99 @@
+"""The Serve form for tests: its ASGI application on an event loop of its own, and the application on a running Ray cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ray_apps.arguments import Arguments
+from ray_apps.asgi import AsgiApp
+from ray_apps.hosting import host
+from tests.conformance.models import DEFAULT
+from tests.ray_apps.ports import SERVE_PORTS
+from triform.telemetry import Silent, Telemetry
+
+Headers = Sequence[tuple[bytes, bytes]]
+
+
+class Response(NamedTuple):
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+class RunningApp:
+    """An ASGI application on an event loop in a thread."""
+
+    def __init__(self, app: AsgiApp, loop: asyncio.AbstractEventLoop) -> None:
+        self.app = app
+        self.loop = loop
+
+    def request(self, method: str, path: str, headers: Headers = (), body: Sequence[bytes] = (b"",), **scope: Any) -> Response:
+        """The answer to a body that comes in these pieces."""
+        call = asyncio.run_coroutine_threadsafe(call_app(self.app, method, path, headers, body, **scope), self.loop)
+        return call.result(60)
+
+
+async def call_app(
+    app: AsgiApp, method: str, path: str, headers: Headers = (), body: Sequence[bytes] = (b"",), **scope: Any
+) -> Response:
+    sent: list[Any] = []
+    pieces = iter(body)
+    left = len(body)
+
+    async def receive() -> Any:
+        nonlocal left
+        if left == 0:
+            return {"type": "http.disconnect"}
+        left -= 1
+        return {"type": "http.request", "body": next(pieces), "more_body": left > 0}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    base = {"type": "http", "method": method, "path": path, "raw_path": path.encode("latin-1"), "headers": list(headers)}
+    await app({**base, **scope}, receive, send)
+    start, *rest = sent
+    told = {name.decode("latin-1"): value.decode("latin-1") for name, value in start["headers"]}
+    return Response(start["status"], told, b"".join(m["body"] for m in rest))
+
+
+@contextmanager
+def running(repository: Path, telemetry: Telemetry | None = None, **args: Any) -> Iterator[RunningApp]:
+    arguments = Arguments.of({"repository": str(repository), "default_model": DEFAULT, **args})
+    hosted = host(arguments, arguments.settings({}), telemetry or Silent())
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    try:
+        yield RunningApp(AsgiApp(hosted.surface, timeout=arguments.timeout_s, at_end=hosted.drain), loop)
+        asyncio.run_coroutine_threadsafe(hosted.drain(), loop).result(60)
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(60)
+        loop.close()
+
+
+@contextmanager
+def served(repository: Path, **args: Any) -> Iterator[tuple[str, int]]:
+    """Host and port of the application on the cluster that this process is connected to."""
+    from ray import serve
+
+    from ray_apps.predict import GRPC, build_app
+
+    name = f"predict-{uuid.uuid4().hex[:8]}"
+    given = {"repository": str(repository), "default_model": DEFAULT, "num_cpus": 0, "drain_s": 0, **args}
+    serve.start(
+        http_options={"host": "127.0.0.1", "port": SERVE_PORTS.http},
+        grpc_options={"port": SERVE_PORTS.grpc, "grpc_servicer_functions": [GRPC], "enable_reflection": False},
+    )
+    serve.run(build_app(given), name=name, route_prefix="/")
+    try:
+        yield "127.0.0.1", SERVE_PORTS.http
+    finally:
+        serve.delete(name)

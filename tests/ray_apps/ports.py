@@ -1,0 +1,36 @@
+"""Ports for this session's Ray Serve, which no other of the machine has, and what stands in the environment before Ray starts."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import NamedTuple
+
+from ray_apps.environment import serve_environment
+
+
+class Ports(NamedTuple):
+    http: int
+    grpc: int
+    metrics: int
+    stats: int
+
+    def environment(self, folder: Path) -> dict[str, str]:
+        settings = serve_environment(
+            folder,
+            metrics_port=self.metrics,
+            stats_port=self.stats,
+            replica_ports=(self.http % 9000 + 11000, self.grpc % 9000 + 21000),
+        )
+        return settings | {"RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0"}  # else each shutdown takes half a minute
+
+
+def free_ports(count: int) -> list[int]:
+    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [s.getsockname()[1] for s in held]
+    for server in held:
+        server.close()
+    return ports
+
+
+SERVE_PORTS = Ports(*free_ports(4))

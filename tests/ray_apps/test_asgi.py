@@ -1,0 +1,162 @@
+"""The ASGI adapter, driven without a server: what clients cannot be made to send, and what a server does around a request."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from ray_apps.arguments import Arguments
+from ray_apps.asgi import AsgiApp
+from ray_apps.hosting import host
+from tests.ray_apps.hosts import RunningApp, running
+from triform.errors import ConfigurationError
+from triform.testing import RecordingTelemetry
+
+PREDICT = "/v1/models/linear:predict"
+BODY = b'{"instances": [[1, 2, 3]]}'
+ANSWER = b'{"predictions":[[14.0]]}'
+
+
+@pytest.fixture(scope="module")
+def app(online_models: Path) -> Iterator[RunningApp]:
+    with running(online_models, request_bytes=1000) as app:
+        yield app
+
+
+def test_a_body_comes_in_any_pieces(app: RunningApp) -> None:
+    for pieces in ([BODY], [BODY, b""], [b"", BODY[:5], BODY[5:]], [bytes([b]) for b in BODY]):
+        assert app.request("POST", PREDICT, body=pieces).body == ANSWER
+
+
+@pytest.mark.parametrize("pieces", [[b" " * 1001], [b" " * 600] * 2, [b" " * 600] * 1000])
+def test_a_body_beyond_the_limit_is_refused_and_not_kept(app: RunningApp, pieces: list[bytes]) -> None:
+    answer = app.request("POST", PREDICT, body=pieces)
+    assert (answer.status, orjson.loads(answer.body)["code"]) == (413, "payload_too_large")
+
+
+def test_a_body_at_the_limit_is_answered(app: RunningApp) -> None:
+    assert app.request("POST", PREDICT, body=[BODY, b" " * (1000 - len(BODY))]).body == ANSWER
+
+
+def test_nothing_is_sent_to_who_left_while_sending(app: RunningApp) -> None:
+    sent: list[Any] = []
+
+    async def leave() -> None:
+        messages = iter([{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}])
+
+        async def receive() -> Any:
+            return next(messages)
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        await app.app({"type": "http", "method": "POST", "path": PREDICT, "headers": []}, receive, send)
+
+    asyncio.run_coroutine_threadsafe(leave(), app.loop).result(30)
+    assert sent == []
+
+
+def test_a_call_that_the_server_cancels_is_recorded_as_such(online_models: Path) -> None:
+    telemetry = RecordingTelemetry()
+    with running(online_models, telemetry) as app:
+
+        async def give_up() -> None:
+            async def receive() -> Any:
+                return {"type": "http.request", "body": BODY}
+
+            async def send(message: Any) -> None:
+                raise AssertionError(f"nobody is there for {message}")
+
+            scope = {"type": "http", "method": "POST", "path": PREDICT, "headers": []}
+            call = asyncio.create_task(app.app(scope, receive, send))
+            await asyncio.sleep(0)
+            call.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await call
+
+        asyncio.run_coroutine_threadsafe(give_up(), app.loop).result(30)
+        assert app.request("POST", PREDICT, body=[BODY]).body == ANSWER
+    assert [r.code for r in telemetry.records] == ["cancelled", "ok"]
+
+
+def test_the_path_stays_encoded_and_loses_the_route_prefix(app: RunningApp) -> None:
+    assert app.request("POST", "/v1/models/linear%3Apredict", body=[BODY]).body == ANSWER
+    assert app.request("POST", "/v1/models/a%2Fb:predict", body=[BODY]).status == 404
+    assert app.request("POST", f"/prefix{PREDICT}", body=[BODY], root_path="/prefix").body == ANSWER
+    assert app.request("POST", PREDICT, body=[BODY], raw_path=None).body == ANSWER
+
+
+def test_head_tells_no_length_of_a_body_it_does_not_send(app: RunningApp) -> None:
+    answer = app.request("HEAD", "/v2/health/live")
+    assert (answer.status, answer.body, answer.headers.get("content-length")) == (200, b"", None)
+
+
+def test_a_request_id_of_ones_own_comes_back_once(online_models: Path, app: RunningApp) -> None:
+    told = [(b"x-request-id", b"abc-1")]
+    assert app.request("GET", "/ping", told).headers["x-request-id"] == "abc-1"
+    inside = RunningApp(AsgiApp(app.app.surface, timeout=30, tells_request_id=True), app.loop)
+    assert "x-request-id" not in inside.request("GET", "/ping", told).headers  # the server around it adds it
+    assert inside.request("GET", "/ping", [(b"x-request-id", b"\x1b[31m")]).headers["x-request-id"].isalnum()
+
+
+def test_a_request_ends_at_its_deadline(online_models: Path) -> None:
+    with running(online_models, timeout_s=1e-6) as app:
+        answer = app.request("POST", PREDICT, body=[BODY])
+    assert (answer.status, orjson.loads(answer.body)["code"]) == (504, "deadline_exceeded")
+
+
+def test_the_server_may_start_and_stop_it_and_websockets_are_refused(online_models: Path) -> None:
+    ended: list[str] = []
+
+    async def at_end() -> None:
+        ended.append("drained")
+
+    async def talk(kind: str, *messages: str) -> list[str]:
+        incoming, sent = iter(messages), []
+
+        async def receive() -> Any:
+            return {"type": next(incoming)}
+
+        async def send(message: Any) -> None:
+            sent.append(message["type"])
+
+        arguments = Arguments.of({"repository": str(online_models), "models": ["linear"]})
+        hosted = host(arguments, arguments.settings({}), RecordingTelemetry())
+        await AsgiApp(hosted.surface, timeout=1, at_end=at_end)({"type": kind}, receive, send)
+        await hosted.drain()
+        return sent
+
+    started = asyncio.run(talk("lifespan", "lifespan.startup", "lifespan.shutdown"))
+    assert (started, ended) == (["lifespan.startup.complete", "lifespan.shutdown.complete"], ["drained"])
+    assert asyncio.run(talk("websocket", "websocket.connect")) == ["websocket.close"]
+
+
+@pytest.mark.parametrize(
+    ("args", "named"),
+    [
+        ({"repositroy": "x"}, "repositroy"),
+        ({"repository": 3}, "repository"),
+        ({"repository": "x", "num_cpus": -1}, "num_cpus"),
+        ({"repository": "x", "timeout_s": float("nan")}, "timeout_s"),
+        ({"repository": "x", "threads": 0}, "threads"),
+        ({"repository": "x", "overrides": {"m": {"slots": 0}}}, "slots"),
+        ({"repository": "x", "overrides": {"m": {"slot": 1}}}, "slot"),
+        ({"repository": "x", "log_requests": "some"}, "log_requests"),
+        ({}, "repository"),
+    ],
+)
+def test_a_bad_argument_is_named(args: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigurationError, match=named):
+        Arguments.of(args).settings({})
+
+
+@pytest.mark.parametrize("args", [{"default_model": "other"}, {"overrides": {"other": {"slots": 2}}}])
+def test_a_model_that_is_not_here_is_named(online_models: Path, args: dict[str, Any]) -> None:
+    arguments = Arguments.of({"repository": str(online_models), "models": ["linear"], **args})
+    with pytest.raises(ConfigurationError, match="'other' is not among the models"):
+        host(arguments, arguments.settings({}), RecordingTelemetry())

@@ -1,0 +1,114 @@
+"""The application on Ray Serve: what lies around the surface there. The surface itself is in tests/conformance."""
+
+from __future__ import annotations
+
+import http.client
+import logging
+import os
+import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import tritonclient.http
+
+from ray_apps.environment import FAST, missing
+from tests.ray_apps.ports import SERVE_PORTS
+
+BODY = b'{"instances": [[1, 2, 3]]}'
+
+
+@pytest.fixture
+def address(serve_address: tuple[str, int]) -> tuple[str, int]:
+    return serve_address
+
+
+def post(address: tuple[str, int], path: str, body: bytes, headers: dict[str, str] | None = None) -> tuple[int, bytes, list[Any]]:
+    connection = http.client.HTTPConnection(*address, timeout=60)
+    try:
+        connection.request("POST", path, body, headers or {})
+        answer = connection.getresponse()
+        return answer.status, answer.read(), answer.getheaders()
+    finally:
+        connection.close()
+
+
+def test_haproxy_stands_in_front(address: tuple[str, int]) -> None:
+    assert missing(os.environ) == []
+    listening = [c.pid for c in psutil.net_connections("tcp") if c.status == "LISTEN" and c.laddr.port == SERVE_PORTS.http]
+    assert {psutil.Process(pid).name() for pid in listening if pid} == {"haproxy"}
+
+
+def test_an_unmodified_triton_client(address: tuple[str, int]) -> None:
+    with tritonclient.http.InferenceServerClient(f"{address[0]}:{address[1]}") as client:
+        assert client.is_server_live()
+        assert client.is_server_ready()
+        assert client.is_model_ready("linear")
+        x = tritonclient.http.InferInput("x", [2, 3], "FP32")
+        x.set_data_from_numpy(np.array([[1, 2, 3], [4, 5, 6]], np.float32), binary_data=True)
+        answer = client.infer("linear", [x], request_id="triton-1")
+        assert answer.as_numpy("y").tolist() == [[14.0], [32.0]]
+        assert answer.get_response()["id"] == "triton-1"
+
+
+def test_many_clients_at_once_get_their_own_answers(address: tuple[str, int]) -> None:
+    def ask(i: int) -> tuple[int, bytes]:
+        return post(address, "/v1/models/linear:predict", b'{"instances": [[%d, 0, 0]]}' % i)[:2]
+
+    with ThreadPoolExecutor(16) as clients:
+        answers = list(clients.map(ask, range(200)))
+    assert answers == [(200, b'{"predictions":[[%d.0]]}' % i) for i in range(200)]
+
+
+def test_the_request_id_comes_back_once(address: tuple[str, int]) -> None:
+    for told in {"x-request-id": "mine-1"}, {}:
+        headers = post(address, "/v1/models/linear:predict", BODY, told)[2]
+        ids = [value for name, value in headers if name.lower() == "x-request-id"]
+        assert len(ids) == 1
+        assert not told or ids == ["mine-1"]
+
+
+def test_what_is_counted_is_exported_by_ray(address: tuple[str, int], ray_cluster: Any) -> None:
+    assert post(address, "/v1/models/linear:predict", BODY)[0] == 200
+    assert post(address, "/v1/models/nobody:predict", BODY)[0] == 404
+    port = ray_cluster.nodes()[0]["MetricsExportPort"]
+    wanted = [
+        'ray_triform_requests_total{', 'ray_triform_request_seconds_bucket{', 'stage="execute"', 'code="model_not_found"',
+        'ray_triform_model_info{', 'model="linear"',
+    ]  # fmt: skip
+    deadline = time.monotonic() + 90
+    while True:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as page:
+            lines = [line for line in page.read().decode().splitlines() if line.startswith("ray_triform_")]
+        lacking = [text for text in wanted if not any(text in line for line in lines)]
+        if not lacking:
+            break
+        assert time.monotonic() < deadline, f"{lacking} not among {len(lines)} lines"
+        time.sleep(0.5)
+    assert not any("request_id" in line or "nobody" in line for line in lines)
+
+
+def test_replicas_listen_on_loopback_only_where_serve_does(address: tuple[str, int]) -> None:
+    mine = {p.pid for p in psutil.Process().children(recursive=True)}
+    ports = [
+        c
+        for c in psutil.net_connections("tcp")
+        if c.status == "LISTEN" and c.pid in mine and "ray::" in psutil.Process(c.pid).name()
+    ]
+    replicas = [c for c in ports if 11000 <= c.laddr.port < 21000]
+    assert replicas
+    assert {c.laddr.ip for c in replicas} == {"127.0.0.1"}
+
+
+def test_a_slow_serve_is_told_of(online_models: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    from ray_apps.predict import build_app
+
+    for name in FAST:
+        monkeypatch.delenv(name)
+    with caplog.at_level(logging.WARNING, "ray_apps.predict"):
+        build_app({"repository": str(online_models)})
+    assert "RAY_SERVE_ENABLE_HA_PROXY=1" in caplog.text
