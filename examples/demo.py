@@ -77,7 +77,7 @@ def print_online(asked: online.Online, console: Console) -> None:
     told = f"{asked.equal} of {len(asked.batch)} answers of {asked.ref} are the batch output's to the bit"
     if asked.equal < len(asked.batch):
         told += f", the others within the recorded bound (furthest {furthest:.1e})"
-    console.print(f"  {told}", highlight=False)
+    console.print(f"  {told}", highlight=False, soft_wrap=True)
     if not asked.agree:
         raise TriformError(f"Lambda and batch disagree by {furthest:.1e}")
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import ExitStack
 
 from rich.console import Console
 
@@ -14,7 +15,6 @@ from batch import job
 from batch.spec import JobSpec
 from benchmarks.peers.task import finish, read_task, steady_rate
 from triform.scoring import ScoredPart
-from triform.telemetry import InferenceRecord, LoadRecord, RunRecord
 
 
 def main() -> None:
@@ -29,31 +29,16 @@ def main() -> None:
         actors=task.workers,
         max_dead_letters=0.05,
     )
-    outcomes = LastOutcome()
-    summary = job.run(spec, Console(quiet=True), outcomes)
+    with ExitStack() as stack:  # which stops Ray afterwards: nobody waits for that to read the output
+        summary = job.run(spec, Console(quiet=True), stack=stack)
+        ended = time.time()
     parts: dict[str, list[ScoredPart]] = {}
     for part in sorted(summary.manifest.parts, key=lambda part: part.began):
         parts.setdefault(part.worker, []).append(part)
     begun = [one[0].began for one in parts.values()]
     steady = sum(steady_rate([(part.began + part.elapsed, part.rows_in) for part in one]) for one in parts.values())
-    seconds = sum(outcomes.at - began for began in begun) / len(begun)
-    finish(task, begin=min(begun), end=outcomes.at, seconds=seconds, steady=steady)
-
-
-class LastOutcome:
-    """Telemetry that keeps when the driver heard of the last part."""
-
-    def __init__(self) -> None:
-        self.at = 0.0
-
-    def record(self, inference: InferenceRecord) -> None:  # noqa: ARG002 - when it comes is what counts
-        self.at = time.time()
-
-    def loaded(self, load: LoadRecord) -> None:
-        """Counts for nothing."""
-
-    def ran(self, run: RunRecord) -> None:
-        """Counts for nothing."""
+    seconds = sum(ended - began for began in begun) / len(begun)
+    finish(task, begin=min(begun), end=ended, seconds=seconds, steady=steady)
 
 
 if __name__ == "__main__":
