@@ -8,9 +8,10 @@
 
 Rows/s and `s` count from the moment a way has its libraries, workers and model: the raw loops all ready and warm; our first
 part begun (by its file, see `peers/triform_job.py`); Ray Data's first actor ready, what it has read by then given to it; Spark's
-workers warm; to the end of the write, ours with its checks and the commit. `steady` leaves out the first file of each worker too, while which Ray's own actors still start on the same CPUs.
-`wall s` is the whole program. `CPU s / M` are the CPU seconds of all processes per million rows in the same span,
-`whole` in the whole program. `MB` are peaks of resident memory: of the largest process that holds rows, of all these, of all.
+workers warm. They end with the write, ours with its checks and the commit. `steady` leaves out the first file of each worker and
+what comes after the last: Ray's own actors still start beside the first ones. `wall s` is the whole program. `CPU s / M` are the
+CPU seconds of all processes per million rows in the span of `s`, `whole` in the whole program. `MB` are peaks of resident memory:
+of the largest process that holds rows, of all these, of all.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 import pytest
 
-from tests.conformance.hosts import HOSTS, Answer, Send
+from tests.conformance.hosts import HOSTS, SLOW, Answer, Send
 
 # What a host's own server does before the surface is asked, by the beginning of the tests' names.
 EXCEPTIONS = {
@@ -26,7 +26,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.xfail(reason=reason, strict=True))
 
 
-@pytest.fixture(scope="session", params=HOSTS)
+@pytest.fixture(scope="session", params=[pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in HOSTS])
 def send(request: pytest.FixtureRequest, online_models: Path) -> Iterator[Send]:
     if request.param == "serve":
         request.getfixturevalue("serve_address")

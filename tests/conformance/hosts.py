@@ -5,9 +5,11 @@ from __future__ import annotations
 import http.client
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from infra.local.gateway import local_gateway
 from tests.conformance.models import surface
 from tests.conformance.server import serve
 from tests.ray_apps.hosts import running
@@ -37,18 +39,35 @@ def in_process(repository: Path) -> Iterator[Send]:
 
 
 @contextmanager
+def over_http(address: str) -> Iterator[Send]:
+    """Whatever listens at `host:port`."""
+    connection = http.client.HTTPConnection(address, timeout=60)
+
+    def send(method: str, path: str, headers: Mapping[str, str] | None = None, body: bytes = b"") -> Answer:
+        connection.request(method, path, body, dict(headers or {}))
+        answer = connection.getresponse()
+        return Answer(answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read())
+
+    yield send
+    connection.close()
+
+
+@contextmanager
 def loopback(repository: Path) -> Iterator[Send]:
     """The same behind Python's HTTP server."""
-    with serve(surface(repository)) as address:
-        connection = http.client.HTTPConnection(address, timeout=30)
-
-        def send(method: str, path: str, headers: Mapping[str, str] | None = None, body: bytes = b"") -> Answer:
-            connection.request(method, path, body, dict(headers or {}))
-            answer = connection.getresponse()
-            return Answer(answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read())
-
+    with serve(surface(repository)) as address, over_http(address) as send:
         yield send
-        connection.close()
+
+
+@contextmanager
+def aws_lambda(repository: Path, event: str = "http-v2") -> Iterator[Send]:
+    """The Lambda form: a local gateway with that kind of event before a real runtime client."""
+    settings = {"TRIFORM_REPOSITORY": str(repository), "TRIFORM_DEFAULT_MODEL": "linear"}
+    with (
+        local_gateway(event, environ=settings, max_concurrency=1) as gateway,
+        over_http(gateway.url.removeprefix("http://")) as send,
+    ):
+        yield send
 
 
 @contextmanager
@@ -66,15 +85,8 @@ def asgi(repository: Path) -> Iterator[Send]:
 @contextmanager
 def serve_form(repository: Path) -> Iterator[Send]:
     """The application on Ray Serve, behind HAProxy. It runs already: the fixture `serve_address`."""
-    connection = http.client.HTTPConnection("127.0.0.1", SERVE_PORTS.http, timeout=60)
-
-    def send(method: str, path: str, headers: Mapping[str, str] | None = None, body: bytes = b"") -> Answer:
-        connection.request(method, path, body, dict(headers or {}))
-        answer = connection.getresponse()
-        return Answer(answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read())
-
-    yield send
-    connection.close()
+    with over_http(f"127.0.0.1:{SERVE_PORTS.http}") as send:
+        yield send
 
 
 HOSTS: Mapping[str, Callable[[Path], AbstractContextManager[Send]]] = {
@@ -82,4 +94,10 @@ HOSTS: Mapping[str, Callable[[Path], AbstractContextManager[Send]]] = {
     "loopback": loopback,
     "asgi": asgi,
     "serve": serve_form,
+    "lambda": aws_lambda,
+    "lambda-rest": partial(aws_lambda, event="rest"),
+    "lambda-alb": partial(aws_lambda, event="alb"),
+    "lambda-alb-multi": partial(aws_lambda, event="alb-multi"),
+    "lambda-url": partial(aws_lambda, event="url"),
 }
+SLOW = [name for name in HOSTS if name.startswith("lambda-")]  # the same function behind other events

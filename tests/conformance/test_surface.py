@@ -30,7 +30,7 @@ def test_another_request_id_is_replaced(send: Send, given: str) -> None:
     """Convention: X-Request-Id; what may not stand in a log does not."""
     made = send("POST", PREDICT, {"x-request-id": given}, GOOD).headers["x-request-id"]
     assert made != given
-    assert made.isalnum()
+    assert made.replace("-", "").isalnum()  # Lambda gives its own, with dashes
     assert made != send("POST", PREDICT, {"x-request-id": given}, GOOD).headers["x-request-id"]
 
 
