@@ -206,10 +206,11 @@ def score_parts(
 
 def _configure(data: Any) -> None:
     """The job shows its own progress: Ray Data's bars and plan would stand between. A pool grows while all its actors have all
-    they take at a time, and shrinks below a quarter: Ray's own bounds are for more parts in flight than run at once.
+    they take at a time, which is more than 0.9 of it, and shrinks below a quarter: Ray's own bounds are for more parts in flight
+    than run at once.
     """
     context = data.DataContext.get_current()
-    context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
+    context.autoscaling_config.actor_pool_util_upscaling_threshold = 0.9
     context.autoscaling_config.actor_pool_util_downscaling_threshold = 0.25
     context.enable_progress_bars = False
     context.print_on_execution_start = False

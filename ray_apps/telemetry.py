@@ -7,6 +7,8 @@ InferenceRecord -> observations -> ray.util.metrics (the replica's own, told apa
 from __future__ import annotations
 
 import logging
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal
 
@@ -17,11 +19,22 @@ log = logging.getLogger(__name__)
 PER_REQUEST: Final = ("request_id", "model", "version", "variant", "code", "rows", "batch_rows", "seconds")
 
 
+AGAIN_SECONDS: Final = 15.0
+
+
 class RayTelemetry:
-    """Counts in `ray.util.metrics`."""
+    """Counts in `ray.util.metrics`. Ray forgets a gauge that nobody has set for some time, so each is set again and again."""
 
     def __init__(self) -> None:
         self._metrics: Mapping[str, Any] = {metric.name: _made(metric) for metric in VOCABULARY}
+        self._gauges: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
+        threading.Thread(target=self._remind, name="triform-gauges", daemon=True).start()
+
+    def _remind(self) -> None:
+        while True:
+            time.sleep(AGAIN_SECONDS)
+            for (name, labels), value in list(self._gauges.items()):
+                self._metrics[name].set(value, dict(labels))
 
     def record(self, inference: InferenceRecord) -> None:
         self._tell(observations(inference))
@@ -38,6 +51,7 @@ class RayTelemetry:
             if metric.kind == "histogram":
                 made.observe(value, labels)
             elif metric.kind == "gauge":
+                self._gauges[metric.name, tuple(sorted(labels.items()))] = value
                 made.set(value, labels)
             elif value > 0:
                 made.inc(value, labels)

@@ -99,11 +99,11 @@ def actors_started() -> int:
 
 def test_a_pool_grows_with_its_work_and_waits_for_no_node(workbench: Workbench, ray_cluster: Any) -> None:
     """From one actor to what the cluster has; MAX is beyond that, as in a cluster whose autoscaler may add nodes."""
-    for i in range(12):
+    for i in range(40):  # work for longer than an actor takes to start
         workbench.write(f"{i:02d}.parquet", i * 10_000, 10_000, group=10_000)
     before = actors_started()
     summary = workbench.run(actors="1:40", address=ray_cluster.get_runtime_context().gcs_address)
-    assert_each_row_once(summary.folder, 120_000)
+    assert_each_row_once(summary.folder, 400_000)
     assert 2 <= actors_started() - before <= 4
     assert "asked for" not in workbench.said
 

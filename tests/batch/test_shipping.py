@@ -113,6 +113,7 @@ def test_a_driver_outside_of_the_cluster_ships_its_code(workbench: Workbench, el
     assert_scored_by_the_copy(workbench, elsewhere, 400)
 
 
+@pytest.mark.slow
 def test_what_fails_is_told_through_ray_client_as_elsewhere(workbench: Workbench, elsewhere: Path, client_server: str) -> None:
     workbench.write_some(1)
     workbench.write("all-null.parquet", 1000, 300, x=[None] * 300)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -72,9 +73,10 @@ def test_a_refused_request_leaves_one_record_too(
 def test_a_fault_of_ours_leaves_one_record_too() -> None:
     telemetry = RecordingTelemetry()
     service = InferenceService(Models(form="lambda", telemetry=telemetry))
-    with pytest.raises(KeyboardInterrupt), service.exchange("r"):
-        raise KeyboardInterrupt
-    assert [(r.code, r.form) for r in telemetry.records] == [("internal", "lambda")]
+    for fault in RuntimeError, KeyboardInterrupt:
+        with pytest.raises(fault), service.exchange("r"):
+            raise fault
+    assert [(r.code, r.form) for r in telemetry.records] == [("internal", "lambda"), ("cancelled", "lambda")]
 
 
 def test_what_is_no_inference_leaves_none(online_models: Path) -> None:
@@ -190,7 +192,7 @@ def test_an_exchange_by_hand(opened: ModelRepository) -> None:
     models.add("linear", 1, loader(opened))
     with InferenceService(models).exchange("message-1") as exchange:
         exchange.choose(None)
-        outputs = exchange.infer({"x": np.ones((4, 3), np.float32)})
+        outputs = asyncio.run(exchange.infer({"x": np.ones((4, 3), np.float32)}))
     assert outputs["y"].tolist() == [[6.0]] * 4
     (record,) = telemetry.records
     assert isinstance(record, InferenceRecord)

@@ -38,6 +38,7 @@ def test_a_package_comes_whole_through_faults(store: S3Repository, proxy: Faulty
     assert proxy.taken == [fault, fault]
 
 
+@pytest.mark.slow
 def test_faults_without_end_are_an_error_and_leave_nothing(store: S3Repository, proxy: FaultyProxy) -> None:
     proxy.fail(*["flip"] * 100, where="/blobs/")  # type: ignore[arg-type]  # a list of literals
     with pytest.raises(DigestMismatch, match="another sha256"):
