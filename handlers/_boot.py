@@ -77,7 +77,7 @@ def boot(environ: Mapping[str, str]) -> Booted:
     for pin in pins:
         load = _loader(repository, pin, settings, environ, "golden" if remote else "sealed")
         models.add(pin.model, pin.version, load, aliases=pin.aliases, now=pin in eager)
-    limits = Limits(request=settings.reference_bytes)
+    limits = Limits(request=settings.reference_bytes, unpacked=_unpacked(environ))
     service = InferenceService(models)
     return Booted(service, HttpSurface(service, limits), settings, telemetry)
 
@@ -86,6 +86,12 @@ def open_pins(settings: Settings) -> tuple[ModelRepository, list[Pin]]:
     """The repository, and what is served of it."""
     repository = _open(settings)
     return repository, list(_pins(repository, settings, remote=repository.location.startswith("s3://")))
+
+
+def _unpacked(environ: Mapping[str, str]) -> int:
+    """How far a packed body may unpack, in bytes: JSON takes up to 40 times its size as Python's objects."""
+    memory = int(environ.get("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "0") or 0) << 20
+    return min(Limits().unpacked, max(6 << 20, memory // 64)) if memory else Limits().unpacked
 
 
 def _open(settings: Settings) -> ModelRepository:

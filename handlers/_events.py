@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import binascii
 import json
-import sys
+import os
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Final, Protocol
@@ -26,7 +26,8 @@ PAYLOAD_BYTES: Final = 6 << 20  # Lambda quotas: request and response of a synch
 ALB_BYTES: Final = 1 << 20  # "Lambda functions as targets": the response's limit; the request's too
 INPUT: Final = "x-triform-input"
 OUTPUT: Final = "x-triform-output"
-_ASCII: Final = sys.version_info < (3, 12)  # whether Lambda's runtime client for this Python escapes what is not ASCII
+# Whether the runtime client escapes what is not ASCII: by the name of the managed runtime, which an image of one's own has not.
+_ASCII: Final = os.environ.get("AWS_EXECUTION_ENV", "") not in {f"AWS_Lambda_python3.{minor}" for minor in range(12, 16)}
 _TEXT: Final = ("text/", "application/json", "application/jsonlines")
 
 Event = Mapping[str, Any]
@@ -151,9 +152,12 @@ class Direct:
         body = {name: self.event[name] for name in self.FIELDS if name in self.event}
         try:
             content = orjson.dumps(body) if body else b""
-        except (TypeError, ValueError):  # an integer beyond 64 bits, half a surrogate pair
-            raise InvalidRequest("the body holds a value that JSON of 64-bit numbers and UTF-8 text cannot") from None
-        return HttpRequest("POST", f"/v1/models/{quote(model, safe='')}{self._which()}:predict", headers, content)
+            if b"null" in content:  # which is also what orjson makes of 1e999 and NaN
+                json.dumps(body, allow_nan=False)
+            path = f"/v1/models/{quote(model, safe='')}{self._which()}:predict"
+        except (TypeError, ValueError):  # an integer beyond 64 bits, half a surrogate pair, infinity
+            raise InvalidRequest("the event holds a value that JSON of finite 64-bit numbers and UTF-8 text cannot") from None
+        return HttpRequest("POST", path, headers, content)
 
     def _which(self) -> str:
         version, alias = self.event.get("version"), self.event.get("alias")

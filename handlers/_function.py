@@ -9,6 +9,7 @@ would not pass on is an error that says so (413), never cut.
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Any
 
@@ -20,6 +21,8 @@ from triform.errors import DeadlineExceeded, TriformError
 from triform.http import HttpRequest, HttpResponse
 from triform.protocols.bodies import write_json
 from triform.telemetry import InferenceRecord
+
+log = logging.getLogger("triform.handlers")
 
 
 class Function:
@@ -41,6 +44,11 @@ class Function:
             except TriformError as error:
                 response = self._refuse(error, request, context)
                 self._record(error, response, started)
+            except Exception:
+                log.exception("request %s failed", context.aws_request_id)
+                fault = TriformError("the function failed; its log knows why")
+                response = self._refuse(fault, request, context)
+                self._record(fault, response, started)
             return self._fitting(source, request, response, context)
 
     def _respond(self, request: HttpRequest, context: Context) -> HttpResponse:

@@ -37,6 +37,7 @@ from handlers._telemetry import Context
 from triform.errors import (
     ConfigurationError,
     DeadlineExceeded,
+    InputChanged,
     InputUnreadable,
     InvalidRequest,
     JobError,
@@ -102,11 +103,14 @@ class Function:
             except TriformError as error:
                 again = error if error.retryable else self._cannot(notice.location, error)
                 failed = failed or again
+            except Exception as error:
+                log.exception("%s is not scored", notice.location, exc_info=error)
+                failed = failed or self._cannot(notice.location, TriformError("the function failed; its log knows why"))
         return failed
 
     def _cannot(self, what: str, error: TriformError) -> TriformError | None:
         """Tells of what will never be scored. None: it was acknowledged; else the error, for the platform's own dead letters."""
-        log.warning("%s is not scored: %s: %s", what, error.code, error)
+        log.warning("%s is not scored: %s", what, error.code)  # what it says of the rows is for the dead letters
         if self.undone is None:
             return None if type(error) is NotFound else error  # an object that was deleted is nobody's loss
         body = write_json({"source": what, "code": error.code, "reason": str(error)[:2000]})
@@ -165,11 +169,20 @@ class Function:
                 if not folder.committed():
                     plan = folder.begin(plan)
                     self._score_missing(folder, plan, served, sources, deadline)
-                return commit(folder, plan, max_dead_letters=settings.max_dead_letters, if_exists="replace")
+                done = commit(folder, plan, max_dead_letters=settings.max_dead_letters, if_exists="replace")
             except (TriformError, OSError):
                 if not folder.committed():  # else another environment was quicker, and has tidied up
                     raise
-                return commit(folder, plan, max_dead_letters=settings.max_dead_letters, if_exists="replace")
+                done = commit(folder, plan, max_dead_letters=settings.max_dead_letters, if_exists="replace")
+            if self._was_replaced(notice, file):  # then the run of what is there now may stand behind ours
+                raise InputChanged(f"{notice.location} was replaced while it was scored: the event comes again for what is there")
+            return done
+
+    def _was_replaced(self, notice: Notice, file: inputs.InputFile) -> bool:
+        try:
+            return self.sources.identify(notice.location) != file.identity
+        except InputUnreadable:  # deleted since: its run stands
+            return False
 
     def _input(self, notice: Notice, served: Served, scratch: Path) -> tuple[Sources, inputs.InputFile, Any]:
         location = notice.location

@@ -219,7 +219,7 @@ class Function:
 
     def _fail(self, work: Work) -> None:
         error = work.error
-        log.warning("message %s was not answered: %s: %s", work.message.message_id, error.code if error else "", error)
+        log.warning("message %s was not answered: %s", work.message.message_id, error.code if error else "")
         if work.mine:
             try:
                 self.claims.give_back(work.message.message_id)

@@ -182,12 +182,29 @@ def _as_array(value: Any, tensor: TensorMetadata) -> Array:
     try:
         if tensor.datatype == "BYTES":
             return np.asarray(value, dtype=object)
+        if _holds_text(value):  # numpy would make text of all, each as long as the longest
+            raise InvalidInput(f"input '{tensor.name}': expected {tensor.datatype}, got text", input=tensor.name)
         array = np.asarray(value)
         return _unrounded(np.asarray(value, dtype=object), array, tensor) if _may_be_rounded(array, tensor.dtype) else array
     except (ValueError, OverflowError) as error:
         raise InvalidInput(
             f"input '{tensor.name}': expected {tensor.datatype}, got values that make no array ({error})", input=tensor.name
         ) from error
+
+
+def _holds_text(value: Any) -> bool:
+    """Whether there is text or bytes in nested lists."""
+    pending = [value]
+    for item in pending:
+        if isinstance(item, list | tuple):
+            kinds = set(map(type, item))
+            if str in kinds or bytes in kinds:
+                return True
+            if list in kinds or tuple in kinds:
+                pending.extend(item)
+        elif isinstance(item, str | bytes):
+            return True
+    return False
 
 
 def _may_be_rounded(array: Array, target: np.dtype[Any]) -> bool:

@@ -132,6 +132,7 @@ def test_what_nobody_here_reads(send: Send, refused: Callable[..., str], kind: s
         (b'{"instances": [[1,2,3]], "params": {"temperature": 1}}', "application/json"),
         (b'{"dataframe_split": {"columns": ["x", "x"], "data": [[1, 2]]}}', "application/json"),
         (b'{"dataframe_split": {"columns": ["x"], "data": [[1, 2]]}}', "application/json"),
+        (b'{"dataframe_split": {"columns": [], "data": [[], []]}}', "application/json"),
         (b'{"dataframe_split": {"columns": ["x"], "data": 1}}', "application/json"),
         (b'{"dataframe_split": [1]}', "application/json"),
         (b'{"dataframe_split": {"columns": ["a", "b", "c"], "data": [[1, 2, 3]]}}', "application/json"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from fractions import Fraction
 from typing import Any
 
@@ -213,3 +214,13 @@ def test_a_type_that_no_array_carries_is_refused_with_advice(onnx_type: str, adv
     with pytest.raises(UnsupportedModel, match="'probabilities'") as error:
         datatype_of_onnx(onnx_type, "probabilities")
     assert advice in str(error.value)
+
+
+def test_text_among_numbers_is_refused_before_numpy_makes_text_of_all() -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidInput, match="expected FP32, got text"):
+            cast([["x" * 100_000, 1, 2], *([1, 2, 3] for _ in range(1000))], TensorMetadata("x", "FP32", ("rows", 3)))
+        assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    finally:
+        tracemalloc.stop()

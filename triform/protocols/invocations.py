@@ -146,6 +146,8 @@ def _split(table: Split) -> dict[str, Sequence[Any]]:
     names = table.columns
     if len(set(names)) < len(names):
         raise InvalidInput("dataframe_split: a column stands twice")
+    if table.data and not names:
+        raise InvalidInput(f"dataframe_split: {len(table.data)} row(s) without columns")
     for row, values in enumerate(table.data):
         if len(values) != len(names):
             raise InvalidInput(f"row {row}: {len(values)} values for {len(names)} columns", row=row)

@@ -123,6 +123,11 @@ def _by_columns(request: InferRequest, tail: Bytes, served: Served, encode: Enco
         if given.shape[1:] not in ([], [1]) or not given.shape:
             raise InvalidInput(_name(given) + f"expected a column of shape [rows] or [rows, 1], got {_shown(given.shape)}")
         flat = data.reshape(-1) if isinstance(data, np.ndarray) else _flat(data)
+        if given.name not in served.features.columns:
+            known = ", ".join(served.features.columns)
+            raise InvalidInput(_name(given) + f"no column is called so: expected {known[:300]}", input=given.name[:80])
+        if isinstance(flat, list):
+            cast([value for value in flat if value is not None], TensorMetadata(given.name, given.datatype, ()))
         if len(flat) != given.shape[0]:
             raise InvalidInput(_name(given) + f"shape {_shown(given.shape)}, but data has {len(flat)} elements")
         columns[given.name] = flat

@@ -66,9 +66,9 @@ def convert(content: bytes, location: str, identity: Identity, features: Feature
         raise InputUnreadable(f"{location}: unknown kind of file; it must end in .parquet, {', '.join(READERS)}")
     try:
         table, unread = reader(content, features)
-    except (InvalidInput, pa.ArrowInvalid, UnicodeDecodeError) as error:
+        pq.write_table(table, parquet, row_group_size=ROW_GROUP)
+    except (InvalidInput, pa.ArrowException, UnicodeDecodeError) as error:
         raise InputUnreadable(f"{location}: {error}") from error
-    pq.write_table(table, parquet, row_group_size=ROW_GROUP)
     return Converted(location, identity, parquet, unread)
 
 
