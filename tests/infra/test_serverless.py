@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from handlers._events import HttpApi
 from infra import serverless
 from infra.layers.archive import archive
 from triform.errors import ConfigurationError, InvalidRequest, JobError
@@ -160,8 +161,34 @@ def test_no_integration_goes_past_an_alias(prod: Template) -> None:
     }
     assert {key: [name for name in references(target) if name in integrations] for key, target in routes.items()} == {
         "ANY /{proxy+}": ["HttpApiIntegrationPredict"],
-        "ANY /v2/models/flight-delay/{proxy+}": ["HttpApiIntegrationFlightDelay"],
+        "ANY /v2/models/flight-delay": ["HttpApiIntegrationFlightDelay"],
+        "ANY /v2/models/flight-delay/{rest+}": ["HttpApiIntegrationFlightDelay"],
     }
+
+
+def matched(route_key: str, path: str) -> dict[str, str] | None:
+    """The path parameters that API Gateway would send for a path of this route; None where the route is not the path's."""
+    pattern = re.sub(r"\\\{(\w+)\\\+\\\}", r"(?P<\1>.+)", re.escape(route_key.partition(" ")[2]))
+    found = re.fullmatch(pattern, path)
+    return found and found.groupdict()
+
+
+@pytest.mark.parametrize("stage", ["$default", "v1"])
+def test_the_function_sees_the_path_that_was_asked_for(prod: Template, stage: str) -> None:
+    asked = ["/v2/models/flight-delay", "/v2/models/flight-delay/infer", "/v2/models/flight-delay/versions/3/ready", "/ping"]
+    tried = set()
+    for key in (route["Properties"]["RouteKey"] for route in of_type(prod, "AWS::ApiGatewayV2::Route").values()):
+        for path in asked:
+            if (parameters := matched(key, path)) is None:
+                continue
+            tried.add(key)
+            context = {"http": {"method": "POST", "path": path}, "stage": stage, "routeKey": key}
+            raw = path if stage == "$default" else f"/{stage}{path}"
+            event = {"version": "2.0", "routeKey": key, "rawPath": raw, "requestContext": context}
+            if parameters:
+                event["pathParameters"] = parameters
+            assert HttpApi(event).request().path == path, key
+    assert tried == {route["Properties"]["RouteKey"] for route in of_type(prod, "AWS::ApiGatewayV2::Route").values()}
 
 
 def test_nobody_unknown_gets_in(prod: Template, dev: Template) -> None:
