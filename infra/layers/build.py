@@ -3,8 +3,8 @@
 <out>/runtime/, powertools/, core/, models/, models-<name>/     what Lambda unpacks into /opt
 <out>/<layer>.zip                                               what is deployed
 <out>/built.json                                                what went in
-<out>/function.zip                                              the functions' own package, written last: the target alone, so that
-                                                                a model's release leaves the functions without that model as they are
+<out>/function.zip                                              the functions' own package, written last: the target alone, so
+                                                                that a model's release leaves the functions without it as they are
 """
 
 from __future__ import annotations
@@ -81,7 +81,8 @@ def build(wanted: Wanted, out: Path, repository: ModelRepository | None = None, 
     check_limits(weights, other_layers=wanted.other_layers)
     built = Built(wanted.target.arch, wanted.target.python, interpreter is not None, weights, pinned.models, left_out)
     (out / BUILT).write_bytes(msgspec.json.format(msgspec.json.encode(built), indent=2) + b"\n")
-    (_made(out / "function") / "target.json").write_bytes(msgspec.json.encode({"arch": built.arch, "python": built.python}) + b"\n")
+    target = {"arch": built.arch, "python": built.python}
+    (_made(out / "function") / "target.json").write_bytes(msgspec.json.encode(target) + b"\n")
     archive(out / "function", out / "function.zip")
     return built
 

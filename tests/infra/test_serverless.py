@@ -400,7 +400,9 @@ def test_the_bucket_is_private(prod: Template) -> None:
     assert rule["ServerSideEncryptionByDefault"]["SSEAlgorithm"] == "aws:kms"
     (policy,) = properties(prod, "DataPolicy")["PolicyDocument"]["Statement"]
     assert (policy["Effect"], policy["Condition"]) == ("Deny", {"Bool": {"aws:SecureTransport": "false"}})
-    assert prod["Resources"]["Data"]["DeletionPolicy"] == prod["Resources"]["Key"]["DeletionPolicy"] == "Retain"
+    for name in "Data", "Key":
+        assert prod["Resources"][name]["DeletionPolicy"] == "RetainExceptOnCreate"
+        assert prod["Resources"][name]["UpdateReplacePolicy"] == "Retain"
 
 
 def test_output_does_not_come_in_again(prod: Template) -> None:
@@ -427,19 +429,28 @@ def test_every_alarm_tells_somebody(prod: Template) -> None:
 
 def test_alarms_on_our_metrics_name_one_with_all_its_labels(prod: Template) -> None:
     labels = {metric.name: metric.labels for metric in VOCABULARY}
-    ours = [
-        a["Properties"] for a in of_type(prod, "AWS::CloudWatch::Alarm").values() if a["Properties"].get("Namespace") == "Triform"
-    ]
+    alarms = [alarm["Properties"] for alarm in of_type(prod, "AWS::CloudWatch::Alarm").values()]
+    ours = [alarm for alarm in alarms if alarm.get("MetricName") in labels]
     assert len(ours) == 2
     for alarm in ours:
+        assert alarm["Namespace"] == "Triform/prod"
         assert tuple(dimension["Name"] for dimension in alarm["Dimensions"]) == labels[alarm["MetricName"]]
+
+
+def test_no_stage_counts_for_another(prod: Template, dev: Template) -> None:
+    for template, namespace in (prod, "Triform/prod"), (dev, "Triform/dev"):
+        for function in of_type(template, "AWS::Lambda::Function").values():
+            assert function["Properties"]["Environment"]["Variables"]["POWERTOOLS_METRICS_NAMESPACE"] == namespace
+        told = json.dumps(template)
+        assert set(re.findall(r"Triform(?:/\w+)?", told)) == {namespace}
+        assert told.count(namespace) >= 7 + 2 + 9
 
 
 def test_the_dashboard_shows_metrics_that_there_are(prod: Template) -> None:
     body = properties(prod, "Dashboard")["DashboardBody"]["Fn::Sub"]
     widgets = json.loads(body)["widgets"]
     assert len(widgets) == 16
-    shown = set(re.findall(r'Namespace=\\"Triform\\" MetricName=\\"(\w+)\\"', body))
+    shown = set(re.findall(r'Namespace=\\"Triform/prod\\" MetricName=\\"(\w+)\\"', body))
     assert shown <= {metric.name for metric in VOCABULARY}
     assert {"triform_requests_total", "triform_request_seconds", "triform_stage_seconds", "triform_model_load_seconds"} <= shown
     places = [(w["x"], w["y"]) for w in widgets]
@@ -464,6 +475,13 @@ def test_functions_are_given_settings_that_there_are(prod: Template) -> None:
         given = {key for key in function["Properties"]["Environment"]["Variables"] if key.startswith("TRIFORM_")}
         if (ROOT / handler.removesuffix(".handler").replace(".", "/")).with_suffix(".py").is_file():
             assert given <= known, name
+
+
+def test_the_cache_of_models_fits_the_functions_disk(prod: Template) -> None:
+    function = properties(prod, "S3LambdaFunction")
+    cache = int(function["Environment"]["Variables"]["TRIFORM_CACHE_BYTES"])
+    assert cache == 1 << 30
+    assert 2 * cache <= function["EphemeralStorage"]["Size"] << 20
 
 
 @pytest.mark.slow
