@@ -16,9 +16,9 @@ import pytest
 from handlers._events import HttpApi
 from infra import serverless
 from infra.layers.archive import archive
-from triform.errors import ConfigurationError, InvalidRequest, JobError
+from triform.errors import ConfigurationError, InvalidRequest, JobError, TriformError
 from triform.settings import Settings
-from triform.telemetry import VOCABULARY
+from triform.telemetry import REQUESTS, VOCABULARY
 
 ROOT = Path(__file__).parent.parent.parent
 Template = dict[str, Any]
@@ -236,11 +236,44 @@ def test_an_alarm_takes_it_back(prod: Template, logical: str) -> None:
         "Events": ["DEPLOYMENT_FAILURE", "DEPLOYMENT_STOP_ON_ALARM", "DEPLOYMENT_STOP_ON_REQUEST"],
     }
     alarms = [alarm["Name"]["Ref"] for alarm in group["AlarmConfiguration"]["Alarms"]]
-    assert alarms == [f"{logical}{what}" for what in ("Errors", "P99", "Throttles")] + ["ApiFailures"]
+    on_alias, on_version = ["Errors", "P99", "Throttles"], ["CanaryErrors", "CanaryP99"]
+    assert alarms == [f"{logical}{what}" for what in (*on_alias, *on_version, "Internal")] + ["ApiFailures"]
     assert group["AlarmConfiguration"]["Enabled"] is True
     assert group["AlarmConfiguration"]["IgnorePollAlarmFailure"] is False
-    for alarm in alarms[:-1]:
-        assert set(references(properties(prod, alarm))) == {f"{logical}LambdaFunction", "Alarms"}
+    version = alias_of(prod, logical)["Properties"]["FunctionVersion"]["Fn::GetAtt"][0]
+    for what in on_alias:
+        assert set(references(properties(prod, f"{logical}{what}"))) == {f"{logical}LambdaFunction", "Alarms"}
+    for what in on_version:
+        assert set(references(properties(prod, f"{logical}{what}"))) == {f"{logical}LambdaFunction", version, "Alarms"}
+
+
+@pytest.mark.parametrize("logical", PREDICTING)
+def test_a_canary_is_not_judged_by_the_share_that_the_old_version_answers(prod: Template, logical: str) -> None:
+    version = alias_of(prod, logical)["Properties"]["FunctionVersion"]["Fn::GetAtt"][0]
+    dimensions = [
+        {"Name": "FunctionName", "Value": {"Ref": f"{logical}LambdaFunction"}},
+        {"Name": "Resource", "Value": {"Fn::Sub": f"${{{logical}LambdaFunction}}:provisioned"}},
+        {"Name": "ExecutedVersion", "Value": {"Fn::GetAtt": [version, "Version"]}},
+    ]
+    rate = [query["MetricStat"]["Metric"] for query in properties(prod, f"{logical}CanaryErrors")["Metrics"][1:]]
+    assert [(metric["MetricName"], metric["Dimensions"]) for metric in rate] == [
+        ("Errors", dimensions),
+        ("Invocations", dimensions),
+    ]
+    p99 = properties(prod, f"{logical}CanaryP99")
+    assert (p99["MetricName"], p99["ExtendedStatistic"], p99["Dimensions"]) == ("Duration", "p99", dimensions)
+    assert {f"{logical}CanaryErrors", f"{logical}CanaryP99"} <= set(alias_of(prod, logical)["DependsOn"])
+
+
+def test_errors_that_lambda_does_not_see_are_counted(prod: Template) -> None:
+    """The handler never raises, so an error of ours is an invocation that went well."""
+    counted = f'SUM("{REQUESTS.name}")'
+    schema = ", ".join(f'"{name}"' for name in ("Triform/prod", *REQUESTS.labels))
+    told = f"SELECT {counted} FROM SCHEMA({schema}) WHERE \"form\" = 'lambda' AND \"code\" = '{TriformError.code}'"  # noqa: S608
+    for logical, more in ("Predict", ""), ("FlightDelay", " AND \"model\" = 'flight-delay'"):
+        alarm = properties(prod, f"{logical}Internal")
+        (metric,) = alarm["Metrics"]
+        assert (metric["Expression"], metric["Period"], alarm["Threshold"]) == (told + more, 60, 0)
 
 
 LOGS = {"logs:CreateLogStream", "logs:PutLogEvents"}
@@ -424,7 +457,7 @@ def test_every_alarm_tells_somebody(prod: Template) -> None:
         "ApproximateNumberOfMessagesVisible",
     } <= watched
     p99 = [alarm["Properties"] for alarm in alarms.values() if alarm["Properties"].get("ExtendedStatistic") == "p99"]
-    assert len(p99) == len(PREDICTING)
+    assert len(p99) == 2 * len(PREDICTING)  # of the alias, of the new version
 
 
 def test_alarms_on_our_metrics_name_one_with_all_its_labels(prod: Template) -> None:
