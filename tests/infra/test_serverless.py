@@ -370,6 +370,17 @@ def test_no_function_takes_the_accounts_concurrency(rendered: Callable[[str], Te
         assert int(target["MinCapacity"]) <= int(target["MaxCapacity"])
 
 
+@pytest.mark.parametrize("stage", ["dev", "prod", pytest.param("staging", marks=pytest.mark.slow)])
+def test_the_quota_that_a_stage_needs_is_told(rendered: Callable[[str], Template], stage: str) -> None:
+    functions = of_type(rendered(stage), "AWS::Lambda::Function").values()
+    reserved = sum(function["Properties"]["ReservedConcurrentExecutions"] for function in functions)
+    told = (ROOT / "docs/lambda.md").read_text()
+    numbers = dict(
+        re.findall(r"`(dev|staging|prod)` (\d+)", told[told.index("all functions together reserve") :].partition(".")[0])
+    )
+    assert int(numbers[stage]) == reserved
+
+
 @pytest.mark.parametrize("logical", PREDICTING)
 def test_provisioned_environments_follow_the_clock_and_the_use(prod: Template, logical: str) -> None:
     target = prod["Resources"][f"{logical}Target"]
@@ -468,6 +479,16 @@ def test_alarms_on_our_metrics_name_one_with_all_its_labels(prod: Template) -> N
     for alarm in ours:
         assert alarm["Namespace"] == "Triform/prod"
         assert tuple(dimension["Name"] for dimension in alarm["Dimensions"]) == labels[alarm["MetricName"]]
+
+
+def test_nights_that_nobody_runs_wake_nobody(prod: Template, dev: Template) -> None:
+    for template, state in (prod, "ENABLED"), (dev, "DISABLED"):
+        assert properties(template, "Night")["State"] == state
+        for alarm in "NightFailed", "NightMissing":
+            assert properties(template, alarm)["ActionsEnabled"] is (state == "ENABLED")
+        others = {name for name, a in of_type(template, "AWS::CloudWatch::Alarm").items() if "ActionsEnabled" in a["Properties"]}
+        assert others == {"NightFailed", "NightMissing"}
+    assert properties(prod, "NightlyDeadDepth")["AlarmDescription"] == "The nightly function was not reached, or failed"
 
 
 def test_no_stage_counts_for_another(prod: Template, dev: Template) -> None:
