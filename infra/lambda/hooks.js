@@ -1,5 +1,6 @@
 // Tells each pre-traffic hook which version it is to try: the one that this deployment publishes, whose logical name osls makes of
-// what is in it. `custom.hooks` names the function of each hook.
+// what is in it. `custom.hooks` names the function of each hook. Alarms on the new version alone (`ExecutedVersion`) get its number in
+// place of the function's name.
 'use strict';
 
 module.exports = class Hooks {
@@ -13,7 +14,17 @@ module.exports = class Hooks {
           const { Environment } = Resources[naming.getLambdaLogicalId(hook)].Properties;
           Environment.Variables.TRIFORM_TARGET = { Ref: service.getFunction(name).versionLogicalId };
         }
+        this.nameVersions(service.resources, service);
       },
     };
+  }
+
+  nameVersions(value, service) {
+    if (value === null || typeof value !== 'object') return;
+    if (value.Name === 'ExecutedVersion' && typeof value.Value === 'string') {
+      value.Value = { 'Fn::GetAtt': [service.getFunction(value.Value).versionLogicalId, 'Version'] };
+    } else {
+      for (const inner of Object.values(value)) this.nameVersions(inner, service);
+    }
   }
 };

@@ -2,7 +2,9 @@
 
 <out>/runtime/, powertools/, core/, models/, models-<name>/     what Lambda unpacks into /opt
 <out>/<layer>.zip                                               what is deployed
-<out>/built.json                                                what went in, written last: the functions' own package
+<out>/built.json                                                what went in
+<out>/function.zip                                              the functions' own package, written last: the target alone, so
+                                                                that a model's release leaves the functions without it as they are
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from triform.repository import ModelRepository
 ROOT: Final = Path(__file__).parent.parent.parent
 LOCK: Final = ROOT / "requirements/lambda.txt"
 CACHE: Final = ROOT / "build/wheels"
-BUILT: Final = "function/built.json"
+BUILT: Final = "built.json"
 MARK: Final = ".triform-layers"  # what lies in a folder with this file is ours to remove
 PACKAGES: Final = {
     "runtime": ("onnxruntime", "numpy", "msgspec", "orjson"),
@@ -78,9 +80,10 @@ def build(wanted: Wanted, out: Path, repository: ModelRepository | None = None, 
     weights = {folder.name: archive(folder, out / f"{folder.name}.zip") for folder in layers}
     check_limits(weights, other_layers=wanted.other_layers)
     built = Built(wanted.target.arch, wanted.target.python, interpreter is not None, weights, pinned.models, left_out)
-    (out / BUILT).parent.mkdir()
     (out / BUILT).write_bytes(msgspec.json.format(msgspec.json.encode(built), indent=2) + b"\n")
-    archive((out / BUILT).parent, out / "function.zip")
+    target = {"arch": built.arch, "python": built.python}
+    (_made(out / "function") / "target.json").write_bytes(msgspec.json.encode(target) + b"\n")
+    archive(out / "function", out / "function.zip")
     return built
 
 
@@ -93,7 +96,7 @@ def _clear(out: Path) -> None:
     for path in out.iterdir():
         if path.is_dir() and not path.name.startswith("."):
             shutil.rmtree(path)
-        elif path.suffix in (".zip", ".tmp"):
+        elif path.suffix in (".zip", ".tmp") or path.name == BUILT:
             path.unlink()
 
 

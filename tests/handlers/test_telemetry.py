@@ -55,6 +55,15 @@ def test_a_request_is_one_log_record_and_the_vocabularys_metrics(
     }  # fmt: skip
 
 
+def test_metrics_go_where_the_stage_says(
+    started: Callable[..., Booted], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POWERTOOLS_METRICS_NAMESPACE", "Triform/dev")
+    Function(started())(golden("http-v2"), context())
+    _, emf = written(capsys)
+    assert {blob["_aws"]["CloudWatchMetrics"][0]["Namespace"] for blob in emf} == {"Triform/dev"}
+
+
 def test_the_cold_start_is_the_first_invocation_even_if_it_fails(
     started: Callable[..., Booted], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -309,6 +309,20 @@ def test_code_of_the_users_travels_with_core(tmp_path: Path, monkeypatch: pytest
         build_core_only(tmp_path / "out", clash, monkeypatch)
 
 
+def test_the_functions_package_says_nothing_of_models(
+    source: ModelRepository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is every function's, so what is in it makes new versions of all of them."""
+    monkeypatch.setattr("infra.layers.build.PACKAGES", {"powertools": ("msgspec", "orjson")})
+    built = {ref: build(Wanted(target=RUNNING, refs=(ref,)), tmp_path / ref, source) for ref in ("linear", "lookup")}
+    assert built["linear"].layers["models"] != built["lookup"].layers["models"]
+    assert (tmp_path / "linear/function.zip").read_bytes() == (tmp_path / "lookup/function.zip").read_bytes()
+    with zipfile.ZipFile(tmp_path / "linear/function.zip") as zipped:
+        assert json.loads(zipped.read("target.json")) == {"arch": RUNNING.arch, "python": RUNNING.python}
+        assert zipped.namelist() == ["target.json"]
+    assert read_built(tmp_path / "linear") == built["linear"]
+
+
 def build_core_only(out: Path, code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the large wheels, which take seconds to pack."""
     monkeypatch.setattr("infra.layers.build.PACKAGES", {"powertools": ("msgspec", "orjson")})

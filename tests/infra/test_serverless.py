@@ -13,11 +13,12 @@ from typing import Any
 import msgspec
 import pytest
 
+from handlers._events import HttpApi
 from infra import serverless
 from infra.layers.archive import archive
-from triform.errors import ConfigurationError, InvalidRequest, JobError
+from triform.errors import ConfigurationError, InvalidRequest, JobError, TriformError
 from triform.settings import Settings
-from triform.telemetry import VOCABULARY
+from triform.telemetry import REQUESTS, VOCABULARY
 
 ROOT = Path(__file__).parent.parent.parent
 Template = dict[str, Any]
@@ -160,8 +161,34 @@ def test_no_integration_goes_past_an_alias(prod: Template) -> None:
     }
     assert {key: [name for name in references(target) if name in integrations] for key, target in routes.items()} == {
         "ANY /{proxy+}": ["HttpApiIntegrationPredict"],
-        "ANY /v2/models/flight-delay/{proxy+}": ["HttpApiIntegrationFlightDelay"],
+        "ANY /v2/models/flight-delay": ["HttpApiIntegrationFlightDelay"],
+        "ANY /v2/models/flight-delay/{rest+}": ["HttpApiIntegrationFlightDelay"],
     }
+
+
+def matched(route_key: str, path: str) -> dict[str, str] | None:
+    """The path parameters that API Gateway would send for a path of this route; None where the route is not the path's."""
+    pattern = re.sub(r"\\\{(\w+)\\\+\\\}", r"(?P<\1>.+)", re.escape(route_key.partition(" ")[2]))
+    found = re.fullmatch(pattern, path)
+    return found and found.groupdict()
+
+
+@pytest.mark.parametrize("stage", ["$default", "v1"])
+def test_the_function_sees_the_path_that_was_asked_for(prod: Template, stage: str) -> None:
+    asked = ["/v2/models/flight-delay", "/v2/models/flight-delay/infer", "/v2/models/flight-delay/versions/3/ready", "/ping"]
+    tried = set()
+    for key in (route["Properties"]["RouteKey"] for route in of_type(prod, "AWS::ApiGatewayV2::Route").values()):
+        for path in asked:
+            if (parameters := matched(key, path)) is None:
+                continue
+            tried.add(key)
+            context = {"http": {"method": "POST", "path": path}, "stage": stage, "routeKey": key}
+            raw = path if stage == "$default" else f"/{stage}{path}"
+            event = {"version": "2.0", "routeKey": key, "rawPath": raw, "requestContext": context}
+            if parameters:
+                event["pathParameters"] = parameters
+            assert HttpApi(event).request().path == path, key
+    assert tried == {route["Properties"]["RouteKey"] for route in of_type(prod, "AWS::ApiGatewayV2::Route").values()}
 
 
 def test_nobody_unknown_gets_in(prod: Template, dev: Template) -> None:
@@ -209,11 +236,44 @@ def test_an_alarm_takes_it_back(prod: Template, logical: str) -> None:
         "Events": ["DEPLOYMENT_FAILURE", "DEPLOYMENT_STOP_ON_ALARM", "DEPLOYMENT_STOP_ON_REQUEST"],
     }
     alarms = [alarm["Name"]["Ref"] for alarm in group["AlarmConfiguration"]["Alarms"]]
-    assert alarms == [f"{logical}{what}" for what in ("Errors", "P99", "Throttles")] + ["ApiFailures"]
+    on_alias, on_version = ["Errors", "P99", "Throttles"], ["CanaryErrors", "CanaryP99"]
+    assert alarms == [f"{logical}{what}" for what in (*on_alias, *on_version, "Internal")] + ["ApiFailures"]
     assert group["AlarmConfiguration"]["Enabled"] is True
     assert group["AlarmConfiguration"]["IgnorePollAlarmFailure"] is False
-    for alarm in alarms[:-1]:
-        assert set(references(properties(prod, alarm))) == {f"{logical}LambdaFunction", "Alarms"}
+    version = alias_of(prod, logical)["Properties"]["FunctionVersion"]["Fn::GetAtt"][0]
+    for what in on_alias:
+        assert set(references(properties(prod, f"{logical}{what}"))) == {f"{logical}LambdaFunction", "Alarms"}
+    for what in on_version:
+        assert set(references(properties(prod, f"{logical}{what}"))) == {f"{logical}LambdaFunction", version, "Alarms"}
+
+
+@pytest.mark.parametrize("logical", PREDICTING)
+def test_a_canary_is_not_judged_by_the_share_that_the_old_version_answers(prod: Template, logical: str) -> None:
+    version = alias_of(prod, logical)["Properties"]["FunctionVersion"]["Fn::GetAtt"][0]
+    dimensions = [
+        {"Name": "FunctionName", "Value": {"Ref": f"{logical}LambdaFunction"}},
+        {"Name": "Resource", "Value": {"Fn::Sub": f"${{{logical}LambdaFunction}}:provisioned"}},
+        {"Name": "ExecutedVersion", "Value": {"Fn::GetAtt": [version, "Version"]}},
+    ]
+    rate = [query["MetricStat"]["Metric"] for query in properties(prod, f"{logical}CanaryErrors")["Metrics"][1:]]
+    assert [(metric["MetricName"], metric["Dimensions"]) for metric in rate] == [
+        ("Errors", dimensions),
+        ("Invocations", dimensions),
+    ]
+    p99 = properties(prod, f"{logical}CanaryP99")
+    assert (p99["MetricName"], p99["ExtendedStatistic"], p99["Dimensions"]) == ("Duration", "p99", dimensions)
+    assert {f"{logical}CanaryErrors", f"{logical}CanaryP99"} <= set(alias_of(prod, logical)["DependsOn"])
+
+
+def test_errors_that_lambda_does_not_see_are_counted(prod: Template) -> None:
+    """The handler never raises, so an error of ours is an invocation that went well."""
+    counted = f'SUM("{REQUESTS.name}")'
+    schema = ", ".join(f'"{name}"' for name in ("Triform/prod", *REQUESTS.labels))
+    told = f"SELECT {counted} FROM SCHEMA({schema}) WHERE \"form\" = 'lambda' AND \"code\" = '{TriformError.code}'"  # noqa: S608
+    for logical, more in ("Predict", ""), ("FlightDelay", " AND \"model\" = 'flight-delay'"):
+        alarm = properties(prod, f"{logical}Internal")
+        (metric,) = alarm["Metrics"]
+        assert (metric["Expression"], metric["Period"], alarm["Threshold"]) == (told + more, 60, 0)
 
 
 LOGS = {"logs:CreateLogStream", "logs:PutLogEvents"}
@@ -310,6 +370,17 @@ def test_no_function_takes_the_accounts_concurrency(rendered: Callable[[str], Te
         assert int(target["MinCapacity"]) <= int(target["MaxCapacity"])
 
 
+@pytest.mark.parametrize("stage", ["dev", "prod", pytest.param("staging", marks=pytest.mark.slow)])
+def test_the_quota_that_a_stage_needs_is_told(rendered: Callable[[str], Template], stage: str) -> None:
+    functions = of_type(rendered(stage), "AWS::Lambda::Function").values()
+    reserved = sum(function["Properties"]["ReservedConcurrentExecutions"] for function in functions)
+    told = (ROOT / "docs/lambda.md").read_text()
+    numbers = dict(
+        re.findall(r"`(dev|staging|prod)` (\d+)", told[told.index("all functions together reserve") :].partition(".")[0])
+    )
+    assert int(numbers[stage]) == reserved
+
+
 @pytest.mark.parametrize("logical", PREDICTING)
 def test_provisioned_environments_follow_the_clock_and_the_use(prod: Template, logical: str) -> None:
     target = prod["Resources"][f"{logical}Target"]
@@ -373,7 +444,9 @@ def test_the_bucket_is_private(prod: Template) -> None:
     assert rule["ServerSideEncryptionByDefault"]["SSEAlgorithm"] == "aws:kms"
     (policy,) = properties(prod, "DataPolicy")["PolicyDocument"]["Statement"]
     assert (policy["Effect"], policy["Condition"]) == ("Deny", {"Bool": {"aws:SecureTransport": "false"}})
-    assert prod["Resources"]["Data"]["DeletionPolicy"] == prod["Resources"]["Key"]["DeletionPolicy"] == "Retain"
+    for name in "Data", "Key":
+        assert prod["Resources"][name]["DeletionPolicy"] == "RetainExceptOnCreate"
+        assert prod["Resources"][name]["UpdateReplacePolicy"] == "Retain"
 
 
 def test_output_does_not_come_in_again(prod: Template) -> None:
@@ -395,24 +468,43 @@ def test_every_alarm_tells_somebody(prod: Template) -> None:
         "ApproximateNumberOfMessagesVisible",
     } <= watched
     p99 = [alarm["Properties"] for alarm in alarms.values() if alarm["Properties"].get("ExtendedStatistic") == "p99"]
-    assert len(p99) == len(PREDICTING)
+    assert len(p99) == 2 * len(PREDICTING)  # of the alias, of the new version
 
 
 def test_alarms_on_our_metrics_name_one_with_all_its_labels(prod: Template) -> None:
     labels = {metric.name: metric.labels for metric in VOCABULARY}
-    ours = [
-        a["Properties"] for a in of_type(prod, "AWS::CloudWatch::Alarm").values() if a["Properties"].get("Namespace") == "Triform"
-    ]
+    alarms = [alarm["Properties"] for alarm in of_type(prod, "AWS::CloudWatch::Alarm").values()]
+    ours = [alarm for alarm in alarms if alarm.get("MetricName") in labels]
     assert len(ours) == 2
     for alarm in ours:
+        assert alarm["Namespace"] == "Triform/prod"
         assert tuple(dimension["Name"] for dimension in alarm["Dimensions"]) == labels[alarm["MetricName"]]
+
+
+def test_nights_that_nobody_runs_wake_nobody(prod: Template, dev: Template) -> None:
+    for template, state in (prod, "ENABLED"), (dev, "DISABLED"):
+        assert properties(template, "Night")["State"] == state
+        for alarm in "NightFailed", "NightMissing":
+            assert properties(template, alarm)["ActionsEnabled"] is (state == "ENABLED")
+        others = {name for name, a in of_type(template, "AWS::CloudWatch::Alarm").items() if "ActionsEnabled" in a["Properties"]}
+        assert others == {"NightFailed", "NightMissing"}
+    assert properties(prod, "NightlyDeadDepth")["AlarmDescription"] == "The nightly function was not reached, or failed"
+
+
+def test_no_stage_counts_for_another(prod: Template, dev: Template) -> None:
+    for template, namespace in (prod, "Triform/prod"), (dev, "Triform/dev"):
+        for function in of_type(template, "AWS::Lambda::Function").values():
+            assert function["Properties"]["Environment"]["Variables"]["POWERTOOLS_METRICS_NAMESPACE"] == namespace
+        told = json.dumps(template)
+        assert set(re.findall(r"Triform(?:/\w+)?", told)) == {namespace}
+        assert told.count(namespace) >= 7 + 2 + 9
 
 
 def test_the_dashboard_shows_metrics_that_there_are(prod: Template) -> None:
     body = properties(prod, "Dashboard")["DashboardBody"]["Fn::Sub"]
     widgets = json.loads(body)["widgets"]
     assert len(widgets) == 16
-    shown = set(re.findall(r'Namespace=\\"Triform\\" MetricName=\\"(\w+)\\"', body))
+    shown = set(re.findall(r'Namespace=\\"Triform/prod\\" MetricName=\\"(\w+)\\"', body))
     assert shown <= {metric.name for metric in VOCABULARY}
     assert {"triform_requests_total", "triform_request_seconds", "triform_stage_seconds", "triform_model_load_seconds"} <= shown
     places = [(w["x"], w["y"]) for w in widgets]
@@ -437,6 +529,13 @@ def test_functions_are_given_settings_that_there_are(prod: Template) -> None:
         given = {key for key in function["Properties"]["Environment"]["Variables"] if key.startswith("TRIFORM_")}
         if (ROOT / handler.removesuffix(".handler").replace(".", "/")).with_suffix(".py").is_file():
             assert given <= known, name
+
+
+def test_the_cache_of_models_fits_the_functions_disk(prod: Template) -> None:
+    function = properties(prod, "S3LambdaFunction")
+    cache = int(function["Environment"]["Variables"]["TRIFORM_CACHE_BYTES"])
+    assert cache == 1 << 30
+    assert 2 * cache <= function["EphemeralStorage"]["Size"] << 20
 
 
 @pytest.mark.slow
