@@ -151,7 +151,9 @@ def test_rows_of_many_groups_keep_their_numbers(
     assert scored.raw[20] == '{"x": nonsense}'
 
 
-@pytest.mark.parametrize(("name", "content"), [("a.txt", b"1"), ("a.csv", b""), ("a", b"x\n1\n"), ("a.jsonl", b'{"x": 1, "more": {}}')])
+@pytest.mark.parametrize(
+    ("name", "content"), [("a.txt", b"1"), ("a.csv", b""), ("a", b"x\n1\n"), ("a.jsonl", b'{"x": 1, "more": {}}')]
+)
 def test_a_file_that_is_none_of_these_is_named(
     name: str, content: bytes, predictors: dict[str, Predictor], tmp_path: Path
 ) -> None:
