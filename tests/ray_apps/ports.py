@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,13 +22,17 @@ class Ports(NamedTuple):
             folder,
             metrics_port=self.metrics,
             stats_port=self.stats,
-            replica_ports=(self.http % 9000 + 11000, self.grpc % 9000 + 21000),
+            replica_ports=(self.http % 4000 + 10_000, self.grpc % 4000 + 15_000),
         )
         return settings | {"RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0"}  # else each shutdown takes half a minute
 
 
 def free_ports(count: int) -> list[int]:
-    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    """Ports that nobody listens at, below those that the kernel gives out: between now and their use no connection takes one."""
+    held: list[socket.socket] = []
+    while len(held) < count:
+        with suppress(OSError):
+            held.append(socket.create_server(("", random.randrange(22_000, 32_000))))  # noqa: S311 - no secret
     ports = [s.getsockname()[1] for s in held]
     for server in held:
         server.close()
