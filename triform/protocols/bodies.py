@@ -46,14 +46,17 @@ def by_columns(names: Collection[str], served: Served) -> bool:
     return any(t.name not in names for t in served.signature.inputs) and any(name in names for name in served.features.columns)
 
 
-def read_json(body: bytes) -> Any:
-    """The value in the body. Raises `InvalidRequest` that says where it is no JSON, or which key stands twice."""
+def read_json(body: bytes, what: str = "the body") -> Any:
+    """The value in the body. Raises `InvalidRequest` that says where it is no JSON, or which key stands twice.
+
+    `what` it is, for the message.
+    """
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise InvalidRequest(f"the body is not JSON: {error}") from None
+        raise InvalidRequest(f"{what} is not JSON: {error}") from None
     except RecursionError:
-        raise InvalidRequest("the body is not JSON: nested too deeply") from None
+        raise InvalidRequest(f"{what} is not JSON: nested too deeply") from None
     colons = body.count(b":")
     if (keys := _keys(value, colons)) != colons and keys != len(_KEY.findall(body)):
         _refuse_twice(body)
