@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from triform import golden
-from triform.deadlines import watchdog
+from triform.deadlines import check, watchdog
 from triform.errors import (
     ConfigurationError,
     DeadlineExceeded,
@@ -138,8 +138,7 @@ class Predictor:
         try:
             if deadline is None:
                 return self._run_session(self._session, self._outputs, feed, None)
-            if time.monotonic() >= deadline:
-                raise DeadlineExceeded("the deadline passed before the model ran")
+            check(deadline, "the model ran")
             with watchdog.guard(options, deadline):
                 return self._run_session(self._session, self._outputs, feed, options)
         except DeadlineExceeded:
