@@ -26,7 +26,7 @@ def serve_environment(
     """All of it. Two Serves on one machine need another `folder` and other ports each.
 
     `folder`: for HAProxy's configuration and sockets, whose paths the kernel wants below some 100 characters; `replica_ports`:
-    where the 1,000 ports for HTTP and for gRPC begin.
+    where the 1,000 ports for HTTP and for gRPC begin, the last of which is the Python proxy's.
     """
     http, grpc = replica_ports
     return {
@@ -42,9 +42,11 @@ def serve_environment(
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics_port),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(stats_port),
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(http),
-        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(http + 1000),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(http + 998),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(http + 999),
         "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(grpc),
-        "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(grpc + 1000),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(grpc + 998),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(grpc + 999),
     }
 
 
