@@ -28,7 +28,7 @@ from triform.runs.folder import RunFolder
 
 QUERY = """SELECT carrier, count(*) AS flights, round(avg(p_late), 3) AS expected_late
 FROM read_parquet('{data}/*.parquet') GROUP BY carrier ORDER BY expected_late DESC LIMIT 5"""
-COLUMNS = ("form", "protocol", "equal bits", "furthest", "bound", "p50", "p99")
+COLUMNS = ("form", "protocol", "equal bits", "furthest", "bound", "p50, ms", "p99, ms")
 
 
 def main() -> None:
@@ -112,14 +112,14 @@ def agreement_table(flights: online.Flights, asked: Sequence[online.Asked]) -> T
     """Of each form and protocol: how many answers are the batch's, how far the others are, and how long a caller waits."""
     table = Table(*COLUMNS)
     total = len(flights.batch)
-    table.add_row("batch", "Parquet", "the reference", "", "", "", "")
+    table.add_row("batch", "Parquet", "reference", "", "", "", "")
     for one in asked:
         distances = one.distances(flights)
         at = int(distances.argmax())
         p50, p99 = np.quantile(one.millis[1:], (0.5, 0.99))  # the first request opens the connection, and may be a cold start
         equal = f"{one.equal(flights)} of {total}"
         table.add_row(
-            one.form, one.protocol, equal, f"{distances[at]:.1e}", f"{flights.bound[at]:.1e}", f"{p50:.2f} ms", f"{p99:.2f} ms"
+            one.form, one.protocol, equal, f"{distances[at]:.1e}", f"{flights.bound[at]:.1e}", f"{p50:.2f}", f"{p99:.2f}"
         )
     return table
 

@@ -96,7 +96,7 @@ def ask_json(form: str, address: str, flights: Flights) -> Asked:
         return float(json.loads(content)["predictions"][0][ANSWER])
 
     try:
-        return _asked(form, "REST, JSON", flights, ask)
+        return _asked(form, "REST JSON", flights, ask)
     finally:
         connection.close()
 
@@ -104,7 +104,7 @@ def ask_json(form: str, address: str, flights: Flights) -> Asked:
 def ask_binary(form: str, address: str, flights: Flights) -> Asked:
     """Tensors of one row over the Open Inference Protocol's REST, in binary both ways, by an unmodified Triton client."""
     with tritonclient.http.InferenceServerClient(address, network_timeout=120) as client:
-        return _asked(form, "REST, binary", flights, _by_triton(tritonclient.http, client, flights))
+        return _asked(form, "REST binary", flights, _by_triton(tritonclient.http, client, flights))
 
 
 def ask_grpc(form: str, address: str, flights: Flights) -> Asked:
