@@ -203,10 +203,10 @@ class Follower:
         return {"stable": version}
 
 
-def tell(models: Models, model: str, release: Release, version: int | None, error: TriformError) -> None:
-    """A log line and a metric for a version that cannot be served."""
-    variant = release.named().get(version or 0, "stable")
-    told = {"model": model, "version": version, "revision": release.revision, "code": error.code}
+def tell(models: Models, model: str, release: Release | None, version: int | None, error: TriformError) -> None:
+    """A log line and a metric for a version that cannot be served, or (None) a release that cannot be looked for."""
+    variant = release.named().get(version or 0, "stable") if release else "stable"
+    told = {"model": model, "version": version, "revision": release.revision if release else None, "code": error.code}
     log.warning("a release is not taken up: %s", error, extra=told, exc_info=error)
     models.telemetry.loaded(LoadRecord(form=models.form, model=model, version=version, variant=variant, code=error.code))
 
