@@ -29,6 +29,7 @@ class Arguments(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     request_bytes: Bytes = Limits().request
     unpacked_bytes: Bytes = Limits().unpacked
     response_bytes: Bytes = Limits().response
+    poll_s: Annotated[float, msgspec.Meta(ge=0.05, le=3600)] = 5.0  # that a node waits between two looks at a release log
     timeout_s: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 60.0  # from a request's arrival to its deadline
     log_requests: Literal["none", "errors", "all"] = "errors"
     num_replicas: Count = 1

@@ -41,6 +41,7 @@ class Predict(OpenInference):
         if arguments.log_requests != "none":
             telemetry = Logged(telemetry, arguments.log_requests)
         self.hosted: Hosted = await asyncio.to_thread(host, arguments, settings, telemetry)
+        self.hosted.live.start()
         self.surface = self.hosted.surface
         self.timeout = arguments.timeout_s
 
