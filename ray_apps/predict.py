@@ -69,7 +69,7 @@ def build_app(args: Mapping[str, Any]) -> serve.Application:
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
         graceful_shutdown_timeout_s=arguments.drain_s,
         graceful_shutdown_wait_loop_s=min(arguments.drain_s, 0.5),
-        ray_actor_options={"num_cpus": arguments.num_cpus, "num_gpus": arguments.num_gpus},
+        ray_actor_options=arguments.ray_actor_options(),
         logging_config=LoggingConfig(enable_access_log=False),
     )
     return deployment.bind(arguments, settings)
