@@ -17,12 +17,18 @@ class Ports(NamedTuple):
     metrics: int
     stats: int
 
+    @property
+    def replicas(self) -> tuple[range, range]:
+        """Where replicas listen, for HTTP and for gRPC."""
+        http, grpc = self.http % 4000 + 10_000, self.grpc % 4000 + 15_000
+        return range(http, http + 1000), range(grpc, grpc + 1000)
+
     def environment(self, folder: Path) -> dict[str, str]:
         settings = serve_environment(
             folder,
             metrics_port=self.metrics,
             stats_port=self.stats,
-            replica_ports=(self.http % 4000 + 10_000, self.grpc % 4000 + 15_000),
+            replica_ports=(self.replicas[0].start, self.replicas[1].start),
         )
         return settings | {"RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0"}  # else each shutdown takes half a minute
 
