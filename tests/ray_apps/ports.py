@@ -38,7 +38,7 @@ def free_ports(count: int) -> list[int]:
     held: list[socket.socket] = []
     while len(held) < count:
         with suppress(OSError):
-            held.append(socket.create_server(("", random.randrange(22_000, 32_000))))  # noqa: S311 - no secret
+            held.append(socket.create_server(("", random.randrange(22_000, 32_000))))
     ports = [s.getsockname()[1] for s in held]
     for server in held:
         server.close()
