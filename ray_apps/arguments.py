@@ -14,6 +14,7 @@ from triform.settings import Settings
 
 Count = Annotated[int, msgspec.Meta(ge=1)]
 Bytes = Annotated[int, msgspec.Meta(ge=1)]
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=3600)]
 
 
 class Arguments(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -30,14 +31,16 @@ class Arguments(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     unpacked_bytes: Bytes = Limits().unpacked
     response_bytes: Bytes = Limits().response
     poll_s: Annotated[float, msgspec.Meta(ge=0.05, le=3600)] = 5.0  # that a node waits between two looks at a release log
-    timeout_s: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 60.0  # from a request's arrival to its deadline
+    timeout_s: Seconds = 60.0  # from a request's arrival to its deadline
     log_requests: Literal["none", "errors", "all"] = "errors"
     num_replicas: Count = 1
     num_cpus: Annotated[float, msgspec.Meta(ge=0)] = 1.0  # of a replica
     num_gpus: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     max_ongoing_requests: Count = 1024  # of a replica; beyond it and the next
     max_queued_requests: Annotated[int, msgspec.Meta(ge=0)] = 1024  # Serve itself answers 429
-    drain_s: Annotated[float, msgspec.Meta(ge=0)] = 30.0  # that a replica which must go has for what is in flight
+    health_period_s: Seconds = 2.0  # between two looks of Serve at a replica
+    health_timeout_s: Seconds = 10.0  # that all its sessions together have to answer a golden row each
+    drain_s: Annotated[float, msgspec.Meta(ge=0)] = 60.0  # that a replica which must go has for what is in flight
 
     @classmethod
     def of(cls, args: Mapping[str, Any]) -> Arguments:

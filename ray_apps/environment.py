@@ -17,6 +17,7 @@ FAST: Final[Mapping[str, str]] = {
     "RAY_SERVE_PROXY_USE_GRPC": "1",
 }
 BUCKETS_MS: Final = "0.25,0.5,1,2,5,10,20,50,100,200,500,1000,2000,5000,10000,60000"
+DRAINING: Final = "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"
 GRPC_BYTES: Final = 64 << 20  # of one gRPC message; Serve's own limit is 2 GiB
 
 
@@ -46,6 +47,11 @@ def serve_environment(
         "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(grpc),
         "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(grpc + 1000),
     }
+
+
+def draining_seconds(environ: Mapping[str, str]) -> float:
+    """How long a replica that must go stays reachable first, so that every HAProxy has heard of it."""
+    return float(environ.get(DRAINING, "30"))
 
 
 def missing(environ: Mapping[str, str]) -> list[str]:
