@@ -10,7 +10,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -58,7 +58,7 @@ def host(arguments: Arguments, settings: Settings, telemetry: Telemetry) -> Host
     repository = settings.open_repository()
     models = Models(form="serve", default=settings.default_model, telemetry=telemetry)
     node = Node(repository, _node_folder(settings), models, every=arguments.poll_s)
-    load = partial(_load, repository, settings.runtime())
+    load = partial(_load, repository, partial(arguments.runtime, settings))
     refs = _refs(arguments)
     followers = [Follower(ref, node, models, load) for ref in refs or map(Ref, repository.models())]
     if not followers:
@@ -109,10 +109,10 @@ def _start(followers: Sequence[Follower], models: Models, *, all_of_them: bool) 
         raise errors[0]
 
 
-def _load(repository: ModelRepository, options: RuntimeOptions, model: str, version: int) -> Predictor:
+def _load(repository: ModelRepository, options: Callable[[str], RuntimeOptions], model: str, version: int) -> Predictor:
     started = time.perf_counter()
     package = repository.package(model, version)
     fetched = time.perf_counter() - started
-    predictor = Predictor.load(package, options, verification="golden")
+    predictor = Predictor.load(package, options(model), verification="golden")
     predictor.load_seconds = {"fetch": fetched, **predictor.load_seconds}
     return predictor

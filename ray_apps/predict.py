@@ -75,7 +75,7 @@ def build_app(args: Mapping[str, Any]) -> serve.Application:
         health_check_timeout_s=arguments.health_timeout_s + HEALTH_MARGIN,
         graceful_shutdown_timeout_s=draining_seconds(os.environ) + arguments.drain_s,
         graceful_shutdown_wait_loop_s=min(arguments.drain_s, 0.5),
-        ray_actor_options={"num_cpus": arguments.num_cpus, "num_gpus": arguments.num_gpus},
+        ray_actor_options=arguments.ray_actor_options(),
         logging_config=LoggingConfig(enable_access_log=False),
     )
     return deployment.bind(arguments, settings)

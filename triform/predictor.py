@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from triform import golden
+from triform.accelerators import building, engine_folder, for_model
 from triform.deadlines import watchdog
 from triform.errors import (
     ConfigurationError,
@@ -69,10 +70,11 @@ class Predictor:
         package.verify(verification)
         verified = time.perf_counter()
         threads = thread_count(options, manifest.config.runtime.threads)
-        session = open_session(package.model_path, options, threads)
-        opened = time.perf_counter()
-        predictor = cls(session, manifest, threads=threads, provider=session.get_providers()[0])
-        predictor._warm_up(package.golden())
+        with building(engine_folder(options, manifest)):
+            session = open_session(package.model_path, for_model(options, manifest), threads)
+            opened = time.perf_counter()
+            predictor = cls(session, manifest, threads=threads, provider=session.get_providers()[0])
+            predictor._warm_up(package.golden())
         predictor.load_seconds = {
             "verify": verified - clock,
             "session": opened - verified,

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from batch.pool import Cluster, Pool, Resources, size_pool
-from tests.batch.workbench import Workbench, assert_each_row_once, read_rows
+from tests.batch.workbench import Workbench, read_rows
 from triform import testing
 from triform.errors import ConfigurationError
 

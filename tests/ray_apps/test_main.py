@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.ray_apps.ports import free_ports
+from ray_apps.ports import free_ports
 from triform import testing
 
 LINEAR, SLOW = "/v1/models/linear:predict", "/v2/models/slow/infer"
