@@ -15,7 +15,7 @@ import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Annotated, Any, Final
 from urllib.parse import quote, urlsplit
 
 import msgspec
@@ -30,14 +30,17 @@ NO_USE: Final = frozenset({2, 4})  # exit codes of `python -m batch run` after w
 _HERE: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
+Milliseconds = Annotated[int, msgspec.Meta(ge=0, le=253_402_300_799_000)]  # of Unix time, up to the year 9999
+
+
 class Job(msgspec.Struct, frozen=True):
-    """A job as the API tells of it; times are Unix time in milliseconds."""
+    """A job as the API tells of it."""
 
     submission_id: str
     status: str  # PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED
     message: str | None = None
-    start_time: int | None = None
-    end_time: int | None = None
+    start_time: Milliseconds | None = None
+    end_time: Milliseconds | None = None
     driver_exit_code: int | None = None
 
     @property

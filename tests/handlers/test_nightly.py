@@ -147,7 +147,8 @@ def test_a_night_that_is_late_or_missing_alerts(
     "event",
     [
         [], "night", {"partition": "day=2026; rm -rf ."}, {"partition": "../x"}, {"partition": 7}, {"time": "yesterday"},
-        {"poll": "../../api"}, {"partition": "$(x)=1"}, {"time": 7},
+        {"poll": "../../api"}, {"partition": "$(x)=1"}, {"time": 7}, {"time": "0001-01-01T00:00:00Z"},
+        {"time": "0001-01-01T00:00:00+14:00"}, {"time": "9999-12-31T23:59:59-14:00"}, {"time": "2026-11-21T02:00:00+99:00"},
     ],
 )  # fmt: skip
 def test_events_that_say_nothing_sensible_are_refused(event: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,6 +167,7 @@ def test_events_that_say_nothing_sensible_are_refused(event: Any, monkeypatch: p
         ({"ray_address": "https://head:8265", "ray_ca": "/nowhere/ca.pem"}, "ray_ca"),
         ({"ray_address": "https://head:8265", "nightly_entrypoint": "python job.py"}, "TRIFORM_NIGHTLY_ENTRYPOINT"),
         ({"ray_address": "https://head:8265", "nightly_partition": "%Y-%m-%d"}, "TRIFORM_NIGHTLY_PARTITION"),
+        ({"ray_address": "https://head:8265", "nightly_partition": "day=%Y\udcff"}, "TRIFORM_NIGHTLY_PARTITION"),
         ({"ray_address": "https://head:8265", "nightly_seconds": "0"}, "TRIFORM_NIGHTLY_SECONDS"),
         ({"ray_address": "https://head:8265", "nightly_attempts": "nan"}, "TRIFORM_NIGHTLY_ATTEMPTS"),
         ({"ray_address": "https://head:8265", "ray_runtime_env": "[]"}, "TRIFORM_RAY_RUNTIME_ENV"),
@@ -217,6 +219,7 @@ def job_api(
         (500, b"Traceback (most recent call last): secret", "answered 500"),
         (200, b"<html>", "no job"),
         (200, b'{"status": 7}', "no job"),
+        (200, b'{"status": "RUNNING", "start_time": 999999999999999999}', "no job"),
         (403, b"Forbidden", "denies access"),
         (302, b"", "answered 302"),
     ],
@@ -231,6 +234,14 @@ def test_what_is_no_job_api_is_an_error_that_tells_nothing_more(
     assert "secret" not in str(error.value)
     assert asked_elsewhere == []
     assert [line["triform_run_success"] for line in metrics(capfd.readouterr().out, "triform_run_success")] == [[0.0]]
+
+
+@pytest.mark.parametrize("time", ["0001-01-02T00:00:00Z", "9999-12-31T23:59:59Z"])
+def test_the_ends_of_the_calendar_are_nights_too(time: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    running = json.dumps({"status": "RUNNING", "start_time": 0}).encode()
+    with job_api(200, running) as (address, _):
+        handler = start("nightly", monkeypatch, ray_address=address, nightly_seconds="1e300")
+        assert handler({"time": time}, Invocation())["status"] == "RUNNING"
 
 
 def test_a_cluster_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
