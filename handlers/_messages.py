@@ -1,6 +1,6 @@
 """The messages of an SQS event, and what each asks: a body is that of a direct invocation.
 
-    event -> messages_of -> [Work, ...]          decode(work) -> Question: the version that is asked, arrays by input
+event -> messages_of -> [Work, ...]          decode(work) -> Question: the version that is asked, arrays by input
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def messages_of(event: Any) -> list[Work]:
     """The event's messages; the same one twice is one. Raises `InvalidRequest` for what is no event of a queue."""
     try:
         messages = msgspec.convert(event, _Event).records
-    except msgspec.ValidationError as error:
+    except ValueError as error:  # msgspec's, or half a surrogate pair in a key
         raise InvalidRequest(f"this is no event of an SQS queue: {error}") from None
     return list({message.message_id: Work(message, place) for place, message in enumerate(messages)}.values())
 

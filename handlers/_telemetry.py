@@ -10,19 +10,20 @@ raises still was the first.
 
 from __future__ import annotations
 
+import json
+import logging
 import math
 import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from logging import INFO
 from typing import Any, Final, Protocol
 
 import msgspec
 import orjson
 
-from triform.errors import ConfigurationError
+from triform.errors import ConfigurationError, TriformError
 from triform.telemetry import (
     COLD_STARTS,
     InferenceRecord,
@@ -35,6 +36,7 @@ from triform.telemetry import (
     of_run,
 )
 
+log = logging.getLogger("triform.handlers")
 NAMESPACE: Final = "Triform"
 ON_DEMAND: Final = "on-demand"
 MOST_VALUES: Final = 100  # of one metric in one EMF object
@@ -86,7 +88,10 @@ class LambdaTelemetry:
 
     @contextmanager
     def invocation(self, context: Context | None) -> Iterator[None]:
-        """One invocation of the function; whatever it counted is written when the block is left."""
+        """One invocation of the function; whatever it counted is written when the block is left.
+
+        An error that is raised inside goes on, to the platform; the log names it.
+        """
         self.cold_start = self.invocations == 0 and self.initialization == ON_DEMAND
         first = self.invocations == 0
         self.invocations += 1
@@ -94,6 +99,9 @@ class LambdaTelemetry:
             self._backend.enter(context, cold_start=self.cold_start)
         try:
             yield
+        except TriformError as error:
+            log.error("the invocation failed: %s", error.code)  # noqa: TRY400 - where it was raised, the platform logs
+            raise
         finally:
             self._flush(first=first)
 
@@ -173,10 +181,10 @@ class Powertools:
     def write(self, records: list[InferenceRecord], seen: list[Observation]) -> None:
         """In one write: a log record for each request, and EMF objects, one a set of dimensions (more for many values)."""
         now = time.time()
-        told = [self._told(record, now) for record in records] if self._logger.log_level <= INFO else []
+        told = [self._told(record, now) for record in records] if self._logger.log_level <= logging.INFO else []
         blobs = [] if self._disabled() else list(self._blobs(seen, int(now * 1e3)))
         if told or blobs:
-            sys.stdout.write(b"".join(orjson.dumps(line) + b"\n" for line in (*told, *blobs)).decode())
+            sys.stdout.write("".join(f"{_line(line)}\n" for line in (*told, *blobs)))
             sys.stdout.flush()
 
     def _blobs(self, seen: list[Observation], now: int) -> Iterator[dict[str, Any]]:
@@ -208,7 +216,10 @@ class Powertools:
 
 def _line(fields: dict[str, Any]) -> str:
     """A log record as JSON: NaN becomes null, what breaks lines is escaped."""
-    return orjson.dumps(fields, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+    try:
+        return orjson.dumps(fields, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+    except TypeError:  # half a surrogate pair: it is escaped, too
+        return json.dumps(fields, default=str)
 
 
 def _unit(metric: Metric) -> str:

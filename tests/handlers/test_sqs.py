@@ -283,10 +283,11 @@ def test_without_time_nothing_is_answered(serve: Callable[..., Handler], s3_buck
     assert results(s3_bucket) == {}
 
 
-def test_an_id_that_leads_elsewhere_is_refused(serve: Callable[..., Handler], s3_bucket: str) -> None:
+@pytest.mark.parametrize("message", ["../../x", "", "a\nb", "\ud800"])
+def test_an_id_that_leads_elsewhere_is_refused(message: str, serve: Callable[..., Handler], s3_bucket: str) -> None:
     sent = event(x(1))
-    sent["Records"][0]["messageId"] = "../../x"
-    assert failed(serve()(sent, Invocation())) == ["../../x"]
+    sent["Records"][0]["messageId"] = message
+    assert failed(serve()(sent, Invocation())) == [message]
     assert "Contents" not in boto3.client("s3").list_objects_v2(Bucket=s3_bucket)
 
 

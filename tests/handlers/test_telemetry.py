@@ -12,6 +12,7 @@ from handlers._boot import Booted
 from handlers._function import Function
 from handlers._telemetry import open_telemetry
 from tests.handlers.conftest import context, golden
+from triform.errors import InvalidRequest
 from triform.telemetry import VOCABULARY, InferenceRecord, RunRecord
 
 LABELS = {metric.name: set(metric.labels) for metric in VOCABULARY}
@@ -106,6 +107,41 @@ def test_every_request_is_recorded_once_with_its_code(
     assert [line["code"] for line in logs if line["message"] == "request"] == [code]
     ((labels, values),) = metrics(emf, "triform_requests_total")
     assert (labels["code"], values) == (code, [1.0])
+
+
+@pytest.mark.parametrize(
+    "change", [{"rawPath": "/hush", "pathParameters": None}, {"requestContext": {"http": {"method": "DELETE"}}}]
+)
+def test_what_is_no_inference_leaves_one_line_that_shows_nothing_of_it(
+    capsys: pytest.CaptureFixture[str], started: Callable[..., Booted], change: dict[str, Any]
+) -> None:
+    function = Function(started())
+    status = function(golden("http-v2") | change, context())["statusCode"]
+    assert status in (404, 405)
+    out = capsys.readouterr().out
+    assert "hush" not in out
+    told = [line for line in map(json.loads, out.splitlines()) if line.get("message") not in (None, "model loaded")]
+    assert len(told) == 1
+    assert "golden-1" in json.dumps(told)
+
+
+@pytest.mark.parametrize("event", [{"hush": 1}, [], {"Records": [{"hush": 1}]}])
+def test_an_event_that_no_source_knows_leaves_one_line(
+    capsys: pytest.CaptureFixture[str], started: Callable[..., Booted], event: Any
+) -> None:
+    assert Function(started())(event, context())["status"] == 400
+    logs, _ = written(capsys)
+    assert [line["code"] for line in logs if line["message"] == "request"] == ["invalid_request"]
+    assert "hush" not in json.dumps(logs)
+
+
+def test_an_invocation_that_raises_leaves_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    telemetry = open_telemetry("emf", {})
+    with pytest.raises(InvalidRequest), telemetry.invocation(context()):
+        raise InvalidRequest("hush")
+    logs, _ = written(capsys)
+    assert [line["message"] for line in logs] == ["the invocation failed: invalid_request"]
+    assert logs[0]["function_request_id"] == context().aws_request_id
 
 
 def test_an_answer_that_could_not_be_given_is_counted_as_what_the_caller_got(
