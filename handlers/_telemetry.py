@@ -23,9 +23,11 @@ from typing import Any, Final, Protocol
 import msgspec
 import orjson
 
-from triform.errors import ConfigurationError, TriformError
+from triform.errors import ConfigurationError, TriformError, by_code
 from triform.telemetry import (
     COLD_STARTS,
+    FAULTS,
+    UNKNOWN,
     InferenceRecord,
     LoadRecord,
     Metric,
@@ -54,8 +56,15 @@ class Context(Protocol):
 class LambdaTelemetry:
     """Implements `Telemetry` for one environment. Without a `backend` nothing is written."""
 
-    def __init__(self, *, initialization: str = ON_DEMAND, backend: Powertools | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        initialization: str = ON_DEMAND,
+        function: tuple[str, str] = (UNKNOWN, UNKNOWN),
+        backend: Powertools | None = None,
+    ) -> None:
         self.initialization = initialization
+        self.function = function  # its name and version
         self.cold_start = False  # of the invocation under way
         self.invocations = 0
         self._backend = backend
@@ -113,11 +122,20 @@ class LambdaTelemetry:
         seen: list[Observation] = [o for record in records for o in observations(record)]
         seen += [o for load in loads for o in of_load(load)]
         seen += [o for run in runs for o in of_run(run)]
+        if faults := sum(_is_fault(record.code) for record in records):
+            name, version = self.function
+            seen.append((FAULTS, {"form": "lambda", "function": name, "function_version": version}, float(faults)))
         if first:
             seen.append((COLD_STARTS, {"form": "lambda", "initialization": self.initialization}, 1.0))
         for load in loads:
             self._backend.log_load(load)
         self._backend.write(records, seen)
+
+
+def _is_fault(code: str) -> bool:
+    """Whether a record's code is an error of ours that no second try helps: what a new version must not bring."""
+    error = by_code(code)
+    return error.code == code and error.http_status >= 500 and not error.retryable
 
 
 def open_telemetry(kind: str, environ: Mapping[str, str]) -> LambdaTelemetry:
@@ -131,7 +149,8 @@ def open_telemetry(kind: str, environ: Mapping[str, str]) -> LambdaTelemetry:
         raise ConfigurationError(
             f"telemetry: emf needs {error.name}: add the powertools layer (triform[lambda]), or set TRIFORM_TELEMETRY=none"
         ) from error
-    return LambdaTelemetry(initialization=initialization, backend=backend)
+    function = environ.get("AWS_LAMBDA_FUNCTION_NAME", UNKNOWN), environ.get("AWS_LAMBDA_FUNCTION_VERSION", UNKNOWN)
+    return LambdaTelemetry(initialization=initialization, function=function, backend=backend)
 
 
 class Powertools:

@@ -18,7 +18,7 @@ from infra import serverless
 from infra.layers.archive import archive
 from triform.errors import ConfigurationError, InvalidRequest, JobError, TriformError
 from triform.settings import Settings
-from triform.telemetry import REQUESTS, VOCABULARY
+from triform.telemetry import FAULTS, REQUESTS, VOCABULARY
 
 ROOT = Path(__file__).parent.parent.parent
 Template = dict[str, Any]
@@ -236,8 +236,8 @@ def test_an_alarm_takes_it_back(prod: Template, logical: str) -> None:
         "Events": ["DEPLOYMENT_FAILURE", "DEPLOYMENT_STOP_ON_ALARM", "DEPLOYMENT_STOP_ON_REQUEST"],
     }
     alarms = [alarm["Name"]["Ref"] for alarm in group["AlarmConfiguration"]["Alarms"]]
-    on_alias, on_version = ["Errors", "P99", "Throttles"], ["CanaryErrors", "CanaryP99"]
-    assert alarms == [f"{logical}{what}" for what in (*on_alias, *on_version, "Internal")] + ["ApiFailures"]
+    on_alias, on_version = ["Errors", "P99", "Throttles"], ["CanaryErrors", "CanaryP99", "CanaryFaults"]
+    assert alarms == [f"{logical}{what}" for what in (*on_alias, *on_version)] + ["ApiFailures"]
     assert group["AlarmConfiguration"]["Enabled"] is True
     assert group["AlarmConfiguration"]["IgnorePollAlarmFailure"] is False
     version = alias_of(prod, logical)["Properties"]["FunctionVersion"]["Fn::GetAtt"][0]
@@ -262,7 +262,15 @@ def test_a_canary_is_not_judged_by_the_share_that_the_old_version_answers(prod: 
     ]
     p99 = properties(prod, f"{logical}CanaryP99")
     assert (p99["MetricName"], p99["ExtendedStatistic"], p99["Dimensions"]) == ("Duration", "p99", dimensions)
-    assert {f"{logical}CanaryErrors", f"{logical}CanaryP99"} <= set(alias_of(prod, logical)["DependsOn"])
+    faults = properties(prod, f"{logical}CanaryFaults")
+    assert (faults["MetricName"], faults["Statistic"], faults["Threshold"]) == (FAULTS.name, "Sum", 0)
+    assert faults["Dimensions"] == [
+        {"Name": "form", "Value": "lambda"},
+        {"Name": "function", "Value": {"Ref": f"{logical}LambdaFunction"}},
+        {"Name": "function_version", "Value": {"Fn::GetAtt": [version, "Version"]}},
+    ]
+    canary = {f"{logical}Canary{what}" for what in ("Errors", "P99", "Faults")}
+    assert canary <= set(alias_of(prod, logical)["DependsOn"])
 
 
 def test_errors_that_lambda_does_not_see_are_counted(prod: Template) -> None:
@@ -475,7 +483,7 @@ def test_alarms_on_our_metrics_name_one_with_all_its_labels(prod: Template) -> N
     labels = {metric.name: metric.labels for metric in VOCABULARY}
     alarms = [alarm["Properties"] for alarm in of_type(prod, "AWS::CloudWatch::Alarm").values()]
     ours = [alarm for alarm in alarms if alarm.get("MetricName") in labels]
-    assert len(ours) == 2
+    assert len(ours) == 2 + len(PREDICTING)
     for alarm in ours:
         assert alarm["Namespace"] == "Triform/prod"
         assert tuple(dimension["Name"] for dimension in alarm["Dimensions"]) == labels[alarm["MetricName"]]
