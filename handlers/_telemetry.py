@@ -109,7 +109,7 @@ class LambdaTelemetry:
         try:
             yield
         except TriformError as error:
-            log.error("the invocation failed: %s", error.code)  # noqa: TRY400 - where it was raised, the platform logs
+            log.warning("the invocation failed: %s", error.code)
             raise
         finally:
             self._flush(first=first)

@@ -16,7 +16,8 @@ from handlers._events import Direct, LoadBalancer, source_of
 from handlers._function import Function
 from handlers._messages import decode, messages_of
 from handlers._objects import deliveries
-from tests.handlers.conftest import context, golden
+from tests.handlers.conftest import context
+from tests.handlers.starting import golden_event
 from triform.errors import InvalidRequest, NotFound
 
 FEW = settings(max_examples=150, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -44,7 +45,7 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 @st.composite
 def changed(draw: st.DrawFn, names: list[str]) -> Any:
     """A golden event in which some values are others, or are missing."""
-    event = {"event": golden(draw(st.sampled_from(names)))}
+    event = {"event": golden_event(draw(st.sampled_from(names)))}
     for _ in range(draw(st.integers(0, 3))):
         *path, last = draw(st.sampled_from([place for place in places(event) if place]))
         at: Any = event
@@ -107,7 +108,7 @@ def check_objects(event: Any) -> None:
 
 
 def queued(body: Any) -> Any:
-    (record,) = golden("sqs")["Records"]
+    (record,) = golden_event("sqs")["Records"]
     return {"Records": [{**record, "body": json.dumps(body)}]}
 
 

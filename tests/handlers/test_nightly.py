@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import ssl
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +17,7 @@ import boto3
 import pytest
 
 from handlers._ray_jobs import RayJobs
+from tests.handlers.loopback import Quiet, served
 from tests.handlers.starting import Handler, Invocation, golden_event, metrics, start
 from triform.errors import ConfigurationError, InvalidRequest, StoreError
 
@@ -185,32 +183,14 @@ def job_api(
     """A server that answers everything alike, and what it was asked: (method, path, authorization)."""
     asked: list[Any] = []
 
-    class Answer(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
+    class Answer(Quiet):
+        def reply(self) -> None:
             asked.append((self.command, self.path, self.headers.get("Authorization")))
-            self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            self.send_response(status)
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+            self.body()
+            self.answer(status, body, **headers)
 
-        do_POST = do_GET  # noqa: N815 - the base class's name
-
-        def log_message(self, *_: Any) -> None: ...
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
-    if certificate is not None:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(certificate)
-        server.socket = context.wrap_socket(server.socket, server_side=True)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    yield f"http{'s' if certificate else ''}://127.0.0.1:{server.server_port}", asked
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with served(Answer, certificate) as address:
+        yield address, asked
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO
 
 import boto3
@@ -19,6 +18,7 @@ from handlers._references import References
 from infra.local.events import EVENTS, Request
 from tests.faulty_proxy import FaultyProxy
 from tests.handlers.conftest import context
+from tests.handlers.loopback import Quiet, served
 from triform.errors import ConfigurationError, ReferenceNotAllowed
 
 BODY = json.dumps({"instances": [[1, 2, 3]] * 4}).encode()
@@ -104,27 +104,15 @@ def store(say: Callable[[BinaryIO], None]) -> Iterator[tuple[str, list[str]]]:
     """A server that answers every GET and PUT alike: its address, and what it was asked."""
     asked: list[str] = []
 
-    class Answer(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
+    class Answer(Quiet):
+        def reply(self) -> None:
             asked.append(f"{self.command} {self.path}")
-            self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            try:
+            self.body()
+            with suppress(OSError):  # who asked may have given up
                 say(self.wfile)
-            except OSError:  # who asked has given up
-                return
 
-        do_PUT = do_GET  # noqa: N815 - the base class's name
-
-        def log_message(self, *_: Any) -> None: ...
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
-    server.block_on_close = False
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}", asked
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with served(Answer) as address:
+        yield address, asked
 
 
 BOTH = ["x_triform_input", "x_triform_output"]
