@@ -222,9 +222,15 @@ def test_a_direct_answer_over_the_limit_is_an_error(wide: Function) -> None:
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.1, 0.25])
-def test_too_little_time_left_is_a_504(function: Function, seconds: float) -> None:
-    status, _, body = said(function, "http-v2", golden_event("http-v2"), seconds)
+@pytest.mark.parametrize("kind", HTTP)
+def test_too_little_time_left_is_a_504(function: Function, kind: str, seconds: float) -> None:
+    status, _, body = said(function, kind, golden_event(kind), seconds)
     assert (status, json.loads(body)["code"]) == (504, "deadline_exceeded")
+
+
+def test_too_little_time_left_for_a_direct_invocation(function: Function) -> None:
+    answer = function(golden_event("direct"), context(0.1))
+    assert (answer["status"], answer["code"]) == (504, "deadline_exceeded")
 
 
 def test_a_run_is_ended_before_the_platform_would_kill_it(tmp_path: Any) -> None:

@@ -210,13 +210,6 @@ def test_a_run_that_was_cut_off_goes_on(
     assert len([key for key in bench.listed("scored/") if "/data/part" in key]) == 3
 
 
-@pytest.mark.parametrize("key", ["in/a b+c.parquet", "in/ü/day=2026-11-20/ä%20.parquet", "in/[x]*?.parquet"])
-def test_keys_arrive_url_encoded(key: str, serve: Callable[..., Handler], bench: RemoteWorkbench, s3_bucket: str) -> None:
-    bench.client.upload_file(str(bench.write("a.parquet", 0)), s3_bucket, key)
-    assert serve()(put(s3_bucket, key), Invocation()) == {"batchItemFailures": []}
-    assert commit.verify(run_of(s3_bucket, key))
-
-
 def in_queue(*bodies: Any) -> dict[str, Any]:
     golden = golden_event("sqs")
     (record,) = golden["Records"]
@@ -225,6 +218,15 @@ def in_queue(*bodies: Any) -> dict[str, Any]:
         for i, body in enumerate(bodies)
     ]
     return golden  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("key", ["in/a b+c.parquet", "in/ü/day=2026-11-20/ä%20.parquet", "in/[x]*?.parquet"])
+def test_keys_arrive_url_encoded(key: str, serve: Callable[..., Handler], bench: RemoteWorkbench, s3_bucket: str) -> None:
+    handler, file = serve(), str(bench.write("a.parquet", 0))
+    for name, event in (key, put(s3_bucket, key)), (f"{key}.parquet", in_queue(put(s3_bucket, f"{key}.parquet"))):
+        bench.client.upload_file(file, s3_bucket, name)
+        assert handler(event, Invocation()) == {"batchItemFailures": []}
+        assert commit.verify(run_of(s3_bucket, name))
 
 
 def test_events_through_a_queue_fail_one_by_one(serve: Callable[..., Handler], bench: RemoteWorkbench, s3_bucket: str) -> None:

@@ -268,6 +268,7 @@ def test_an_answer_that_no_message_takes_fails_and_is_never_cut(serve: Callable[
     sent = event(x(*[9] * 60_000), x(1))
     assert failed(serve(results=url)(sent, Invocation())) == ids(sent)[:1]
     assert len(client.receive_message(QueueUrl=url, MaxNumberOfMessages=10)["Messages"]) == 1
+    assert failed(serve(results="events:default")(sent, Invocation())) == ids(sent)[:1]
 
 
 def test_results_that_cannot_be_delivered_come_again(serve: Callable[..., Handler], table: str, s3_bucket: str) -> None:
