@@ -38,7 +38,7 @@ demo: setup ## build the flights example, score 336,776 flights, ask a local Lam
 	@$(BIN)/python -m examples.demo
 
 test: setup ## the test suite without its slow part
-	$(PYTEST) -m "not slow and not gpu"
+	$(PYTEST) -m "not slow and not gpu" --numprocesses 2 --dist loadgroup
 
 test-slow: setup ## the full counts of the fault and property tests
 	$(PYTEST) -m "slow and not gpu"

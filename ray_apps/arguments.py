@@ -17,6 +17,8 @@ Provider = Literal["cpu", "cuda", "tensorrt", "auto"]
 ProviderOptions = dict[Literal["cuda", "tensorrt"], dict[str, str]]  # in ONNX Runtime's words
 Count = Annotated[int, msgspec.Meta(ge=1)]
 Bytes = Annotated[int, msgspec.Meta(ge=1)]
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=3600)]
+Duration = Annotated[float, msgspec.Meta(ge=0, le=86_400)]  # in seconds
 
 
 RUNTIME: Final = ("provider", "required_providers", "threads", "gpu_mem_limit", "provider_options")
@@ -30,6 +32,18 @@ class ModelOptions(BatchOptions, frozen=True, kw_only=True, forbid_unknown_field
     threads: Count | None = None
     gpu_mem_limit: Bytes | None = None
     provider_options: ProviderOptions | None = None
+
+
+class Autoscaling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Between two numbers of replicas; see autoscaling.py. Times in seconds."""
+
+    max_replicas: Count
+    min_replicas: Annotated[int, msgspec.Meta(ge=0)] = 1  # 0: none while nobody asks
+    target_ongoing_requests: Annotated[float, msgspec.Meta(gt=0)] = 32.0  # of a replica
+    target_queue_s: Seconds = 0.1  # that requests may wait for their model
+    upscale_delay_s: Duration = 1.0  # that more must be wanted before there are more
+    downscale_delay_s: Duration = 300.0  # and fewer, before there is one less
+    to_zero_delay_s: Duration = 900.0  # and none, before there is none
 
 
 class Arguments(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -49,24 +63,33 @@ class Arguments(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     unpacked_bytes: Bytes = Limits().unpacked
     response_bytes: Bytes = Limits().response
     poll_s: Annotated[float, msgspec.Meta(ge=0.05, le=3600)] = 5.0  # that a node waits between two looks at a release log
-    timeout_s: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 60.0  # from a request's arrival to its deadline
+    timeout_s: Seconds = 60.0  # from a request's arrival to its deadline
     log_requests: Literal["none", "errors", "all"] = "errors"
-    num_replicas: Count = 1
+    num_replicas: Count | None = None  # None: one, or as many as autoscaling wants
+    autoscaling: Autoscaling | None = None
     num_cpus: Annotated[float, msgspec.Meta(ge=0)] = 1.0  # of a replica
     num_gpus: Annotated[float, msgspec.Meta(ge=0)] = 0.0  # a share of one, or whole ones
     accelerator_type: str | None = None  # the kind of GPU, in Ray's words
     resources: dict[str, Annotated[float, msgspec.Meta(gt=0)]] = {}  # of a node's own, such as a MIG slice
     max_ongoing_requests: Count = 1024  # of a replica; beyond it and the next
     max_queued_requests: Annotated[int, msgspec.Meta(ge=0)] = 1024  # Serve itself answers 429
-    drain_s: Annotated[float, msgspec.Meta(ge=0)] = 30.0  # that a replica which must go has for what is in flight
+    health_period_s: Seconds = 2.0  # between two looks of Serve at a replica
+    health_timeout_s: Seconds = 10.0  # that all its sessions together have to answer a golden row each
+    drain_s: Duration = 60.0  # that a replica which must go has for what is in flight
 
     @classmethod
     def of(cls, args: Mapping[str, Any]) -> Arguments:
         """Raises `ConfigurationError`, which names the key."""
         try:
-            return msgspec.convert(dict(args), cls)
+            made = msgspec.convert(dict(args), cls)
         except msgspec.ValidationError as error:
             raise ConfigurationError(f"args: {str(error).replace('`', chr(39))}") from error
+        scaling = made.autoscaling
+        if scaling is not None and made.num_replicas is not None:
+            raise ConfigurationError("args: num_replicas and autoscaling: give one of them")
+        if scaling is not None and scaling.min_replicas > scaling.max_replicas:
+            raise ConfigurationError(f"args: autoscaling: min_replicas {scaling.min_replicas} is above max_replicas")
+        return made
 
     def settings(self, environ: Mapping[str, str]) -> Settings:
         """With the environment where nothing was said. Raises `ConfigurationError`."""

@@ -20,6 +20,7 @@ FAST: Final[Mapping[str, str]] = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     "RAY_SERVE_PROXY_USE_GRPC": "1",
 }
+DRAINING: Final = "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"
 GRPC_BYTES: Final = 64 << 20  # of one gRPC message; Serve's own limit is 2 GiB
 TUNED: Final[Mapping[str, str]] = {
     **FAST,
@@ -27,6 +28,8 @@ TUNED: Final[Mapping[str, str]] = {
     "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(GRPC_BYTES),
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(GRPC_BYTES),
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # after three times 5 s a proxy that only imports slowly would be killed
+    "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",  # Serve's own are 10: too late to be fast
+    "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
 }
 
 
@@ -55,6 +58,11 @@ def serve_environment(
         "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(grpc + 998),
         "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(grpc + 999),
     }
+
+
+def draining_seconds(environ: Mapping[str, str]) -> float:
+    """How long a replica that must go stays reachable first, so that every HAProxy has heard of it."""
+    return float(environ.get(DRAINING, "30"))
 
 
 def missing(environ: Mapping[str, str]) -> list[str]:

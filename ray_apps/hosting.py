@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ray_apps.arguments import Arguments
+from ray_apps.health import Health
 from ray_apps.live import Live
 from triform.batching import Batched
 from triform.errors import ConfigurationError, PackageError, VersionNotFound
@@ -42,12 +43,14 @@ class Hosted(NamedTuple):
     batched: Batched
     threads: ThreadPoolExecutor
     live: Live
+    health: Health
 
     async def drain(self) -> None:
         """Waits for what is in flight, then ends the threads."""
         await self.live.end()
         await self.batched.drain()
         self.threads.shutdown(wait=False)
+        self.health.end()
 
 
 def host(arguments: Arguments, settings: Settings, telemetry: Telemetry) -> Hosted:
@@ -68,7 +71,8 @@ def host(arguments: Arguments, settings: Settings, telemetry: Telemetry) -> Host
     threads = ThreadPoolExecutor(MOST_THREADS, thread_name_prefix="triform-run")
     batched = Batched(threads, arguments.overrides)
     live = Live(followers, node, models, batched, load, everything=not refs)
-    return Hosted(HttpSurface(InferenceService(models, batched), arguments.limits()), batched, threads, live)
+    surface = HttpSurface(InferenceService(models, batched), arguments.limits())
+    return Hosted(surface, batched, threads, live, Health(models, seconds=arguments.health_timeout_s))
 
 
 def _refs(arguments: Arguments) -> list[Ref]:

@@ -19,10 +19,16 @@ class Ports(NamedTuple):
     metrics: int
     stats: int
 
+    @property
+    def replicas(self) -> tuple[range, range]:
+        """Where replicas listen, for HTTP and for gRPC."""
+        http, grpc = self.http % 4000 + 10_000, self.grpc % 4000 + 15_000
+        return range(http, http + 1000), range(grpc, grpc + 1000)
+
     def environment(self, folder: Path) -> dict[str, str]:
         """What must stand in the environment before Ray starts. Replicas that end do so at once: nobody waits for them here."""
-        replicas = (self.http % 4000 + 10_000, self.grpc % 4000 + 15_000)
-        settings = serve_environment(folder, metrics_port=self.metrics, stats_port=self.stats, replica_ports=replicas)
+        begin = self.replicas[0].start, self.replicas[1].start
+        settings = serve_environment(folder, metrics_port=self.metrics, stats_port=self.stats, replica_ports=begin)
         return settings | {"RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0"}  # else each shutdown takes half a minute
 
 

@@ -104,12 +104,14 @@ class _Versions(NamedTuple):
 class Models:
     """Versions by model, and what their aliases mean. Thread-safe: a version may be added while requests are answered.
 
-    `default`: the model of requests that name none; without it the only one.
+    `default`: the model of requests that name none; without it the only one. `leaving`: set where the host is about to end: it
+    is not ready any more, so that no new callers come, and answers those who do.
     """
 
     def __init__(self, *, form: Form, default: str | None = None, telemetry: Telemetry | None = None) -> None:
         self.form = form
         self.default = default
+        self.leaving = False
         self.telemetry = telemetry or Silent()
         self._adding = threading.Lock()
         self._models: Mapping[str, _Versions] = {}
@@ -183,8 +185,8 @@ class Models:
         return self._slot(model, version, None).ready
 
     def all_ready(self) -> bool:
-        """Whether each model's stable version can answer."""
-        return all(self.is_ready(name) for name in self._models)
+        """Whether callers may come: each model's stable version can answer, and will be able to."""
+        return not self.leaving and all(self.is_ready(name) for name in self._models)
 
     def the_default(self) -> str:
         """The model of a request that names none. Raises `InvalidRequest`."""

@@ -85,7 +85,7 @@ def running(repository: Path, telemetry: Telemetry | None = None, **args: Any) -
 
 
 @contextmanager
-def served(repository: Path, prefix: str = "/", **args: Any) -> Iterator[tuple[str, int]]:
+def served(repository: Path, prefix: str = "/", name: str | None = None, **args: Any) -> Iterator[tuple[str, int]]:
     """Host and port of the application on the cluster that this process is connected to, below a prefix of its own.
 
     Several with gRPC need the application's name in a request's metadata.
@@ -94,7 +94,7 @@ def served(repository: Path, prefix: str = "/", **args: Any) -> Iterator[tuple[s
 
     from ray_apps.predict import GRPC, build_app
 
-    name = f"predict-{uuid.uuid4().hex[:8]}"
+    name = name or f"predict-{uuid.uuid4().hex[:8]}"
     given = {"repository": str(repository), "default_model": DEFAULT, "num_cpus": 0, "drain_s": 0, **args}
     serve.start(
         http_options={"host": "127.0.0.1", "port": SERVE_PORTS.http},

@@ -1,4 +1,4 @@
-"""The ports of this session's Ray Serve, which no other of the machine has."""
+"""Ports for this session's Ray Serve, which no other of the machine has."""
 
 from __future__ import annotations
 

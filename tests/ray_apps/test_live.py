@@ -6,7 +6,6 @@ import asyncio
 import multiprocessing
 import time
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from ray_apps.arguments import Arguments
 from ray_apps.hosting import host
 from tests.faulty_proxy import FaultyProxy
 from tests.ray_apps.hosts import CACHE, running, served
-from tests.ray_apps.load import Seen, load
+from tests.ray_apps.load import Seen, load, until
 from triform import testing
 from triform.errors import ConfigurationError, DigestMismatch
 from triform.following import Node
@@ -172,10 +171,3 @@ def test_a_node_downloads_each_version_once_however_many_replicas_it_has(
         entry.sha256 for version in (1, 2) for entry in [repository.package("linear", version).manifest.files["model.onnx"]]
     ]
     assert all(any(digest in request for request in fetched) for digest in models)
-
-
-def until(happened: Callable[[], bool], seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.02)
