@@ -12,7 +12,7 @@ import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
-from ray_apps.environment import TUNED, serve_environment
+from ray_apps.environment import TUNED, draining_seconds, serve_environment
 from ray_apps.predict import build_app
 from tests.infra.manifests import RAY, assert_needs_few_rights, documents, mounted, only, pods, validate
 from triform.settings import Settings
@@ -104,7 +104,21 @@ def test_ray_and_build_app_read_the_configuration(monkeypatch: pytest.MonkeyPatc
     options = build_app(app.args)._bound_deployment.ray_actor_options
     wanted = [name for name, group in GROUPS.items() if group["minReplicas"] > 0]
     limits = GROUPS[wanted[0]]["template"]["spec"]["containers"][0]["resources"]["limits"]
-    assert app.args["num_replicas"] * options["num_cpus"] <= int(limits["cpu"]) * GROUPS[wanted[0]]["minReplicas"]
+    replicas = int(int(limits["cpu"]) / options["num_cpus"])
+    assert app.args["autoscaling"]["min_replicas"] <= replicas * GROUPS[wanted[0]]["minReplicas"]
+    assert app.args["autoscaling"]["max_replicas"] == replicas * GROUPS[wanted[0]]["maxReplicas"]
+
+
+def test_a_pod_that_must_go_has_the_time_for_what_is_in_flight() -> None:
+    """Before SIGTERM its place in the Service; then Serve's draining period and `drain_s`; then the kill."""
+    (app,) = CONFIG["applications"]
+    for pod in WORKERS:
+        (container,) = pod["spec"]["containers"]
+        settings = {entry["name"]: entry["value"] for entry in container["env"]}
+        drain = float(settings["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"])
+        assert drain > draining_seconds(settings) + app["args"]["drain_s"]
+        first = float(container["lifecycle"]["preStop"]["exec"]["command"][-1].removeprefix("sleep "))
+        assert pod["spec"]["terminationGracePeriodSeconds"] > first + drain
 
 
 def test_clients_find_the_ports_that_serve_listens_at() -> None:
@@ -155,8 +169,9 @@ def test_replicas_on_gpus_find_workers_that_have_what_they_ask(name: str, group:
     (app,) = yaml.safe_load((RAY.parent.parent / "ray_apps" / name).read_text())["applications"]
     limits = GROUPS[group]["template"]["spec"]["containers"][0]["resources"]["limits"]
     gpus = int(limits.get("nvidia.com/gpu", GROUPS[group]["rayStartParams"].get("num-gpus", 0)))
+    most = app["args"]["autoscaling"]["max_replicas"]
     fit = min(int(int(limits["cpu"]) / app["args"]["num_cpus"]), int(gpus / app["args"]["num_gpus"]))
-    assert fit * GROUPS[group]["maxReplicas"] >= app["args"]["num_replicas"]
+    assert fit * GROUPS[group]["maxReplicas"] == most
     asked = app["args"].get("resources", {})
     assert json.loads(json.loads(GROUPS[group]["rayStartParams"].get("resources", '"{}"'))) == asked
     assert {f"nvidia.com/{slice_}" for slice_ in asked} <= set(limits)
