@@ -16,8 +16,9 @@ from schemathesis.specs.openapi import checks as conformance
 
 from tests.conformance.models import surface
 from tests.conformance.wsgi import application
-from triform.http import ROUTES, HttpSurface
+from triform.http import HttpSurface
 from triform.openapi import OPERATIONS, document
+from triform.routes import ROUTES
 
 EXAMPLES = 1000
 CHECKS = [
