@@ -9,15 +9,17 @@ Axis 0 is the batch axis: `Signature.validate` checks that every input brings th
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from triform.errors import InvalidInput, UnsupportedModel
 
-Array = NDArray[Any]
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Array = np.ndarray[Any, np.dtype[Any]]  # what NDArray[Any] is
 Dim = int | str
 ROWS: Final = "rows"  # how the batch axis is called in every packaged signature
 
