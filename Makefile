@@ -34,11 +34,11 @@ $(STAMP): $(LOCKS) pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $(STAMP)
 
-demo: setup ## build the flights example, score 336,776 flights, ask a local Lambda for 1,000, print what came out
+demo: setup ## build the flights example, score 336,776 flights, ask a local Lambda and Ray Serve for 1,000, print how they agree
 	@$(BIN)/python -m examples.demo
 
 test: setup ## the test suite without its slow part
-	$(PYTEST) -m "not slow and not gpu"
+	$(PYTEST) -m "not slow and not gpu" --numprocesses 2 --dist loadgroup
 
 test-slow: setup ## the full counts of the fault and property tests
 	$(PYTEST) -m "slow and not gpu"

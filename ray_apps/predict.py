@@ -19,7 +19,7 @@ from ray.serve.schema import LoggingConfig
 
 from ray_apps.arguments import Arguments
 from ray_apps.asgi import AsgiApp
-from ray_apps.environment import missing
+from ray_apps.environment import draining_seconds, missing
 from ray_apps.grpc import OpenInference
 from ray_apps.hosting import Hosted, host
 from ray_apps.logs import log_as_json
@@ -29,6 +29,7 @@ from triform.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
 
+HEALTH_MARGIN: Final = 5.0  # seconds for Serve's own part in a look at a replica
 GRPC: Final = "ray_apps.messages.add_to_server"  # for Serve's grpc_options
 
 
@@ -41,6 +42,7 @@ class Predict(OpenInference):
         if arguments.log_requests != "none":
             telemetry = Logged(telemetry, arguments.log_requests)
         self.hosted: Hosted = await asyncio.to_thread(host, arguments, settings, telemetry)
+        self.hosted.live.start()
         self.surface = self.hosted.surface
         self.timeout = arguments.timeout_s
 
@@ -48,9 +50,12 @@ class Predict(OpenInference):
         return AsgiApp(self.surface, timeout=self.timeout, tells_request_id=True, at_end=self.hosted.drain)
 
     async def check_health(self) -> None:
-        """Asked by Serve; what it raises gets the replica replaced."""
-        if not self.surface.service.models.all_ready():
-            raise RuntimeError("a model is not ready")
+        """Asked by Serve; what it raises takes the replica out of HAProxy, and three times in a row gets it replaced."""
+        await self.hosted.health.check()
+
+    async def leave(self) -> None:
+        """The application is about to end: callers are told to go elsewhere, and answered as before."""
+        self.surface.service.models.leaving = True
 
 
 def build_app(args: Mapping[str, Any]) -> serve.Application:
@@ -66,9 +71,11 @@ def build_app(args: Mapping[str, Any]) -> serve.Application:
         max_ongoing_requests=arguments.max_ongoing_requests,
         max_queued_requests=arguments.max_queued_requests,
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
-        graceful_shutdown_timeout_s=arguments.drain_s,
+        health_check_period_s=arguments.health_period_s,
+        health_check_timeout_s=arguments.health_timeout_s + HEALTH_MARGIN,
+        graceful_shutdown_timeout_s=draining_seconds(os.environ) + arguments.drain_s,
         graceful_shutdown_wait_loop_s=min(arguments.drain_s, 0.5),
-        ray_actor_options={"num_cpus": arguments.num_cpus, "num_gpus": arguments.num_gpus},
+        ray_actor_options=arguments.ray_actor_options(),
         logging_config=LoggingConfig(enable_access_log=False),
     )
     return deployment.bind(arguments, settings)

@@ -12,7 +12,17 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal
 
-from triform.telemetry import VOCABULARY, InferenceRecord, LoadRecord, Observation, RunRecord, Telemetry, observations, of_load
+from triform.telemetry import (
+    FREED,
+    VOCABULARY,
+    InferenceRecord,
+    LoadRecord,
+    Observation,
+    RunRecord,
+    Telemetry,
+    observations,
+    of_load,
+)
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +51,13 @@ class RayTelemetry:
 
     def loaded(self, load: LoadRecord) -> None:
         self._tell(of_load(load))
+        if load.code == FREED:
+            self._forget(load.labels())
+
+    def _forget(self, labels: Mapping[str, str]) -> None:
+        """What was said last of a version that is gone is said no more."""
+        for key in [key for key in list(self._gauges) if labels.items() <= dict(key[1]).items()]:
+            self._gauges.pop(key, None)
 
     def ran(self, run: RunRecord) -> None:
         """No batch runs here."""
@@ -80,7 +97,9 @@ class Logged:
 
     def loaded(self, load: LoadRecord) -> None:
         self._telemetry.loaded(load)
-        log.info("loaded", extra={"model": load.model, "version": load.version, "digest": load.digest, "stages": load.stages})
+        if load.code in ("ok", FREED):  # whoever could not load one has said why
+            told = {"model": load.model, "version": load.version, "variant": load.variant, "digest": load.digest}
+            log.info("loaded" if load.code == "ok" else FREED, extra=told | {"stages": load.stages})
 
     def ran(self, run: RunRecord) -> None:
         self._telemetry.ran(run)

@@ -35,6 +35,15 @@ settings.register_profile("triform", deadline=None)  # how long an example takes
 settings.load_profile("triform")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What needs the Ray cluster runs in one process, so that a session has one cluster however many processes it has."""
+    for item in items:
+        params = getattr(item, "callspec", None)
+        if "ray_cluster" in getattr(item, "fixturenames", ()) or (params and params.params.get("send") == "serve"):
+            item.add_marker(pytest.mark.xdist_group("ray"))
+
+
 @pytest.fixture(autouse=True)
 def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """No TRIFORM_* of the developer's shell reaches a test."""

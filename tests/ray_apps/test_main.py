@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import os
 import signal
 import subprocess
 import sys
@@ -12,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.ray_apps.ports import free_ports
+from ray_apps.ports import free_ports
 from triform import testing
 
 LINEAR, SLOW = "/v1/models/linear:predict", "/v2/models/slow/infer"
+READY = "/v2/health/ready"
 BODY = b'{"instances": [[1, 2, 3]]}'
 
 
@@ -33,15 +35,17 @@ def test_a_bad_start_names_what_is_wrong(tmp_path: Path) -> None:
 def test_it_answers_what_is_in_flight_when_it_is_told_to_end(tmp_path: Path) -> None:
     http_port, grpc_port, metrics_port, stats_port = free_ports(4)
     arguments = tmp_path / "args.json"
-    arguments.write_text('{"num_cpus": 0, "drain_s": 60, "overrides": {"slow": {"max_queue_rows": 1000000}}}')
+    arguments.write_text('{"num_cpus": 0, "overrides": {"slow": {"max_queue_rows": 1000000}}}')
     models = {"linear": testing.linear(tmp_path / "linear.onnx"), "slow": testing.slow(tmp_path / "slow.onnx")}
     testing.repository(tmp_path / "models", models)
     options = {
         "--repository": tmp_path / "models", "--args": arguments, "--port": http_port, "--grpc-port": grpc_port,
         "--metrics-port": metrics_port, "--stats-port": stats_port, "--replica-ports": 33000, "--cpus": 2,
+        "--grace": 3,
     }  # fmt: skip
     command = [sys.executable, "-m", "ray_apps", *(str(part) for option in options.items() for part in option)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    environment = {**os.environ, "TRIFORM_CACHE": str(tmp_path / "cache")}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stderr is not None
         lines: list[str] = []
         ready = threading.Event()
@@ -58,20 +62,25 @@ def test_it_answers_what_is_in_flight_when_it_is_told_to_end(tmp_path: Path) -> 
         try:
             assert ready.wait(120), "".join(lines)
 
-            def ask(path: str, body: bytes) -> int:
+            def ask(path: str, body: bytes | None = None) -> int:
                 connection = http.client.HTTPConnection("127.0.0.1", http_port, timeout=120)
-                connection.request("POST", path, body, {"inference-header-content-length": "0"} if path == SLOW else {})
+                headers = {"inference-header-content-length": "0"} if path == SLOW else {}
+                connection.request("POST" if body else "GET", path, body, headers)
                 status = connection.getresponse().status
                 connection.close()
                 return status
 
-            with ThreadPoolExecutor(30) as clients:
+            with ThreadPoolExecutor(50) as clients:
                 assert list(clients.map(ask, [LINEAR] * 100, [BODY] * 100)) == [200] * 100
-                asked = [clients.submit(ask, SLOW, bytes(1024 * 2000)) for _ in range(30)]
+                assert ask(READY) == 200
+                asked = [clients.submit(ask, SLOW, bytes(1024 * 2000)) for _ in range(50)]
                 assert next(as_completed(asked, timeout=60)).result() == 200
                 assert sum(not answer.done() for answer in asked) > 3
                 process.send_signal(signal.SIGTERM)
-                assert [answer.result(timeout=120) for answer in asked] == [200] * 30
+                while (ready := ask(READY)) == 200:
+                    assert any(not answer.done() for answer in asked), "it was never told"
+                assert (ready, ask(LINEAR, BODY)) == (503, 200), "not ready, and it answers"
+                assert [answer.result(timeout=120) for answer in asked] == [200] * 50
             assert process.wait(120) == 0, "".join(lines)
         finally:
             if process.poll() is None:

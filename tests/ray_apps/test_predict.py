@@ -99,7 +99,7 @@ def test_replicas_listen_on_loopback_only_where_serve_does(address: tuple[str, i
         for c in psutil.net_connections("tcp")
         if c.status == "LISTEN" and c.pid in mine and "ray::" in psutil.Process(c.pid).name()
     ]
-    replicas = [c for c in ports if 11000 <= c.laddr.port < 21000]
+    replicas = [c for c in ports if c.laddr.port in SERVE_PORTS.replicas[0]]
     assert replicas
     assert {c.laddr.ip for c in replicas} == {"127.0.0.1"}
 
