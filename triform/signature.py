@@ -9,15 +9,17 @@ Axis 0 is the batch axis: `Signature.validate` checks that every input brings th
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from triform.errors import InvalidInput, UnsupportedModel
 
-Array = NDArray[Any]
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Array = np.ndarray[Any, np.dtype[Any]]  # what NDArray[Any] is
 Dim = int | str
 ROWS: Final = "rows"  # how the batch axis is called in every packaged signature
 
@@ -161,6 +163,8 @@ def cast(value: Any, tensor: TensorMetadata, *, booleans: bool = True) -> Array:
         return array
     if array.dtype.kind not in "biuf":
         raise InvalidInput(f"input '{tensor.name}': expected {tensor.datatype}, got {_kind(array)}", input=tensor.name)
+    if _are_small(array, tensor.dtype):
+        return array.astype(tensor.dtype)
     bad = unrepresentable(array, tensor.dtype)
     if bad is not None and bad.any():
         raise _changed(array, np.argwhere(bad)[0], tensor)
@@ -215,7 +219,19 @@ def _may_be_rounded(array: Array, target: np.dtype[Any]) -> bool:
     """Whether numbers that numpy made an array of may have been integers that a float or 64 bits do not hold."""
     if array.dtype.kind != "f":
         return array.dtype.kind == "O"
-    return bool((np.abs(array) >= 2.0 ** (np.finfo(target).nmant + 1 if target.kind == "f" else 53)).any())
+    return not _are_small(array, target) and bool((np.abs(array) >= _WHOLE.get(target, 2.0**53)).any())
+
+
+# The numbers below which a float of this type holds every integer.
+_WHOLE: Final = {d.numpy: 2.0 ** (np.finfo(d.numpy).nmant + 1) for d in DATATYPES if d.numpy.kind == "f"}
+
+
+def _are_small(array: Array, target: np.dtype[Any]) -> bool:
+    """Whether all are finite numbers that the float type `target` holds, rounded at most: seen at a glance, which most pass."""
+    bound = _WHOLE.get(target)
+    if bound is None or array.size == 0 or array.dtype.kind not in "iuf":
+        return False
+    return float(array.max()) < bound and float(array.min()) > -bound
 
 
 def _unrounded(items: Array, array: Array, tensor: TensorMetadata) -> Array:

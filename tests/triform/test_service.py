@@ -118,6 +118,23 @@ def test_versions_and_aliases(opened: ModelRepository) -> None:
         models.get("nobody")
 
 
+def test_a_models_versions_are_replaced_all_at_once(opened: ModelRepository) -> None:
+    telemetry = RecordingTelemetry()
+    models = Models(form="serve", telemetry=telemetry)
+    one, two, three = (loader(opened, version)() for version in (1, 2, 3))
+    models.replace("linear", {1: one, 2: two}, {"stable": 1, "canary": 2})
+    before = models.get("linear", version=2)
+    models.replace("linear", {2: two, 3: three}, {"stable": 2, "shadow": 3})
+    assert (models.versions("linear"), models.get("linear").variant, before.variant) == ([2, 3], "stable", "canary")
+    assert models.get("linear").predictor is two
+    assert models.predictors() == [two, three]
+    with pytest.raises(VersionNotFound):
+        models.get("linear", version=1)
+    telemetry.loads.clear()
+    models.replace("linear", {2: two, 3: three}, {"stable": 2, "shadow": 3})
+    assert telemetry.loads == [], "nothing came or went"
+
+
 def test_without_a_stable_alias_the_highest_version_answers(opened: ModelRepository) -> None:
     models = Models(form="serve")
     models.add("linear", 2, loader(opened, 2), aliases=())
