@@ -26,9 +26,9 @@ from triform.errors import (
     AnswerTooLarge,
     InvalidRequest,
     MethodNotAllowed,
-    NotFound,
     Overloaded,
     PayloadTooLarge,
+    RouteNotFound,
     TriformError,
     UnsupportedMediaType,
     UnsupportedMethod,
@@ -108,7 +108,8 @@ class Received(NamedTuple):
 
 
 class HttpSurface:
-    """What a host calls. Thread-safe. What came of each inference request is in the service's telemetry."""
+    """What a host calls. Thread-safe. What came of each inference request is in the service's telemetry, and so is each request
+    that no path or method takes."""
 
     def __init__(self, service: InferenceService, limits: Limits | None = None) -> None:
         self.service = service
@@ -127,9 +128,13 @@ class HttpSurface:
         """The same on an event loop, for a service whose models run elsewhere. What it raises is its cancellation."""
         received = Received(http, request_id_of(http.headers, request_id), deadline, time.perf_counter(), {})
         try:
-            answer = self._answer(received)
+            route, chosen = find(http.method, unquote(http.path))
+            operation: Callable[[Received, Chosen], Answer | Awaitable[Answer]] = getattr(self, route.operation)
+            answer = operation(received, chosen)
             status, encoded = answer if isinstance(answer, tuple) else await answer
         except TriformError as error:
+            if isinstance(error, RouteNotFound | MethodNotAllowed | UnsupportedMethod):  # before there was an exchange
+                self.service.refused(received.request_id, error, received.started)
             if error.http_status >= 500:
                 log.warning("request %s: %s", received.request_id, error.code, exc_info=error, extra=received.logged())
             status, encoded = _failure(error)
@@ -146,19 +151,6 @@ class HttpSurface:
         status, encoded = _failure(error)
         told = {"content-type": encoded.content_type, **encoded.headers, REQUEST_ID: request_id_of(headers, request_id)}
         return HttpResponse(status, told, encoded.body)
-
-    def _answer(self, received: Received) -> Answer | Awaitable[Answer]:
-        try:
-            operation, chosen = find(received.http.method, unquote(received.http.path))
-        except NotFound as error:
-            return self._unanswered(received, error)
-        answer: Answer | Awaitable[Answer] = getattr(self, operation)(received, chosen)
-        return answer
-
-    async def _unanswered(self, received: Received, error: TriformError) -> Answer:
-        """Raises the error of a request that is for no model; it leaves a record, as every inference request does."""
-        with self.service.exchange(received.request_id, started=received.started):
-            raise error
 
     def v2_infer(self, received: Received, chosen: Chosen) -> Awaitable[Answer]:
         def decode(body: bytes, served: Served) -> Call:
@@ -249,11 +241,11 @@ class HttpSurface:
     def v1_metadata(self, received: Received, chosen: Chosen) -> Answer:  # noqa: ARG002
         return _json(tfs.metadata(self._served(chosen)))
 
-    def v1_classify(self, received: Received, chosen: Chosen) -> Awaitable[Answer]:  # noqa: ARG002
-        return self._unanswered(received, UnsupportedMethod("classify takes tf.Example, which no ONNX model does: use :predict"))
+    def v1_classify(self, received: Received, chosen: Chosen) -> Answer:  # noqa: ARG002
+        raise UnsupportedMethod("classify takes tf.Example, which an ONNX model does not: use :predict")
 
-    def v1_regress(self, received: Received, chosen: Chosen) -> Awaitable[Answer]:  # noqa: ARG002
-        return self._unanswered(received, UnsupportedMethod("regress takes tf.Example, which no ONNX model does: use :predict"))
+    def v1_regress(self, received: Received, chosen: Chosen) -> Answer:  # noqa: ARG002
+        raise UnsupportedMethod("regress takes tf.Example, which an ONNX model does not: use :predict")
 
     def openapi(self, received: Received, chosen: Chosen) -> Answer:  # noqa: ARG002
         from triform.openapi import written

@@ -1,6 +1,6 @@
 """The paths of the surface: what they are called, and how a request finds its own.
 
-method, path -> find -> the operation's name, and what the path says: {"model": "flights", "version": "3"}
+method, path -> find -> the route, and what the path says: {"model": "flights", "version": "3"}
 """
 
 from __future__ import annotations
@@ -54,15 +54,15 @@ def _parts(path: str) -> list[str]:
 _TABLE: Final = [(route, _parts(route.template)) for route in ROUTES]
 
 
-def find(method: str, path: str) -> tuple[str, Chosen]:
-    """The operation for a path that is percent-decoded; HEAD is GET. Raises `RouteNotFound`, `MethodNotAllowed`."""
+def find(method: str, path: str) -> tuple[Route, Chosen]:
+    """The route of a path that is percent-decoded; HEAD is GET. Raises `RouteNotFound`, `MethodNotAllowed`."""
     parts, asked = _parts(path), "GET" if method == "HEAD" else method
     allowed = []
     for route, wanted in _TABLE:
         if len(parts) != len(wanted) or (chosen := _chosen(parts, wanted)) is None:
             continue
         if route.method == asked:
-            return route.operation, chosen
+            return route, chosen
         allowed += ["GET", "HEAD"] if route.method == "GET" else [route.method]
     if allowed:
         raise MethodNotAllowed(f"{method[:20]!r} is not for this path: use {allowed[0]}", allowed=", ".join(allowed))

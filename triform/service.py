@@ -300,6 +300,11 @@ class InferenceService:
         finally:
             self.models.telemetry.record(_record(exchange, code, time.perf_counter() - started))
 
+    def refused(self, request_id: str, error: TriformError, started: float) -> None:
+        """Records a request that was not let in, and so has no exchange."""
+        exchange = Exchange(self.models, self.execute, request_id, None)
+        self.models.telemetry.record(_record(exchange, error.code, time.perf_counter() - started))
+
 
 def _record(exchange: Exchange, code: str, seconds: float) -> InferenceRecord:
     """Only a model that is served here is named: what callers make up would grow the metrics without end."""

@@ -7,7 +7,7 @@ import orjson
 import pytest
 
 from triform.errors import AnswerTooLarge, InfiniteOutput, InvalidRequest, PayloadTooLarge
-from triform.protocols import oip
+from triform.protocols import tensors
 from triform.protocols.bodies import IN_JSON, MAX_VALUES, plain, read_json, write_json
 
 
@@ -87,7 +87,7 @@ def test_a_body_has_at_most_so_many_values(kind: str) -> None:
 
 def test_an_answer_has_at_most_so_many_texts() -> None:
     texts = np.full(MAX_VALUES + 1, "a", dtype=object)
-    for say in (oip.to_bytes, lambda array: plain(array, "y")):
+    for say in (tensors.to_bytes, lambda array: plain(array, "y")):
         assert say(texts[:1])
         with pytest.raises(AnswerTooLarge, match="more than 2,097,152 texts"):
             say(texts)
