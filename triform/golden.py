@@ -181,7 +181,7 @@ def resident_bytes(pid: int) -> int:
 def main(path: Path, seconds: float) -> int:
     """The child: a package folder is loaded and warmed up, a file is only opened. Writes its error as JSON and exits with 1.
 
-    An alarm ends it a little after its parent would, in case the parent was killed.
+    An alarm ends it a little after its parent would, in case the parent was killed. What its parent may be serving goes first.
     """
     import signal
 
@@ -189,6 +189,7 @@ def main(path: Path, seconds: float) -> int:
     from triform.predictor import Predictor
     from triform.runtime import RuntimeOptions, open_session
 
+    os.nice(10)
     signal.alarm(int(seconds) + 5)
     try:
         if path.is_dir():

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 import threading
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import pytest
 
 from ray_apps.arguments import Arguments
 from ray_apps.asgi import AsgiApp
@@ -18,6 +21,7 @@ from tests.ray_apps.ports import SERVE_PORTS
 from triform.telemetry import Silent, Telemetry
 
 Headers = Sequence[tuple[bytes, bytes]]
+CACHE = tempfile.mkdtemp(prefix="cache-")  # no test writes into the developer's own
 
 
 class Response(NamedTuple):
@@ -66,11 +70,12 @@ async def call_app(
 @contextmanager
 def running(repository: Path, telemetry: Telemetry | None = None, **args: Any) -> Iterator[RunningApp]:
     arguments = Arguments.of({"repository": str(repository), "default_model": DEFAULT, **args})
-    hosted = host(arguments, arguments.settings({}), telemetry or Silent())
+    hosted = host(arguments, arguments.settings({"TRIFORM_CACHE": CACHE}), telemetry or Silent())
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
     try:
+        loop.call_soon_threadsafe(hosted.live.start)
         yield RunningApp(AsgiApp(hosted.surface, timeout=arguments.timeout_s, at_end=hosted.drain), loop)
         asyncio.run_coroutine_threadsafe(hosted.drain(), loop).result(60)
     finally:
@@ -80,19 +85,25 @@ def running(repository: Path, telemetry: Telemetry | None = None, **args: Any) -
 
 
 @contextmanager
-def served(repository: Path, **args: Any) -> Iterator[tuple[str, int]]:
-    """Host and port of the application on the cluster that this process is connected to."""
+def served(repository: Path, prefix: str = "/", name: str | None = None, **args: Any) -> Iterator[tuple[str, int]]:
+    """Host and port of the application on the cluster that this process is connected to, below a prefix of its own.
+
+    Several with gRPC need the application's name in a request's metadata.
+    """
     from ray import serve
 
     from ray_apps.predict import GRPC, build_app
 
-    name = f"predict-{uuid.uuid4().hex[:8]}"
+    name = name or f"predict-{uuid.uuid4().hex[:8]}"
     given = {"repository": str(repository), "default_model": DEFAULT, "num_cpus": 0, "drain_s": 0, **args}
     serve.start(
         http_options={"host": "127.0.0.1", "port": SERVE_PORTS.http},
         grpc_options={"port": SERVE_PORTS.grpc, "grpc_servicer_functions": [GRPC], "enable_reflection": False},
     )
-    serve.run(build_app(given), name=name, route_prefix="/")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRIFORM_CACHE", CACHE)
+        app = build_app(given)
+    serve.run(app, name=name, route_prefix=prefix)
     try:
         yield "127.0.0.1", SERVE_PORTS.http
     finally:
