@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -20,7 +21,8 @@ import typer
 
 from ray_apps.arguments import Arguments
 from ray_apps.environment import DRAINING, serve_environment
-from triform.errors import TriformError
+from ray_apps.failures import told
+from triform.errors import ConfigurationError, TriformError
 
 APP: Final = "triform"
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -48,6 +50,9 @@ def serve(
     if model:
         given["models"] = model
     Arguments.of(given).settings(os.environ)
+    listening = {"--port": (host, port), "--grpc-port": (host, grpc_port), "--metrics-port": ("", metrics_port)}
+    for option, address in {**listening, "--stats-port": ("", stats_port)}.items():
+        _check_free(option, *address)
     at = Path(folder) if folder is not None else Path(tempfile.mkdtemp(prefix="triform-serve-"))
     ports = (replica_ports, replica_ports + 1000)
     for name, value in serve_environment(at, metrics_port=metrics_port, stats_port=stats_port, replica_ports=ports).items():
@@ -66,20 +71,31 @@ def _given(path: str | None) -> dict[str, Any]:
     return given
 
 
+def _check_free(option: str, host: str, port: int) -> None:
+    """HAProxy would say so in a log that nobody reads, and Serve try again until it gives up."""
+    try:
+        socket.create_server((host, port)).close()
+    except OSError as error:
+        raise ConfigurationError(
+            f"{option}: cannot listen on {host or 'every address'}, port {port}: {error.strerror}"
+        ) from error
+
+
 def _run(given: dict[str, Any], http_options: dict[str, Any], grpc_port: int, cpus: int | None, grace: float) -> None:
     import ray  # what stands in the environment by now is what Serve reads
     from ray import serve
 
     from ray_apps.predict import GRPC, build_app
 
-    ray.init("local", num_cpus=cpus, include_dashboard=False, log_to_driver=True, logging_level="WARNING")
     ended = threading.Event()
-    for number in signal.SIGTERM, signal.SIGINT:
-        signal.signal(number, lambda *_: ended.set())
     try:
-        grpc_options = {"port": grpc_port, "grpc_servicer_functions": [GRPC], "enable_reflection": False}
-        serve.start(http_options=http_options, grpc_options=grpc_options)
-        handle = serve.run(build_app(given), name=APP, route_prefix="/")
+        with told(APP):
+            ray.init("local", num_cpus=cpus, include_dashboard=False, log_to_driver=True, logging_level="WARNING")
+            for number in signal.SIGTERM, signal.SIGINT:
+                signal.signal(number, lambda *_: ended.set())
+            grpc_options = {"port": grpc_port, "grpc_servicer_functions": [GRPC], "enable_reflection": False}
+            serve.start(http_options=http_options, grpc_options=grpc_options)
+            handle = serve.run(build_app(given), name=APP, route_prefix="/")
         sys.stderr.write(f"ready: http://{http_options['host']}:{http_options['port']}, gRPC on port {grpc_port}\n")
         sys.stderr.flush()
         while not ended.wait(1.0):  # a wait without an end would keep the signal from its handler on some systems

@@ -38,9 +38,11 @@ def _haproxy() -> dict[str, str]:
 TUNED: Final[Mapping[str, str]] = {
     **FAST,
     **_haproxy(),
+    "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",  # else HAProxy logs each request, and a process in Python parses the lines
     "RAY_SERVE_REQUEST_LATENCY_BUCKETS_MS": "0.25,0.5,1,2,5,10,20,50,100,200,500,1000,2000,5000,10000,60000",
     "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(GRPC_BYTES),
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(GRPC_BYTES),
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # after three times 5 s a proxy that only imports slowly would be killed
     "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",  # Serve's own are 10: too late to be fast
     "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
 }

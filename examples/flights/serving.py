@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from batch.pool import Cluster
+from ray_apps.failures import of_application
 from ray_apps.ports import Ports, free_ports
 from triform.errors import TriformError
 
@@ -59,7 +60,7 @@ class LocalServe:
         while not self._is_ready():
             found = serve.status().applications[APP]
             if found.status == "DEPLOY_FAILED":
-                raise TriformError(f"Serve did not start: {found.message[:1000]}")
+                raise TriformError(f"Serve did not start: {of_application(APP)}")
             if time.monotonic() > self._begun + seconds:
                 raise TriformError(f"Serve was not ready after {seconds:.0f} s ({found.status})")
             time.sleep(0.1)

@@ -20,7 +20,18 @@ import numpy as np
 
 from triform.errors import InvalidInput, InvalidRequest
 from triform.package import Manifest
-from triform.protocols.bodies import Call, Encoded, by_columns, convert, plain, read_json, write_json
+from triform.protocols.bodies import (
+    Call,
+    Encoded,
+    by_columns,
+    check_texts,
+    check_values,
+    convert,
+    from_columns,
+    plain,
+    read_json,
+    write_json,
+)
 from triform.service import Served
 from triform.signature import BY_OIP, DATATYPES, Array, TensorMetadata, cast
 
@@ -107,9 +118,10 @@ def decode_request(request: InferRequest, tail: Bytes, served: Served, encode: E
 
 def _by_tensors(request: InferRequest, tail: Bytes, served: Served, encode: Encode) -> Call:
     metadata = {t.name: t for t in served.signature.inputs}
+    served.signature.check_names([given.name for given in request.inputs])
     for given in request.inputs:
-        tensor = metadata.get(given.name)
-        if tensor is not None and given.datatype != tensor.datatype:
+        tensor = metadata[given.name]
+        if given.datatype != tensor.datatype:
             raise InvalidInput(f"input {given.name!r}: expected {tensor}, got {given.datatype[:40]!r}", input=given.name)
     arrays = {given.name: _shaped(given, data) for given, data in _data(request.inputs, tail)}
     wanted = _wanted(request, [t.name for t in served.signature.outputs])
@@ -127,7 +139,7 @@ def _by_columns(request: InferRequest, tail: Bytes, served: Served, encode: Enco
             known = ", ".join(served.features.columns)
             raise InvalidInput(_name(given) + f"no column is called so: expected {known[:300]}", input=given.name[:80])
         if isinstance(flat, list):
-            cast([value for value in flat if value is not None], TensorMetadata(given.name, given.datatype, ()))
+            cast([value for value in flat if value is not None], TensorMetadata(given.name, given.datatype, ()), booleans=False)
         if len(flat) != given.shape[0]:
             raise InvalidInput(_name(given) + f"shape {_shown(given.shape)}, but data has {len(flat)} elements")
         columns[given.name] = flat
@@ -137,7 +149,7 @@ def _by_columns(request: InferRequest, tail: Bytes, served: Served, encode: Enco
         named = served.features.to_columns(outputs)
         return encode(named, manifest=served.manifest, request_id=request.id, wanted=wanted)
 
-    return Call(served.features.from_columns(columns), encode_columns)
+    return Call(from_columns(columns, served), encode_columns)
 
 
 def _flat(data: list[Any]) -> list[Any]:
@@ -197,7 +209,7 @@ def _elements(shape: Sequence[int]) -> int:
 def _shaped(given: RequestInput, data: list[Any] | Array) -> Array:
     """The data, flat or nested, in the shape that the request says."""
     tensor = TensorMetadata(given.name, given.datatype, ())
-    array = data if isinstance(data, np.ndarray) else cast(data, tensor)
+    array = data if isinstance(data, np.ndarray) else cast(data, tensor, booleans=False)
     if array.ndim != 1 and array.shape != tuple(given.shape):
         raise InvalidInput(_name(given) + f"shape is {_shown(given.shape)}, but data is nested as {_shown(array.shape)}")
     if array.size != _elements(given.shape):
@@ -233,6 +245,7 @@ def _texts(data: Bytes, elements: int, given: RequestInput) -> Array:
     """Each element follows its length: four bytes, little-endian."""
     if elements * 4 > len(data):
         raise InvalidInput(_name(given) + f"{elements} elements of BYTES do not fit in {len(data)} bytes")
+    check_values(elements)
     raw, items, at = bytes(data), [], 0
     for i in range(elements):
         start = at + 4
@@ -251,8 +264,9 @@ def _texts(data: Bytes, elements: int, given: RequestInput) -> Array:
 
 
 def to_bytes(array: Array) -> bytes:
-    """The array row-major and little-endian; text and bytes with their lengths before them."""
+    """The array row-major and little-endian; text and bytes with their lengths before them. Raises `AnswerTooLarge`."""
     if array.dtype.kind in "OUS":
+        check_texts(array)
         items = [item if isinstance(item, bytes) else str(item).encode() for item in array.ravel().tolist()]
         return b"".join(part for item in items for part in (len(item).to_bytes(4, "little"), item))
     return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).tobytes()
@@ -289,6 +303,8 @@ def _wanted(request: InferRequest, known: Sequence[str]) -> list[Wanted]:
     binary = _flag(request.parameters, "binary_data_output", "the request")
     if not request.outputs:
         return [Wanted(name, binary) for name in known]
+    if len({asked.name for asked in request.outputs}) < len(request.outputs):
+        raise InvalidRequest("an output is asked for twice")
     wanted = []
     for asked in request.outputs:
         where = f"output {asked.name[:80]!r}"
@@ -296,8 +312,6 @@ def _wanted(request: InferRequest, known: Sequence[str]) -> list[Wanted]:
             raise InvalidInput(f"no output is called {asked.name[:80]!r}: expected {', '.join(known)}")
         _check_parameters(asked.parameters, where)
         wanted.append(Wanted(asked.name, _flag(asked.parameters, "binary_data", where, binary)))
-    if len({w.name for w in wanted}) < len(wanted):
-        raise InvalidRequest("an output is asked for twice")
     return wanted
 
 

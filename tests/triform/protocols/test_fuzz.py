@@ -239,5 +239,5 @@ def test_json_round_trip(served: Serve, datatype: str, data: st.DataObject) -> N
 
 
 def _given(datatype: str, rows: int, data: Any) -> dict[str, Any]:
-    others = [""] * rows if datatype == "BYTES" else [False] * rows
+    others = [{"BYTES": "", "BOOL": False}.get(datatype, 0)] * rows
     return {"name": f"in_{datatype}", "shape": [rows], "datatype": datatype, "data": others if data is None else data}
