@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import sys
 import tracemalloc
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tests.calls import calls_of
 from triform.config import InputConfig, ModelConfig, OutputConfig, convert
 from triform.errors import ConfigurationError, InvalidInput, MissingValue
 from triform.features import Features, _shape
@@ -167,22 +167,6 @@ def test_two_outputs_cannot_share_a_column() -> None:
     outputs = tuple(TensorMetadata(name, "FP32", (ROWS,)) for name in ("p", "q"))
     with pytest.raises(ConfigurationError, match="two outputs give a column 'p'"):
         Features(Signature((), outputs), ModelConfig(outputs={"q": OutputConfig(columns=("p",))}))
-
-
-def calls_of(function: Any, work: Any) -> int:
-    """How often `work` calls a Python function."""
-    calls = 0
-
-    def seen(frame: Any, event: str, argument: Any) -> None:
-        nonlocal calls
-        calls += event == "call" and frame.f_code is function.__code__
-
-    sys.setprofile(seen)
-    try:
-        work()
-    finally:
-        sys.setprofile(None)
-    return calls
 
 
 @pytest.mark.parametrize("at", [1, 1234, 4998, 4999])

@@ -68,8 +68,8 @@ def rows_call(instances: Sequence[Any], served: Served, say: Say) -> Call:
         return records_call(instances, served, say)
     if [t.name for t in inputs] == served.features.columns:  # both at once: what a column says of nulls holds
         return Call(_from_records(instances, served), say)
-    values = {t.name: [_of_row(row, record, inputs)[t.name] for row, record in enumerate(instances)] for t in inputs}
-    return Call(_tensors(values, inputs), say)
+    rows = [_of_row(row, record, inputs) for row, record in enumerate(instances)]
+    return Call(_tensors({t.name: [row[t.name] for row in rows] for t in inputs}, inputs), say)
 
 
 def records_call(records: Sequence[Any], served: Served, say: Say) -> Call:
