@@ -64,7 +64,8 @@ lock: setup ## rewrite requirements/*.txt from pyproject.toml
 	$$compile --extra cpu --extra cli --extra s3 --extra lambda --extra ray --extra dev pyproject.toml -o requirements/dev.txt; \
 	$$compile --extra gpu --extra s3 --extra ray -c requirements/dev.txt pyproject.toml requirements/gpu.in -o requirements/gpu.txt; \
 	$$compile --extra cpu --extra s3 --extra lambda -c requirements/dev.txt pyproject.toml requirements/lambda.in -o requirements/lambda.txt; \
-	$$compile --no-deps requirements/models.in -o requirements/models.txt
+	$$compile --no-deps requirements/models.in -o requirements/models.txt; \
+	for peer in requirements/peers/*.in; do $$compile $$peer -o $${peer%.in}.txt; done
 
 clean: ## remove what the targets made
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

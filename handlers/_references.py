@@ -171,9 +171,9 @@ def _in_time(work: Callable[[], T], deadline: float | None) -> T:
     """What the work returns. It has its own thread, which is left alone when the time is up: not every wait can be cut short."""
     from concurrent.futures import ThreadPoolExecutor
 
-    pool = ThreadPoolExecutor(1, thread_name_prefix="triform-reference")
+    left, pool = _left(deadline), ThreadPoolExecutor(1, thread_name_prefix="triform-reference")
     try:
-        return pool.submit(work).result(_left(deadline))
+        return pool.submit(work).result(left)
     except TimeoutError:
         raise DeadlineExceeded(LATE) from None
     finally:

@@ -41,7 +41,8 @@ class Predict(OpenInference):
 
     async def __init__(self, arguments: Arguments, settings: Settings) -> None:  # type: ignore[misc]  # Serve awaits it
         log_as_json()
-        telemetry: Telemetry = RayTelemetry()
+        self.counted = RayTelemetry()
+        telemetry: Telemetry = self.counted
         if arguments.log_requests != "none":
             telemetry = Logged(telemetry, arguments.log_requests)
         self.hosted: Hosted = await asyncio.to_thread(host, arguments, settings, telemetry)
@@ -50,7 +51,11 @@ class Predict(OpenInference):
         self.timeout = arguments.timeout_s
 
     def __serve_build_asgi_app__(self) -> AsgiApp:
-        return AsgiApp(self.surface, timeout=self.timeout, tells_request_id=True, at_end=self.hosted.drain)
+        return AsgiApp(self.surface, timeout=self.timeout, tells_request_id=True, at_end=self._end)
+
+    async def _end(self) -> None:
+        await self.hosted.drain()
+        self.counted.tell()
 
     async def check_health(self) -> None:
         """Asked by Serve; what it raises takes the replica out of HAProxy, and three times in a row gets it replaced."""

@@ -1,7 +1,7 @@
 """The HTTP surface, the same on every host: a request in, a response out. No web framework, no sockets.
 
-    HttpRequest -> ROUTES -> body (limits, gzip) -> protocol -> service.py -> protocol -> gzip -> HttpResponse
-                                                     any TriformError -> {"error": ..., "code": ...} with its status
+    HttpRequest -> routes.py -> body (limits, gzip) -> protocol -> service.py -> protocol -> gzip -> HttpResponse
+                                                        any TriformError -> {"error": ..., "code": ...} with its status
 
 A host gives the request as it came and sends the response as it is. Names of headers are compared without case; the path is
 percent-decoded here. Each answer carries its request id, and the exact version that made it.
@@ -13,7 +13,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple
 from urllib.parse import unquote
@@ -21,6 +21,7 @@ from urllib.parse import unquote
 import msgspec
 
 from triform.content import by_weight, is_utf8, media_type, pack, unpack
+from triform.deadlines import check
 from triform.errors import (
     AnswerTooLarge,
     InvalidRequest,
@@ -36,6 +37,7 @@ from triform.errors import (
 from triform.protocols import invocations, oip, tfs
 from triform.protocols.bodies import JSON, Call, Encoded, write_json
 from triform.repository import VERSION
+from triform.routes import Chosen, find
 from triform.service import Exchange, InferenceService, Served
 
 log = logging.getLogger(__name__)
@@ -69,42 +71,6 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     request: int = 16 << 20
     unpacked: int = 64 << 20
     response: int = 64 << 20
-
-
-class Route(NamedTuple):
-    """`operation` is the name of the method of `HttpSurface` that answers, and the operationId in openapi.json."""
-
-    method: str
-    template: str
-    operation: str
-
-    def pattern(self) -> re.Pattern[str]:
-        return re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>[^/:]+)", re.escape(self.template)))
-
-
-def _models_of(protocol: str, *operations: tuple[str, str, str], alias: bool = False) -> list[Route]:
-    """The routes of a model, of one of its versions and, in a protocol that has them, of an alias."""
-    chosen = ["", "/versions/{version}"] + (["/labels/{alias}"] if alias else [])
-    return [
-        Route(method, f"/{protocol}/models/{{model}}{which}{rest}", operation)
-        for method, rest, operation in operations
-        for which in chosen
-    ]
-
-
-ROUTES: Final = (
-    *_models_of("v2", ("POST", "/infer", "v2_infer")),
-    *_models_of("v1", ("POST", ":predict", "v1_predict"), alias=True),
-    Route("POST", "/invocations", "invocations"),
-    Route("GET", "/v2/health/live", "v2_live"),
-    Route("GET", "/v2/health/ready", "v2_ready"),
-    Route("GET", "/ping", "ping"),
-    Route("GET", "/v2", "v2_server"),
-    *_models_of("v2", ("GET", "/ready", "v2_model_ready"), ("GET", "", "v2_model")),
-    *_models_of("v1", ("GET", "/metadata", "v1_metadata"), ("GET", "", "v1_status"), alias=True),
-    *_models_of("v1", ("POST", ":classify", "v1_classify"), ("POST", ":regress", "v1_regress"), alias=True),
-    Route("GET", "/openapi.json", "openapi"),
-)
 
 
 class Received(NamedTuple):
@@ -141,16 +107,13 @@ class Received(NamedTuple):
         return kind, parameters
 
 
-Chosen = Mapping[str, str]
-
-
 class HttpSurface:
-    """What a host calls. Thread-safe. What came of each inference request is in the service's telemetry."""
+    """What a host calls. Thread-safe. What came of each inference request is in the service's telemetry, and so is each request
+    that no path or method takes."""
 
     def __init__(self, service: InferenceService, limits: Limits | None = None) -> None:
         self.service = service
         self.limits = limits or Limits()
-        self._routes = [(route, route.pattern()) for route in ROUTES]
 
     def handle(self, http: HttpRequest, *, deadline: float | None = None, request_id: str | None = None) -> HttpResponse:
         """Answers a request; never raises. `deadline`: a `time.monotonic()`; `request_id`: the host's, if the caller has none.
@@ -165,10 +128,13 @@ class HttpSurface:
         """The same on an event loop, for a service whose models run elsewhere. What it raises is its cancellation."""
         received = Received(http, request_id_of(http.headers, request_id), deadline, time.perf_counter(), {})
         try:
-            operation, chosen = self._find(http)
+            route, chosen = find(http.method, unquote(http.path))
+            operation: Callable[[Received, Chosen], Answer | Awaitable[Answer]] = getattr(self, route.operation)
             answer = operation(received, chosen)
             status, encoded = answer if isinstance(answer, tuple) else await answer
         except TriformError as error:
+            if isinstance(error, RouteNotFound | MethodNotAllowed | UnsupportedMethod):  # before there was an exchange
+                self.service.refused(received.request_id, error, received.started)
             if error.http_status >= 500:
                 log.warning("request %s: %s", received.request_id, error.code, exc_info=error, extra=received.logged())
             status, encoded = _failure(error)
@@ -186,54 +152,47 @@ class HttpSurface:
         told = {"content-type": encoded.content_type, **encoded.headers, REQUEST_ID: request_id_of(headers, request_id)}
         return HttpResponse(status, told, encoded.body)
 
-    def _find(self, http: HttpRequest) -> tuple[Callable[[Received, Chosen], Answer | Awaitable[Answer]], Chosen]:
-        path, method = unquote(http.path), "GET" if http.method == "HEAD" else http.method
-        allowed = []
-        for route, pattern in self._routes:
-            if (match := pattern.fullmatch(path)) is None:
-                continue
-            if route.method == method:
-                return getattr(self, route.operation), match.groupdict()
-            allowed += ["GET", "HEAD"] if route.method == "GET" else [route.method]
-        if allowed:
-            raise MethodNotAllowed(f"{http.method[:20]!r} is not for this path: use {allowed[0]}", allowed=", ".join(allowed))
-        raise RouteNotFound("no such path")
-
     def v2_infer(self, received: Received, chosen: Chosen) -> Awaitable[Answer]:
-        def decode(served: Served) -> Call:
+        def decode(body: bytes, served: Served) -> Call:
             received.media_type(JSON, FORM, BINARY)
-            return oip.decode(self._body(received), _header_length(received), served)
+            return oip.decode(body, _header_length(received), served)
 
         return self._infer(received, chosen, decode)
 
     def v1_predict(self, received: Received, chosen: Chosen) -> Awaitable[Answer]:
-        def decode(served: Served) -> Call:
+        def decode(body: bytes, served: Served) -> Call:
             received.media_type(JSON, FORM)
-            return tfs.decode(self._body(received), served)
+            return tfs.decode(body, served)
 
         return self._infer(received, chosen, decode)
 
     def invocations(self, received: Received, chosen: Chosen) -> Awaitable[Answer]:
-        def decode(served: Served) -> Call:
+        def decode(body: bytes, served: Served) -> Call:
             kind = received.media_type(*invocations.MEDIA_TYPES)
-            return invocations.decode(self._body(received), kind, by_weight(received.listed("accept")), served)
+            return invocations.decode(body, kind, by_weight(received.listed("accept")), served)
 
         return self._infer(received, chosen, decode)
 
-    async def _infer(self, received: Received, chosen: Chosen, decode: Callable[[Served], Call]) -> Answer:
+    async def _infer(self, received: Received, chosen: Chosen, decode: Callable[[bytes, Served], Call]) -> Answer:
         with self.service.exchange(received.request_id, deadline=received.deadline, started=received.started) as exchange:
             served = exchange.choose(chosen.get("model"), version=version_of(chosen.get("version")), alias=chosen.get("alias"))
             received.told[MODEL] = served.manifest.ref
-            encoded = await self.answer(exchange, partial(decode, served))
+            with exchange.stage("decode"):
+                body = self._body(received)
+            encoded = await self.answer(exchange, partial(decode, body, served))
         return 200, encoded
 
     async def answer(self, exchange: Exchange, decode: Callable[[], Call]) -> Encoded:
-        """The way of a request whose version is chosen, whatever its protocol. Raises what each step does; `AnswerTooLarge`."""
+        """The way of a request whose version is chosen, whatever its protocol. No step is begun after the deadline.
+
+        Raises what each step does, `DeadlineExceeded`, and `AnswerTooLarge`.
+        """
         with exchange.stage("decode"):
             call = decode()
         outputs = await exchange.infer(call.inputs)
         with exchange.stage("encode"):
             encoded = call.encode(outputs)
+        check(exchange.deadline, "the answer was sent")
         if len(encoded.body) > self.limits.response:
             raise AnswerTooLarge(
                 f"the answer has {len(encoded.body)} bytes, {self.limits.response} are allowed: send fewer rows at a time, "

@@ -183,10 +183,10 @@ def check_assignment(session: Any, required: Sequence[str]) -> None:
         )
 
 
-_NOISE: Final = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : |\S*/\S+|\S+\.(cc|h):\d+")
+_NOISE: Final = r"\[ONNXRuntimeError\] : \d+ : \w+ : |\S*/\S+|\S+\.(cc|h):\d+"
 
 
 def brief(error: BaseException, limit: int = 300) -> str:
     """An ONNX Runtime message on one line, without its source locations and file paths: fit for a client."""
-    text = " ".join(_NOISE.sub("", str(error)).split())
+    text = " ".join(re.sub(_NOISE, "", str(error)).split())
     return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 
+from triform.deadlines import check
 from triform.errors import AliasNotFound, InvalidRequest, ModelNotFound, ResourceExhausted, TriformError, VersionNotFound
 from triform.features import Features
 from triform.package import Manifest
@@ -236,7 +237,11 @@ class Exchange:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Counts the time until the block is left as that of the stage: decode, execute or encode."""
+        """Counts the time until the block is left as that of the stage: decode, execute or encode.
+
+        Raises `DeadlineExceeded` where there is no time left to begin it.
+        """
+        check(self.deadline, f"the stage '{name}'")
         started = time.perf_counter()
         try:
             yield
@@ -244,7 +249,10 @@ class Exchange:
             self.stages[name] = self.stages.get(name, 0.0) + time.perf_counter() - started
 
     async def infer(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
-        """The chosen version's answer; arrays of shape [rows, ...] by name. Raises as `Predictor.predict`, and `Overloaded`."""
+        """The chosen version's answer; arrays of shape [rows, ...] by name.
+
+        Raises as `Predictor.predict`, `Overloaded`, and `DeadlineExceeded`.
+        """
         assert self.served is not None, "choose comes first"  # noqa: S101 - a fault of ours
         with self.stage("decode"):
             checked = self.served.signature.validate(inputs)
@@ -291,6 +299,11 @@ class InferenceService:
             raise
         finally:
             self.models.telemetry.record(_record(exchange, code, time.perf_counter() - started))
+
+    def refused(self, request_id: str, error: TriformError, started: float) -> None:
+        """Records a request that was not let in, and so has no exchange."""
+        exchange = Exchange(self.models, self.execute, request_id, None)
+        self.models.telemetry.record(_record(exchange, error.code, time.perf_counter() - started))
 
 
 def _record(exchange: Exchange, code: str, seconds: float) -> InferenceRecord:

@@ -15,6 +15,7 @@ from tests.conformance.server import serve
 from tests.ray_apps.hosts import running
 from tests.ray_apps.ports import SERVE_PORTS
 from triform.http import HttpRequest
+from triform.telemetry import Telemetry
 
 
 class Answer(NamedTuple):
@@ -28,9 +29,9 @@ class Send(Protocol):
 
 
 @contextmanager
-def in_process(repository: Path) -> Iterator[Send]:
+def in_process(repository: Path, telemetry: Telemetry | None = None) -> Iterator[Send]:
     """`http.py` itself."""
-    handle = surface(repository).handle
+    handle = surface(repository, telemetry=telemetry).handle
 
     def send(method: str, path: str, headers: Mapping[str, str] | None = None, body: bytes = b"") -> Answer:
         return Answer(*handle(HttpRequest(method, path, list((headers or {}).items()), body)))
@@ -71,9 +72,9 @@ def aws_lambda(repository: Path, event: str = "http-v2") -> Iterator[Send]:
 
 
 @contextmanager
-def asgi(repository: Path) -> Iterator[Send]:
+def asgi(repository: Path, telemetry: Telemetry | None = None) -> Iterator[Send]:
     """The Serve form's ASGI application with dynamic batching, without a server."""
-    with running(repository) as app:
+    with running(repository, telemetry) as app:
 
         def send(method: str, path: str, headers: Mapping[str, str] | None = None, body: bytes = b"") -> Answer:
             raw = [(k.lower().encode("latin-1"), v.encode("latin-1")) for k, v in (headers or {}).items()]

@@ -7,6 +7,7 @@ import tempfile
 import threading
 import uuid
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,8 +40,13 @@ class RunningApp:
 
     def request(self, method: str, path: str, headers: Headers = (), body: Sequence[bytes] = (b"",), **scope: Any) -> Response:
         """The answer to a body that comes in these pieces."""
-        call = asyncio.run_coroutine_threadsafe(call_app(self.app, method, path, headers, body, **scope), self.loop)
-        return call.result(60)
+        return self.begin(method, path, headers, body, **scope).result(60)
+
+    def begin(
+        self, method: str, path: str, headers: Headers = (), body: Sequence[bytes] = (b"",), **scope: Any
+    ) -> Future[Response]:
+        """The same, still to come."""
+        return asyncio.run_coroutine_threadsafe(call_app(self.app, method, path, headers, body, **scope), self.loop)
 
 
 async def call_app(
