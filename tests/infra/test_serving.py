@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,8 @@ def test_ray_starts_with_the_settings_that_make_serve_fast() -> None:
         (container,) = pod["spec"]["containers"]
         settings = {entry["name"]: entry["value"] for entry in container["env"]}
         assert settings.items() >= TUNED.items()
+    script = RAY.parent.parent / Path(settings["RAY_SERVE_HAPROXY_BINARY_PATH"]).relative_to("/opt/triform")
+    assert os.access(script, os.X_OK)  # copied into the image as it is here
     ours = Settings.from_env({name: value for name, value in settings.items() if name.startswith("TRIFORM_")})
     assert ours.repository == "s3://example-models/online"
     kept = {ours.cache, ours.engine_cache}
