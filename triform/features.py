@@ -227,7 +227,7 @@ def _lists(feature: Feature, records: Sequence[Mapping[str, Any]]) -> Array:
     for row, record in enumerate(records):
         if (value := record.get(column.name)) is None:
             raise _missing(column, row)
-        values.append(_filled(value, column, row, feature))
+        values.append(_filled(value, column, row, feature, len(tensor.row_shape)))
     with suppress(InvalidInput):
         array = cast(values, tensor)
         if _fits(array.shape[1:], tensor):
@@ -251,12 +251,12 @@ def _fits(shape: tuple[int, ...], tensor: TensorMetadata) -> bool:
     return len(shape) == len(wanted) and all(w in (have, -1) or isinstance(w, str) for have, w in zip(shape, wanted, strict=True))
 
 
-def _filled(value: Any, column: Column, row: int, feature: Feature) -> Any:
-    """The list with its nulls replaced by the column's policy."""
-    if not isinstance(value, list):
+def _filled(value: Any, column: Column, row: int, feature: Feature, depth: int) -> Any:
+    """The list with its nulls replaced by the column's policy, as deep as the tensor is; what is deeper will not fit."""
+    if not isinstance(value, list) or depth == 0:
         return value
     if value and isinstance(value[0], list):
-        return [_filled(v, column, row, feature) for v in value]
+        return [_filled(v, column, row, feature, depth - 1) for v in value]
     return [_present(v, column, row, feature) for v in value] if None in value else value
 
 

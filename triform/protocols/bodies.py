@@ -23,6 +23,7 @@ from triform.signature import Array
 T = TypeVar("T")
 JSON: Final = "application/json"
 MAX_VALUES: Final = 2 << 20  # of text, each of which costs time and memory of its own: reading so many takes about two seconds
+MAX_DIMS: Final = 32  # of a tensor
 IN_JSON: Final = b",:[{"
 _NESTED: Final = (dict, list)
 _KEY: Final = re.compile(rb'"[ \t\r\n]*:')

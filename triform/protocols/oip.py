@@ -20,6 +20,7 @@ import numpy as np
 from triform.errors import InvalidInput, InvalidRequest
 from triform.package import Manifest
 from triform.protocols.bodies import (
+    MAX_DIMS,
     Call,
     Encoded,
     by_columns,
@@ -36,7 +37,6 @@ from triform.signature import BY_OIP, DATATYPES, Array, TensorMetadata, cast
 
 HEADER_LENGTH: Final = "inference-header-content-length"
 EXTENSIONS: Final = ("binary_tensor_data",)
-MAX_DIMS: Final = 32
 Size = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 Datatype = Annotated[str, msgspec.Meta(extra_json_schema={"enum": list(BY_OIP)})]
 Parameters = dict[str, Any]

@@ -19,7 +19,18 @@ import msgspec
 import numpy as np
 
 from triform.errors import InvalidInput, InvalidRequest
-from triform.protocols.bodies import Call, Encoded, by_columns, check_values, convert, from_columns, plain, read_json, write_json
+from triform.protocols.bodies import (
+    MAX_DIMS,
+    Call,
+    Encoded,
+    by_columns,
+    check_values,
+    convert,
+    from_columns,
+    plain,
+    read_json,
+    write_json,
+)
 from triform.service import Served
 from triform.signature import Array, TensorMetadata
 
@@ -143,10 +154,12 @@ def _is_bytes(value: Any) -> bool:
     return isinstance(value, dict) and list(value) == ["b64"]
 
 
-def _bytes_in(value: Any) -> Any:
+def _bytes_in(value: Any, depth: int = 0) -> Any:
     """The value with each {"b64": ...} in it decoded."""
     if isinstance(value, list):
-        return [_bytes_in(item) for item in value] if {dict, list} & set(map(type, value)) else value
+        if depth == MAX_DIMS:
+            raise InvalidInput(f"expected a tensor, got lists more than {MAX_DIMS} levels deep")
+        return [_bytes_in(item, depth + 1) for item in value] if {dict, list} & set(map(type, value)) else value
     if not isinstance(value, dict):
         return value
     if not _is_bytes(value) or not isinstance(value["b64"], str):
