@@ -1,6 +1,6 @@
 """The HTTP surface, the same on every host: a request in, a response out. No web framework, no sockets.
 
-    HttpRequest -> ROUTES -> body (limits, gzip) -> protocol -> service.py -> protocol -> gzip -> HttpResponse
+    HttpRequest -> access.py -> ROUTES -> body (limits, gzip) -> protocol -> service.py -> protocol -> gzip -> HttpResponse
                                                      any TriformError -> {"error": ..., "code": ...} with its status
 
 A host gives the request as it came and sends the response as it is. Names of headers are compared without case; the path is
@@ -15,20 +15,24 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import unquote
 
 import msgspec
 
+from triform.access import CHALLENGE, INFER, OVERRIDE, Access, Caller, values
+from triform.api_keys import Role
 from triform.content import by_weight, is_utf8, media_type, pack, unpack
 from triform.errors import (
     AnswerTooLarge,
+    Forbidden,
     InvalidRequest,
     MethodNotAllowed,
     Overloaded,
     PayloadTooLarge,
     RouteNotFound,
     TriformError,
+    Unauthenticated,
     UnsupportedMediaType,
     UnsupportedMethod,
     VersionNotFound,
@@ -39,9 +43,11 @@ from triform.repository import VERSION
 from triform.service import Exchange, InferenceService, Served
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 REQUEST_ID: Final = "x-request-id"
 MODEL: Final = "x-triform-model"
+LIVE: Final = "/v2/health/live"  # for everybody
 _CLEAN_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/=+@-]{0,127}")
 FORM: Final = "application/x-www-form-urlencoded"  # what `curl -d` says of JSON
 BINARY: Final = "application/octet-stream"
@@ -49,12 +55,18 @@ _DIGITS: Final = re.compile(r"[0-9]{1,15}")
 
 
 class HttpRequest(NamedTuple):
-    """`path` percent-encoded, without the query; `headers` in the order they came, a repeated one twice."""
+    """`path` percent-encoded, without the query; `headers` in the order they came, a repeated one twice.
+
+    `client`: the address that it came from. `caller`: where the host knows him, and not from headers.
+    """
 
     method: str
     path: str
     headers: Sequence[tuple[str, str]] = ()
     body: bytes = b""
+    query: str = ""
+    client: str = ""
+    caller: Caller | None = None
 
 
 class HttpResponse(NamedTuple):
@@ -77,6 +89,7 @@ class Route(NamedTuple):
     method: str
     template: str
     operation: str
+    role: Role = INFER
 
     def pattern(self) -> re.Pattern[str]:
         return re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>[^/:]+)", re.escape(self.template)))
@@ -96,7 +109,7 @@ ROUTES: Final = (
     *_models_of("v2", ("POST", "/infer", "v2_infer")),
     *_models_of("v1", ("POST", ":predict", "v1_predict"), alias=True),
     Route("POST", "/invocations", "invocations"),
-    Route("GET", "/v2/health/live", "v2_live"),
+    Route("GET", LIVE, "v2_live"),
     Route("GET", "/v2/health/ready", "v2_ready"),
     Route("GET", "/ping", "ping"),
     Route("GET", "/v2", "v2_server"),
@@ -122,14 +135,14 @@ class Received(NamedTuple):
 
     def header(self, name: str) -> str | None:
         """The value of a header that may stand once. Raises `InvalidRequest` where it stands twice."""
-        values = [value for key, value in self.http.headers if key.lower() == name]
-        if len(values) > 1:
+        given = values(self.http.headers, name)
+        if len(given) > 1:
             raise InvalidRequest(f"the header {name} is given twice")
-        return values[0].strip() if values else None
+        return given[0] if given else None
 
     def listed(self, name: str) -> str:
         """The value of a header that is a list, in one line or several; "" where there is none."""
-        return ",".join(value for key, value in self.http.headers if key.lower() == name)
+        return ",".join(values(self.http.headers, name))
 
     def media_type(self, *expected: str) -> tuple[str, dict[str, str]]:
         """Of the body: the type, "" where it is not said, and its parameters. Raises `UnsupportedMediaType`."""
@@ -145,11 +158,15 @@ Chosen = Mapping[str, str]
 
 
 class HttpSurface:
-    """What a host calls. Thread-safe. What came of each inference request is in the service's telemetry."""
+    """What a host calls. Thread-safe. What came of each inference request is in the service's telemetry.
 
-    def __init__(self, service: InferenceService, limits: Limits | None = None) -> None:
+    Without `access` nobody is asked who he is.
+    """
+
+    def __init__(self, service: InferenceService, limits: Limits | None = None, access: Access | None = None) -> None:
         self.service = service
         self.limits = limits or Limits()
+        self.access = access
         self._routes = [(route, route.pattern()) for route in ROUTES]
 
     def handle(self, http: HttpRequest, *, deadline: float | None = None, request_id: str | None = None) -> HttpResponse:
@@ -157,7 +174,7 @@ class HttpSurface:
 
         For a service that never waits (`service.run_here`): the model runs in this thread.
         """
-        return _at_once(self.handle_async(http, deadline=deadline, request_id=request_id))
+        return at_once(self.handle_async(http, deadline=deadline, request_id=request_id))
 
     async def handle_async(
         self, http: HttpRequest, *, deadline: float | None = None, request_id: str | None = None
@@ -165,10 +182,10 @@ class HttpSurface:
         """The same on an event loop, for a service whose models run elsewhere. What it raises is its cancellation."""
         received = Received(http, request_id_of(http.headers, request_id), deadline, time.perf_counter(), {})
         try:
-            operation, chosen = self._find(http)
-            answer = operation(received, chosen)
-            status, encoded = answer if isinstance(answer, tuple) else await answer
+            status, encoded = await self._answer(received)
         except TriformError as error:
+            if isinstance(error, Unauthenticated | Forbidden):
+                self.service.refused(received.request_id, error, received.started)
             if error.http_status >= 500:
                 log.warning("request %s: %s", received.request_id, error.code, exc_info=error, extra=received.logged())
             status, encoded = _failure(error)
@@ -186,14 +203,43 @@ class HttpSurface:
         told = {"content-type": encoded.content_type, **encoded.headers, REQUEST_ID: request_id_of(headers, request_id)}
         return HttpResponse(status, told, encoded.body)
 
-    def _find(self, http: HttpRequest) -> tuple[Callable[[Received, Chosen], Answer | Awaitable[Answer]], Chosen]:
+    async def admit(self, http: HttpRequest) -> HttpRequest:
+        """The request with its caller, who may do what it asks: for a host that acts on it before `handle` does.
+
+        Raises as `Access.authenticate` and `authorize`, `RouteNotFound`, `MethodNotAllowed`.
+        """
+        if self.access is not None:
+            http = await self.access.authenticate(http)
+            route, chosen = self._find(http)
+            await self.access.authorize(http, route.operation, route.role, self._model(route, chosen))
+        return http
+
+    async def _answer(self, received: Received) -> Answer:
+        http, access = received.http, self.access
+        if access is None or unquote(http.path) == LIVE:
+            route, chosen = self._find(http)
+            return await self._operate(received, route, chosen, http)
+        http = await access.authenticate(http)
+        route, chosen = self._find(http)
+        model = self._model(route, chosen)
+        return await access.attend(http, route.operation, route.role, model, partial(self._operate, received, route, chosen))
+
+    async def _operate(self, received: Received, route: Route, chosen: Chosen, http: HttpRequest) -> Answer:
+        operation: Callable[[Received, Chosen], Answer | Awaitable[Answer]] = getattr(self, route.operation)
+        answer = operation(received._replace(http=http), chosen)
+        return answer if isinstance(answer, tuple) else await answer
+
+    def _model(self, route: Route, chosen: Chosen) -> str | None:
+        return chosen.get("model") or (self.service.models.default_name() if route.operation == "invocations" else None)
+
+    def _find(self, http: HttpRequest) -> tuple[Route, Chosen]:
         path, method = unquote(http.path), "GET" if http.method == "HEAD" else http.method
         allowed = []
         for route, pattern in self._routes:
             if (match := pattern.fullmatch(path)) is None:
                 continue
             if route.method == method:
-                return getattr(self, route.operation), match.groupdict()
+                return route, match.groupdict()
             allowed += ["GET", "HEAD"] if route.method == "GET" else [route.method]
         if allowed:
             raise MethodNotAllowed(f"{http.method[:20]!r} is not for this path: use {allowed[0]}", allowed=", ".join(allowed))
@@ -221,8 +267,11 @@ class HttpSurface:
         return self._infer(received, chosen, decode)
 
     async def _infer(self, received: Received, chosen: Chosen, decode: Callable[[Served], Call]) -> Answer:
-        with self.service.exchange(received.request_id, deadline=received.deadline, started=received.started) as exchange:
-            served = exchange.choose(chosen.get("model"), version=version_of(chosen.get("version")), alias=chosen.get("alias"))
+        caller = received.http.caller.id if received.http.caller else ""
+        with self.service.exchange(
+            received.request_id, deadline=received.deadline, started=received.started, caller=caller
+        ) as exchange:
+            served = exchange.choose(chosen.get("model"), version=_version(received, chosen), alias=chosen.get("alias"))
             received.told[MODEL] = served.manifest.ref
             encoded = await self.answer(exchange, partial(decode, served))
         return 200, encoded
@@ -300,12 +349,12 @@ class HttpSurface:
 Answer = tuple[int, Encoded]
 
 
-def _at_once(answer: Coroutine[Any, Any, HttpResponse]) -> HttpResponse:
+def at_once(answer: Coroutine[Any, Any, T]) -> T:
     """What a coroutine returns that never waits."""
     try:
         answer.send(None)
     except StopIteration as finished:
-        response: HttpResponse = finished.value
+        response: T = finished.value
         return response
     answer.close()
     raise RuntimeError("this service's models run elsewhere: use handle_async")
@@ -318,6 +367,8 @@ def _json(value: Any, status: int = 200) -> Answer:
 def _failure(error: TriformError) -> Answer:
     """The answer that tells of an error: its message and code, nothing of where it was raised."""
     headers = {"allow": error.allowed} if isinstance(error, MethodNotAllowed) and error.allowed else {}
+    if isinstance(error, Unauthenticated):
+        headers["www-authenticate"] = CHALLENGE
     if error.retryable and (error.http_status >= 500 or error.http_status == Overloaded.http_status):
         headers["retry-after"] = "1"
     return error.http_status, Encoded(write_json({"error": told(error), "code": error.code}), headers=headers)
@@ -343,6 +394,13 @@ def version_of(text: str | None) -> int | None:
     if not VERSION.fullmatch(text):
         raise VersionNotFound(f"{text[:40]!r} is no version: versions are positive integers")
     return int(text)
+
+
+def _version(received: Received, chosen: Chosen) -> int | None:
+    override = received.header(OVERRIDE)
+    if override is not None and ("version" in chosen or "alias" in chosen):
+        raise InvalidRequest(f"the path says which version is to answer, and {OVERRIDE} does, too: send one of them")
+    return version_of(override if override is not None else chosen.get("version"))
 
 
 def _header_length(received: Received) -> int | None:
