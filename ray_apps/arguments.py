@@ -7,9 +7,11 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from triform.access import check_closed
 from triform.batching import BatchOptions
 from triform.errors import ConfigurationError
 from triform.http import Limits
+from triform.nonces import MEMORY
 from triform.settings import Settings
 
 Count = Annotated[int, msgspec.Meta(ge=1)]
@@ -25,6 +27,12 @@ class Arguments(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     provider: Literal["cpu", "cuda", "tensorrt", "auto"] | None = None
     threads: Count | None = None  # ONNX Runtime threads of a run; None: the package's
     gpu_mem_limit: Bytes | None = None
+    allow_anonymous: bool | None = None  # without it callers need credentials
+    api_keys_file: str | None = None  # on each node
+    nonces: str | None = None  # of signed requests: memory, or a Redis that all replicas ask
+    hosts: tuple[str, ...] | None = None  # the names that browsers may call this by
+    origins: tuple[str, ...] | None = None  # the pages that may
+    audit: str | None = None  # a file on each node
     overrides: dict[str, BatchOptions] = {}  # by model: slots, max_rows, max_queue_rows
     request_bytes: Bytes = Limits().request
     unpacked_bytes: Bytes = Limits().unpacked
@@ -48,10 +56,18 @@ class Arguments(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     def settings(self, environ: Mapping[str, str]) -> Settings:
         """With the environment where nothing was said. Raises `ConfigurationError`."""
-        named = ("repository", "default_model", "provider", "threads", "gpu_mem_limit")
+        named = (
+            "repository", "default_model", "provider", "threads", "gpu_mem_limit",
+            "allow_anonymous", "api_keys_file", "nonces", "hosts", "origins", "audit",
+        )  # fmt: skip
         settings = Settings.from_env(environ, **{name: getattr(self, name) for name in named})
         if settings.repository is None:
             raise ConfigurationError("args: 'repository' is missing, and TRIFORM_REPOSITORY is not set")
+        check_closed(settings)
+        if settings.nonces == MEMORY and self.num_replicas > 1:
+            raise ConfigurationError(
+                "args: 'nonces' in memory are for one replica: several share a Redis, redis://host:port/number"
+            )
         return settings
 
     def limits(self) -> Limits:

@@ -53,7 +53,8 @@ class AsgiApp:
         if body is None:
             return
         headers = [(name.decode(LATIN), value.decode(LATIN)) for name, value in scope["headers"]]
-        request = HttpRequest(scope["method"], _path(scope), headers, body)
+        query = scope.get("query_string", b"").decode(LATIN)
+        request = HttpRequest(scope["method"], _path(scope), headers, body, query, (scope.get("client") or ("",))[0])
         response = await self.surface.handle_async(request, deadline=deadline)
         if self._told_by_server and (REQUEST_ID, response.headers[REQUEST_ID]) in headers:
             del response.headers[REQUEST_ID]

@@ -5,6 +5,7 @@ Arguments, Settings -> repository -> Models -> Batched (threads) -> InferenceSer
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from ray_apps.arguments import Arguments
+from triform.access import open_access
 from triform.batching import Batched, BatchOptions
 from triform.errors import ConfigurationError
 from triform.http import HttpSurface
@@ -54,7 +56,8 @@ def host(arguments: Arguments, settings: Settings, telemetry: Telemetry) -> Host
     slots = sum(arguments.overrides.get(name, BatchOptions()).slots * len(models.versions(name)) for name in names)
     threads = ThreadPoolExecutor(min(slots, MOST_THREADS), thread_name_prefix="triform-run")
     batched = Batched(threads, arguments.overrides)
-    return Hosted(HttpSurface(InferenceService(models, batched), arguments.limits()), batched, threads)
+    access = open_access(settings, asyncio.to_thread, public=False)
+    return Hosted(HttpSurface(InferenceService(models, batched), arguments.limits(), access), batched, threads)
 
 
 def _versions(repository: ModelRepository, arguments: Arguments) -> Iterator[tuple[str, int, tuple[str, ...]]]:

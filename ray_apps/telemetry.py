@@ -16,7 +16,7 @@ from triform.telemetry import VOCABULARY, InferenceRecord, LoadRecord, Observati
 
 log = logging.getLogger(__name__)
 
-PER_REQUEST: Final = ("request_id", "model", "version", "variant", "code", "rows", "batch_rows", "seconds")
+PER_REQUEST: Final = ("request_id", "model", "version", "variant", "code", "rows", "batch_rows", "seconds", "caller")
 
 
 AGAIN_SECONDS: Final = 15.0

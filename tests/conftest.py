@@ -77,8 +77,8 @@ def serve_address(ray_cluster: Any, online_models: Path) -> Iterator[tuple[str, 
     """Host and port of the Serve application with those models; its gRPC is on `SERVE_PORTS.grpc`."""
     from tests.ray_apps.hosts import served
 
-    with served(online_models) as address:
-        yield address
+    with served(online_models) as (host, port, _):
+        yield host, port
 
 
 @pytest.fixture(scope="session")

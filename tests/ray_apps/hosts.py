@@ -65,7 +65,7 @@ async def call_app(
 
 @contextmanager
 def running(repository: Path, telemetry: Telemetry | None = None, **args: Any) -> Iterator[RunningApp]:
-    arguments = Arguments.of({"repository": str(repository), "default_model": DEFAULT, **args})
+    arguments = Arguments.of({"repository": str(repository), "default_model": DEFAULT, "allow_anonymous": True, **args})
     hosted = host(arguments, arguments.settings({}), telemetry or Silent())
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
@@ -80,20 +80,21 @@ def running(repository: Path, telemetry: Telemetry | None = None, **args: Any) -
 
 
 @contextmanager
-def served(repository: Path, **args: Any) -> Iterator[tuple[str, int]]:
-    """Host and port of the application on the cluster that this process is connected to."""
+def served(repository: Path, *, below: str = "/", **args: Any) -> Iterator[tuple[str, int, str]]:
+    """Host, port and name of the application on the cluster that this process is connected to; `below` a path of its own."""
     from ray import serve
 
     from ray_apps.predict import GRPC, build_app
 
     name = f"predict-{uuid.uuid4().hex[:8]}"
-    given = {"repository": str(repository), "default_model": DEFAULT, "num_cpus": 0, "drain_s": 0, **args}
+    loopback = {"num_cpus": 0, "drain_s": 0, "allow_anonymous": True}
+    given = {"repository": str(repository), "default_model": DEFAULT, **loopback, **args}
     serve.start(
         http_options={"host": "127.0.0.1", "port": SERVE_PORTS.http},
         grpc_options={"port": SERVE_PORTS.grpc, "grpc_servicer_functions": [GRPC], "enable_reflection": False},
     )
-    serve.run(build_app(given), name=name, route_prefix="/")
+    serve.run(build_app(given), name=name, route_prefix=below)
     try:
-        yield "127.0.0.1", SERVE_PORTS.http
+        yield "127.0.0.1", SERVE_PORTS.http, name
     finally:
         serve.delete(name)

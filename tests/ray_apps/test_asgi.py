@@ -125,7 +125,7 @@ def test_the_server_may_start_and_stop_it_and_websockets_are_refused(online_mode
         async def send(message: Any) -> None:
             sent.append(message["type"])
 
-        arguments = Arguments.of({"repository": str(online_models), "models": ["linear"]})
+        arguments = Arguments.of({"repository": str(online_models), "models": ["linear"], "allow_anonymous": True})
         hosted = host(arguments, arguments.settings({}), RecordingTelemetry())
         await AsgiApp(hosted.surface, timeout=1, at_end=at_end)({"type": kind}, receive, send)
         await hosted.drain()
@@ -148,6 +148,10 @@ def test_the_server_may_start_and_stop_it_and_websockets_are_refused(online_mode
         ({"repository": "x", "overrides": {"m": {"slot": 1}}}, "slot"),
         ({"repository": "x", "log_requests": "some"}, "log_requests"),
         ({}, "repository"),
+        ({"repository": "x"}, "allow_anonymous = true"),
+        ({"repository": "x", "allow_anonymous": False}, "credentials are required"),
+        ({"repository": "x", "allow_anonymous": "yes"}, "allow_anonymous"),
+        ({"repository": "x", "allow_anonymous": True, "nonces": "memory", "num_replicas": 2}, "nonces"),
     ],
 )
 def test_a_bad_argument_is_named(args: dict[str, Any], named: str) -> None:
@@ -157,6 +161,6 @@ def test_a_bad_argument_is_named(args: dict[str, Any], named: str) -> None:
 
 @pytest.mark.parametrize("args", [{"default_model": "other"}, {"overrides": {"other": {"slots": 2}}}])
 def test_a_model_that_is_not_here_is_named(online_models: Path, args: dict[str, Any]) -> None:
-    arguments = Arguments.of({"repository": str(online_models), "models": ["linear"], **args})
+    arguments = Arguments.of({"repository": str(online_models), "models": ["linear"], "allow_anonymous": True, **args})
     with pytest.raises(ConfigurationError, match="'other' is not among the models"):
         host(arguments, arguments.settings({}), RecordingTelemetry())

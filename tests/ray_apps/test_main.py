@@ -33,7 +33,9 @@ def test_a_bad_start_names_what_is_wrong(tmp_path: Path) -> None:
 def test_it_answers_what_is_in_flight_when_it_is_told_to_end(tmp_path: Path) -> None:
     http_port, grpc_port, metrics_port, stats_port = free_ports(4)
     arguments = tmp_path / "args.json"
-    arguments.write_text('{"num_cpus": 0, "drain_s": 60, "overrides": {"slow": {"max_queue_rows": 1000000}}}')
+    arguments.write_text(
+        '{"num_cpus": 0, "drain_s": 60, "allow_anonymous": true, "overrides": {"slow": {"max_queue_rows": 1000000}}}'
+    )
     models = {"linear": testing.linear(tmp_path / "linear.onnx"), "slow": testing.slow(tmp_path / "slow.onnx")}
     testing.repository(tmp_path / "models", models)
     options = {
