@@ -1,6 +1,6 @@
 """`triform.http` as an ASGI application: no framework, a body is never read beyond its limit.
 
-    scope, receive -> HttpRequest -> HttpSurface.handle_async -> HttpResponse -> send
+    scope -> HttpRequest -> HttpSurface.greet -> receive -> HttpSurface.handle_async -> HttpResponse -> send
 
 A caller who goes away is the server's to notice: it cancels the call, and with it what waits for the model. Specification: ASGI
 3.0, HTTP connection scope and lifespan.
@@ -49,13 +49,14 @@ class AsgiApp:
 
     async def _http(self, scope: Message, receive: Receive, send: Send) -> None:
         deadline = time.monotonic() + self.timeout
-        body = await _read(receive, self.surface.limits.request)
-        if body is None:
-            return
         headers = [(name.decode(LATIN), value.decode(LATIN)) for name, value in scope["headers"]]
-        query = scope.get("query_string", b"").decode(LATIN)
-        request = HttpRequest(scope["method"], _path(scope), headers, body, query, (scope.get("client") or ("",))[0])
-        response = await self.surface.handle_async(request, deadline=deadline)
+        query, client = scope.get("query_string", b"").decode(LATIN), (scope.get("client") or ("",))[0]
+        response = await self.surface.greet(HttpRequest(scope["method"], _path(scope), headers, b"", query, client))
+        if isinstance(response, HttpRequest):
+            body = await _read(receive, self.surface.limits.request)
+            if body is None:
+                return
+            response = await self.surface.handle_async(response._replace(body=body), deadline=deadline)
         if self._told_by_server and (REQUEST_ID, response.headers[REQUEST_ID]) in headers:
             del response.headers[REQUEST_ID]
         await _answer(response, send, length=scope["method"] != "HEAD")

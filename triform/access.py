@@ -125,6 +125,12 @@ class Access:
         self._browsers.check(http.headers)
         return http if http.caller is not None else http._replace(caller=await self._caller(http))
 
+    async def authenticate_head(self, http: HttpRequest) -> HttpRequest:
+        """The same of a request whose body is still to be read; one that is signed is left for then. Raises as `authenticate`."""
+        if any(value.startswith(SCHEME) for value in values(http.headers, "authorization")):
+            return http
+        return await self.authenticate(http)
+
     async def _caller(self, http: HttpRequest) -> Caller:
         given = values(http.headers, "authorization")
         if not given:

@@ -197,6 +197,18 @@ class HttpSurface:
         headers[REQUEST_ID] = received.request_id
         return HttpResponse(status, headers, b"" if http.method == "HEAD" else body)
 
+    async def greet(self, http: HttpRequest) -> HttpRequest | HttpResponse:
+        """For a host that has not read the body yet: the request with its caller, or a refusal that needs no body."""
+        started = time.perf_counter()
+        if self.access is None or unquote(http.path) == LIVE:
+            return http
+        try:
+            return await self.access.authenticate_head(http)
+        except TriformError as error:
+            response = self.refuse(error, http.headers)
+            self.service.refused(response.headers[REQUEST_ID], error, started)
+            return response
+
     def refuse(self, error: TriformError, headers: Sequence[tuple[str, str]] = (), request_id: str | None = None) -> HttpResponse:
         """The answer to a request that its host found at fault; `headers` are the request's."""
         status, encoded = _failure(error)

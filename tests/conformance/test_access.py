@@ -1,6 +1,6 @@
 """Who may call, over each kind of host: credentials on every path, roles, models, signatures, other people's pages.
 
-Function URLs have no authorizer before them, so the same keys work there; what authorizers say is in tests/handlers/test_identity.py.
+Function URLs have no authorizer before them, so the same keys work there; tests/handlers/test_identity.py has authorizers.
 """
 
 from __future__ import annotations

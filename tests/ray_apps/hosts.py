@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -64,9 +64,11 @@ async def call_app(
 
 
 @contextmanager
-def running(repository: Path, telemetry: Telemetry | None = None, **args: Any) -> Iterator[RunningApp]:
+def running(
+    repository: Path, telemetry: Telemetry | None = None, environ: Mapping[str, str] | None = None, **args: Any
+) -> Iterator[RunningApp]:
     arguments = Arguments.of({"repository": str(repository), "default_model": DEFAULT, "allow_anonymous": True, **args})
-    hosted = host(arguments, arguments.settings({}), telemetry or Silent())
+    hosted = host(arguments, arguments.settings(environ or {}), telemetry or Silent())
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import orjson
 import pytest
 
@@ -14,7 +15,9 @@ from ray_apps.arguments import Arguments
 from ray_apps.asgi import AsgiApp
 from ray_apps.hosting import host
 from tests.ray_apps.hosts import RunningApp, running
+from triform.api_keys import KeyRing, new_key
 from triform.errors import ConfigurationError
+from triform.signing import Parts, sign
 from triform.testing import RecordingTelemetry
 
 PREDICT = "/v1/models/linear:predict"
@@ -37,6 +40,38 @@ def test_a_body_comes_in_any_pieces(app: RunningApp) -> None:
 def test_a_body_beyond_the_limit_is_refused_and_not_kept(app: RunningApp, pieces: list[bytes]) -> None:
     answer = app.request("POST", PREDICT, body=pieces)
     assert (answer.status, orjson.loads(answer.body)["code"]) == (413, "payload_too_large")
+
+
+def test_no_body_is_read_of_whom_nobody_knows(online_models: Path) -> None:
+    """But of a signed request it is: the signature is over it, too."""
+    key, kept = new_key({"infer"})
+    keys = msgspec.json.encode(KeyRing([kept])).decode()
+    telemetry = RecordingTelemetry()
+
+    async def ask(app: AsgiApp, authorization: str) -> tuple[int, int]:
+        read = 0
+        sent: list[Any] = []
+
+        async def receive() -> Any:
+            nonlocal read
+            read += 1
+            return {"type": "http.request", "body": BODY, "more_body": False}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        headers = [(b"authorization", authorization.encode())]
+        await app({"type": "http", "method": "POST", "path": PREDICT, "headers": headers}, receive, send)
+        return sent[0]["status"], read
+
+    with running(online_models, telemetry, {"TRIFORM_API_KEYS": keys}, allow_anonymous=False) as app:
+        for authorization, told in (
+            (f"Bearer {key}", (200, 1)),
+            ("Bearer no", (401, 0)),
+            (sign(key, Parts("POST", PREDICT)), (401, 1)),
+        ):
+            assert asyncio.run_coroutine_threadsafe(ask(app.app, authorization), app.loop).result(30) == told
+    assert [record.code for record in telemetry.records] == ["ok", "unauthenticated", "unauthenticated"]
 
 
 def test_a_body_at_the_limit_is_answered(app: RunningApp) -> None:
