@@ -156,13 +156,17 @@ class Access:
 
         `what` it does, for the audit: a caller who is known and may not operate is on record for having tried.
         """
-        caller, deed = http.caller or ANONYMOUS, _Deed.of(http, what, role, model)
+        await self._authorize(http, _Deed.of(http, what, role, model), model)
+
+    async def _authorize(self, http: HttpRequest, deed: _Deed, model: str | None) -> None:
+        caller = http.caller or ANONYMOUS
         missing = [needed for needed in deed.roles if needed not in caller.roles]
         if missing and caller is ANONYMOUS:
             raise Unauthenticated(f"this needs the role '{missing[0]}', and so credentials")
         if not missing and (model is None or caller.may_see(model)):
             return
-        await self._record(http, deed, Forbidden.code)
+        if OPERATE in deed.roles:
+            await self._record(http, deed, Forbidden.code)
         raise Forbidden(f"this needs the role '{missing[0]}'" if missing else "the caller is bound to other models")
 
     async def attend(
@@ -172,7 +176,10 @@ class Access:
 
         Raises as `authorize` and `act` do, and `StoreError` where it cannot be written down.
         """
-        await self.authorize(http, what, role, model)
+        deed = _Deed.of(http, what, role, model)
+        await self._authorize(http, deed, model)
+        if OPERATE not in deed.roles:
+            return await act(http)
         result = TriformError.code
         try:
             done = await act(http)
@@ -181,12 +188,10 @@ class Access:
             result = error.code
             raise
         finally:
-            await self._record(http, _Deed.of(http, what, role, model), result)
+            await self._record(http, deed, result)
         return done
 
     async def _record(self, http: HttpRequest, deed: _Deed, result: str) -> None:
-        if OPERATE not in deed.roles:
-            return
         caller = http.caller or ANONYMOUS
         action = Action(who=caller.id, what=deed.what, target=deed.target, where=http.client, result=result)
         if self._run is None:

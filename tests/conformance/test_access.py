@@ -5,12 +5,13 @@ Function URLs have no authorizer before them, so the same keys work there; tests
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import orjson
@@ -202,6 +203,13 @@ def test_a_signed_request_once(guarded: Guarded, path: str) -> None:
     headers = guarded.guard.signed("POST", path, GOOD, content_type="application/json")
     assert guarded.send("POST", path, headers, GOOD)[::2] == (200, ANSWER)
     assert "used before" in guarded.refuses(guarded.send("POST", path, headers, GOOD), 401, "unauthenticated")
+
+
+def test_the_guides_example_is_let_in(guarded: Guarded) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[2] / "docs/security.md").read_text(), re.DOTALL)
+    made: dict[str, Any] = {"key": guarded.guard.keys["infer"]}
+    exec(code.replace("churn", "linear"), made)  # noqa: S102 - our own page
+    assert guarded.send("POST", made["path"], made["headers"], made["body"])[::2] == (200, ANSWER)
 
 
 def test_a_signed_binary_body(guarded: Guarded) -> None:
