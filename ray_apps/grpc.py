@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from ray_apps.messages import MESSAGES, RPCS, SERVICE
 from triform.access import INFER, OPERATE, OVERRIDE, values
-from triform.api_keys import Role
+from triform.api_keys import SIGNED, Role
 from triform.errors import Forbidden, InvalidRequest, PayloadTooLarge, TriformError, Unauthenticated, UnsupportedMethod
 from triform.http import HttpRequest, HttpSurface, request_id_of, told, version_of
 from triform.package import Manifest
@@ -24,7 +24,6 @@ from triform.protocols import oip
 from triform.protocols.bodies import Call, Encoded, convert
 from triform.service import Served
 from triform.signature import Array
-from triform.signing import SCHEME
 
 log = logging.getLogger(__name__)
 
@@ -166,7 +165,7 @@ class OpenInference:
         http, access = HttpRequest("POST", f"/{SERVICE}/{rpc}", headers, client=context.peer()), self.surface.access
         if access is None:
             return await operation(http)
-        if any(value.startswith(SCHEME) for value in values(headers, "authorization")):
+        if any(value.startswith(SIGNED) for value in values(headers, "authorization")):
             if request is None:
                 raise Unauthenticated("a stream cannot be signed: send an API key")
             http = http._replace(body=request.SerializeToString(deterministic=True))

@@ -7,7 +7,7 @@
 by the header x-triform-version, loading and unloading, and whatever changes state later. Neither includes the other. A version in
 a path (`/versions/3`) is the protocol's own way to name what is served to everybody here, so it needs `infer` alone.
 
-Imports nothing that a cold start would notice.
+What only signatures, nonces or the audit need is imported when it is first wanted: a cold start pays for each module.
 """
 
 from __future__ import annotations
@@ -20,14 +20,13 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
-from triform.api_keys import ApiKey, KeyFile, Keys, Presented, Role, read, stored_of
-from triform.audit import Action, Audit, open_audit
+from triform.api_keys import SIGNED, ApiKey, KeyFile, Keys, Presented, Role, read, stored_of
 from triform.errors import ConfigurationError, Forbidden, TriformError, Unauthenticated
-from triform.nonces import Nonces, Run, open_nonces
-from triform.signing import SCHEME, SKEW_SECONDS, Parts, Signature, message
 
 if TYPE_CHECKING:
+    from triform.audit import Audit
     from triform.http import HttpRequest
+    from triform.nonces import Nonces, Run
     from triform.settings import Settings
 
 T = TypeVar("T")
@@ -35,13 +34,13 @@ T = TypeVar("T")
 INFER: Final[Role] = "infer"
 OPERATE: Final[Role] = "operate"
 OVERRIDE: Final = "x-triform-version"  # the header that names the version that is to answer, whatever the release says
-CHALLENGE: Final = f'Bearer realm="triform", {SCHEME} realm="triform"'  # RFC 9110, 11.6.1: WWW-Authenticate
+CHALLENGE: Final = f'Bearer realm="triform", {SIGNED} realm="triform"'  # RFC 9110, 11.6.1: WWW-Authenticate
 _NOBODYS: Final = ApiKey(
     id="none", stored="0" * 64, roles=frozenset({INFER})
 )  # so that an unknown id takes as long as a known one
-_UNPRINTABLE: Final = re.compile(r"[^\x20-\x7e]")
-_HOST: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]/@\s]+)(:[0-9]{1,5})?")
-_ADDRESS: Final = re.compile(r"\[[0-9A-Fa-f:.]+\]|[0-9]{1,3}(\.[0-9]{1,3}){3}|localhost|.+\.localhost")
+_UNPRINTABLE: Final = r"[^\x20-\x7e]"
+_HOST: Final = r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]/@\s]+)(:[0-9]{1,5})?"
+_ADDRESS: Final = r"\[[0-9A-Fa-f:.]+\]|[0-9]{1,3}(\.[0-9]{1,3}){3}|localhost|.+\.localhost"
 
 
 class Caller(NamedTuple):
@@ -83,9 +82,9 @@ class Browsers(NamedTuple):
     def _known(self, host: str) -> bool:
         if not self.hosts and not self.addresses_only:
             return True
-        found = _HOST.fullmatch(host)
+        found = re.fullmatch(_HOST, host)
         name = found[1].rstrip(".") if found else ""
-        return name in self.hosts if self.hosts else bool(_ADDRESS.fullmatch(name))
+        return name in self.hosts if self.hosts else bool(re.fullmatch(_ADDRESS, name))
 
 
 class Access:
@@ -113,7 +112,7 @@ class Access:
         self._nonces = nonces
         self._browsers = browsers or Browsers()
         self._operators = operators
-        self._audit = audit or open_audit(None)
+        self._audit = audit
         self._run = run
         self._clock = clock
 
@@ -127,7 +126,7 @@ class Access:
 
     async def authenticate_head(self, http: HttpRequest) -> HttpRequest:
         """The same of a request whose body is still to be read; one that is signed is left for then. Raises as `authenticate`."""
-        if any(value.startswith(SCHEME) for value in values(http.headers, "authorization")):
+        if any(value.startswith(SIGNED) for value in values(http.headers, "authorization")):
             return http
         return await self.authenticate(http)
 
@@ -142,14 +141,14 @@ class Access:
         scheme, _, rest = given[0].partition(" ")
         if scheme.lower() == "bearer":
             return _holder(self._of_bearer(rest.strip(" ")))
-        if scheme == SCHEME:
+        if scheme == SIGNED:
             return _holder(await self._of_signature(given[0], http))
-        raise Unauthenticated(f"authorization: expected Bearer or {SCHEME}")
+        raise Unauthenticated(f"authorization: expected Bearer or {SIGNED}")
 
     def of_platform(self, identity: str) -> Caller:
         """The caller whom the platform before this host knows, such as an authorizer: never from a header."""
         operates = any(fnmatchcase(identity, pattern) for pattern in self._operators)
-        return Caller(_UNPRINTABLE.sub("?", identity)[:256], frozenset({INFER, OPERATE} if operates else {INFER}))
+        return Caller(re.sub(_UNPRINTABLE, "?", identity)[:256], frozenset({INFER, OPERATE} if operates else {INFER}))
 
     async def authorize(self, http: HttpRequest, what: str, role: Role, model: str | None = None) -> None:
         """Lets an authenticated request pass, or raises `Forbidden`; `Unauthenticated` where credentials might help.
@@ -192,12 +191,14 @@ class Access:
         return done
 
     async def _record(self, http: HttpRequest, deed: _Deed, result: str) -> None:
-        caller = http.caller or ANONYMOUS
+        from triform.audit import Action, Logged
+
+        caller, append = http.caller or ANONYMOUS, (self._audit or Logged()).append
         action = Action(who=caller.id, what=deed.what, target=deed.target, where=http.client, result=result)
         if self._run is None:
-            self._audit.append(action)
+            append(action)
         else:
-            await self._run(self._audit.append, action)
+            await self._run(append, action)
 
     def _of_bearer(self, text: str) -> ApiKey:
         presented = Presented.parse(text)
@@ -209,9 +210,11 @@ class Access:
         return self._in_time(key)
 
     async def _of_signature(self, authorization: str, http: HttpRequest) -> ApiKey:
+        from triform.signing import SKEW_SECONDS, Parts, Signature, message
+
         signature = Signature.parse(authorization)
         if signature is None:
-            raise Unauthenticated(f"authorization: expected {SCHEME} key=, timestamp=, nonce=, signature=")
+            raise Unauthenticated(f"authorization: expected {SIGNED} key=, timestamp=, nonce=, signature=")
         key = self._keys.get(signature.key_id)
         stored = bytes.fromhex((key or _NOBODYS).stored)
         parts = Parts(http.method, http.path, http.query, http.headers, http.body)
@@ -268,21 +271,31 @@ def open_access(settings: Settings, run: Run | None = None, *, public: bool) -> 
     `run`: how to wait for a disk or for Redis elsewhere, such as `asyncio.to_thread`; None: here. Raises `ConfigurationError`.
     """
     keys: Keys | None = None
+    nonces: Nonces | None = None
+    audit: Audit | None = None
     if settings.api_keys_file is not None:
         keys = KeyFile(Path(settings.api_keys_file))
     elif settings.api_keys is not None:
         keys = read(settings.api_keys, "api_keys")
+    if settings.nonces is not None:
+        from triform.nonces import open_nonces
+
+        nonces = open_nonces(settings.nonces, run)
+    if settings.audit is not None:
+        from triform.audit import AuditFile
+
+        audit = AuditFile(Path(settings.audit))
     return Access(
         keys,
         anonymous=settings.allow_anonymous,
-        nonces=open_nonces(settings.nonces, run) if settings.nonces is not None else None,
+        nonces=nonces,
         browsers=Browsers(
             frozenset(name.lower() for name in settings.hosts),
             frozenset(settings.origins),
             addresses_only=settings.allow_anonymous and not public,
         ),
         operators=settings.operators,
-        audit=open_audit(settings.audit),
+        audit=audit,
         run=run,
     )
 

@@ -17,7 +17,6 @@ import hmac
 import logging
 import os
 import re
-import secrets
 import time
 from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
@@ -31,11 +30,12 @@ from triform.errors import ConfigurationError
 log = logging.getLogger(__name__)
 
 Role = Literal["infer", "operate"]
+SIGNED: Final = "TRIFORM-HMAC-SHA256"  # how a request is authorized that is signed with a key: signing.py
 ID: Final = "[a-z0-9]{4,32}"
 LOOK_SECONDS: Final = 1.0  # between two looks at the file
 TELL_SECONDS: Final = 60.0  # between two complaints about one that is broken
 MOST_BYTES: Final = 4 << 20  # of a key file: some ten thousand keys
-_KEY: Final = re.compile(rf"trf_({ID})_([A-Za-z0-9_-]{{43}})")
+_KEY: Final = rf"trf_({ID})_([A-Za-z0-9_-]{{43}})"
 _ALPHABET: Final = "abcdefghjkmnpqrstuvwxyz23456789"  # nothing that is taken for something else
 
 
@@ -70,7 +70,7 @@ class Presented(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Presented | None:
-        found = _KEY.fullmatch(text)
+        found = re.fullmatch(_KEY, text)
         return cls(*found.groups()) if found else None
 
     @property
@@ -91,6 +91,8 @@ def new_key(
     note: str = "",
 ) -> tuple[str, ApiKey]:
     """A new key: its text, which nobody can make out again later, and what a host keeps of it."""
+    import secrets  # hosts make no keys
+
     key_id = "".join(secrets.choice(_ALPHABET) for _ in range(10))
     presented = Presented(key_id, secrets.token_urlsafe(32))
     kept: dict[str, Any] = {"models": frozenset(models) if models else None, "expires": expires, "created": created, "note": note}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import secrets
+import os
 import threading
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, Protocol
@@ -66,7 +66,7 @@ class RedisNonces:
     def _set(self, nonce: str, seconds: int) -> bool:
         from redis.exceptions import RedisError
 
-        name, ours = f"triform:nonce:{nonce}", secrets.token_bytes(8)
+        name, ours = f"triform:nonce:{nonce}", os.urandom(8)
         try:
             if self._client.set(name, ours, nx=True, ex=seconds):
                 return True

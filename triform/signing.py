@@ -23,9 +23,8 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 from urllib.parse import parse_qsl, quote, unquote, urlencode
 
-from triform.api_keys import ID, Presented, stored_of
+from triform.api_keys import ID, SIGNED, Presented, stored_of
 
-SCHEME: Final = "TRIFORM-HMAC-SHA256"
 SKEW_SECONDS: Final = 300
 # What a header says of a body, or of who answers, must not change on the way either.
 HEADERS: Final = (
@@ -33,7 +32,7 @@ HEADERS: Final = (
     "x-triform-input", "x-triform-output", "x-triform-version",
 )  # fmt: skip
 _FORM: Final = re.compile(
-    rf"{SCHEME} key=({ID}), timestamp=([0-9]{{1,11}}), nonce=([A-Za-z0-9_-]{{16,64}}), signature=([0-9a-f]{{64}})"
+    rf"{SIGNED} key=({ID}), timestamp=([0-9]{{1,11}}), nonce=([A-Za-z0-9_-]{{16,64}}), signature=([0-9a-f]{{64}})"
 )
 
 
@@ -78,7 +77,7 @@ def message(parts: Parts, key_id: str, timestamp: int, nonce: str) -> bytes:
     path = quote(unquote(parts.path), safe="/:@!$&'()*+,;=~")
     query = urlencode(sorted(parse_qsl(parts.query, keep_blank_values=True)))
     headers = [f"{name}:{','.join(said[name])}" for name in HEADERS if name in said]
-    lines = [SCHEME, key_id, str(timestamp), nonce, parts.method, path, query, *headers, hashlib.sha256(parts.body).hexdigest()]
+    lines = [SIGNED, key_id, str(timestamp), nonce, parts.method, path, query, *headers, hashlib.sha256(parts.body).hexdigest()]
     if any("\n" in line for line in lines):
         raise ValueError("a signed header has no line breaks")
     return "\n".join(lines).encode(errors="surrogatepass")
@@ -96,7 +95,7 @@ def sign(key: str, parts: Parts, *, now: float | None = None, nonce: str | None 
     nonce = nonce or secrets.token_urlsafe(16)
     signed = hmac.digest(stored_of(presented.client_key), message(parts, presented.id, timestamp, nonce), "sha256")
     proof = _xor(presented.client_key, signed).hex()
-    return f"{SCHEME} key={presented.id}, timestamp={timestamp}, nonce={nonce}, signature={proof}"
+    return f"{SIGNED} key={presented.id}, timestamp={timestamp}, nonce={nonce}, signature={proof}"
 
 
 def _xor(one: bytes, other: bytes) -> bytes:

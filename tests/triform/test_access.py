@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 
 from triform import access
 from triform.access import ANONYMOUS, INFER, OPERATE, Access, Browsers, Caller, check_closed, open_access
-from triform.api_keys import KeyRing, new_key
+from triform.api_keys import SIGNED, KeyRing, new_key
 from triform.audit import AuditFile, Entry, verify
 from triform.errors import ConfigurationError, Forbidden, StoreError, TriformError, Unauthenticated, VersionNotFound
 from triform.http import HttpRequest, at_once
 from triform.nonces import MemoryNonces
 from triform.settings import Settings
-from triform.signing import SCHEME, SKEW_SECONDS, Parts, sign
+from triform.signing import SKEW_SECONDS, Parts, sign
 
 NOW = 1_800_000_000.0
 KEY, KEPT = new_key({INFER})
@@ -120,7 +120,7 @@ def test_no_headers_let_in_who_holds_no_key(headers: list[tuple[str, str]]) -> N
     refusal(door(), request(*headers))
 
 
-@given(st.sampled_from(["Bearer", SCHEME]), st.text(st.characters()))
+@given(st.sampled_from(["Bearer", SIGNED]), st.text(st.characters()))
 def test_nor_does_anything_in_the_right_header(scheme: str, text: str) -> None:
     refusal(door(), request(("authorization", f"{scheme} {text}")))
 

@@ -19,6 +19,7 @@ from triform.api_keys import LOOK_SECONDS, TELL_SECONDS, ApiKey, KeyFile, KeyRin
 from triform.errors import ConfigurationError
 
 NOW = datetime(2026, 11, 21, tzinfo=UTC)
+KEY = new_key({"infer"})
 
 
 def written(path: Path, *keys: ApiKey) -> Path:
@@ -44,7 +45,7 @@ def test_what_is_kept_knows_its_key_and_no_other(roles: set[Any], models: set[st
 
 @given(st.data())
 def test_a_key_with_any_character_changed_is_another_or_none(data: st.DataObject) -> None:
-    text, kept = new_key({"infer"})
+    text, kept = KEY
     at = data.draw(st.integers(0, len(text) - 1))
     character = data.draw(st.sampled_from(string.printable + "\u0430\uff45\U0001d7ec\x00\u2028").filter(lambda c: c != text[at]))
     other = Presented.parse(text[:at] + character + text[at + 1 :])

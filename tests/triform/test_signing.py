@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from triform import signing
-from triform.api_keys import new_key
-from triform.signing import HEADERS, SCHEME, Parts, Signature, message, sign
+from triform.api_keys import SIGNED, new_key
+from triform.signing import HEADERS, Parts, Signature, message, sign
 
 KEY, KEPT = new_key({"infer"})
 OTHER = new_key({"infer"})[0]
@@ -122,7 +122,7 @@ def test_who_reads_the_key_file_cannot_sign() -> None:
     signed = hmac.digest(STORED, message(PARTS, KEPT.id, 1, NONCE), "sha256")
     for guess in bytes(32), STORED, hashlib.sha256(STORED).digest(), signed:
         forged = bytes(a ^ b for a, b in zip(guess, signed, strict=True)).hex()
-        assert not proves(f"{SCHEME} key={KEPT.id}, timestamp=1, nonce={NONCE}, signature={forged}", PARTS)
+        assert not proves(f"{SIGNED} key={KEPT.id}, timestamp=1, nonce={NONCE}, signature={forged}", PARTS)
 
 
 GOOD = sign(KEY, PARTS, now=1.8e9, nonce=NONCE)
@@ -132,7 +132,7 @@ GOOD = sign(KEY, PARTS, now=1.8e9, nonce=NONCE)
     "wrong",
     [
         "",
-        SCHEME,
+        SIGNED,
         GOOD + " ",
         GOOD + "\n",
         GOOD + ", extra=1",
