@@ -50,8 +50,8 @@ class AsgiApp:
     async def _http(self, scope: Message, receive: Receive, send: Send) -> None:
         deadline = time.monotonic() + self.timeout
         headers = [(name.decode(LATIN), value.decode(LATIN)) for name, value in scope["headers"]]
-        query, client = scope.get("query_string", b"").decode(LATIN), (scope.get("client") or ("",))[0]
-        response = await self.surface.greet(HttpRequest(scope["method"], _path(scope), headers, b"", query, client))
+        query = scope.get("query_string", b"").decode(LATIN)
+        response = await self.surface.greet(HttpRequest(scope["method"], _path(scope), headers, b"", query, _client(scope)))
         if isinstance(response, HttpRequest):
             body = await _read(receive, self.surface.limits.request)
             if body is None:
@@ -98,6 +98,12 @@ def _path(scope: Message) -> str:
     path: str = scope["raw_path"].decode(LATIN) if scope.get("raw_path") is not None else quote(scope["path"])
     root = scope.get("root_path", "")
     return path.removeprefix(root) if root and root != "/" else path
+
+
+def _client(scope: Message) -> str:
+    """The address that the request came from. Behind HAProxy uvicorn puts X-Forwarded-For in its place, and 0 for the port."""
+    host, port = scope.get("client") or ("", None)
+    return f"forwarded for {host}" if port == 0 else host
 
 
 async def _answer(response: HttpResponse, send: Send, *, length: bool) -> None:

@@ -16,7 +16,6 @@ import hmac
 import re
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from triform.http import HttpRequest
     from triform.nonces import Nonces, Run
     from triform.settings import Settings
+    from triform.signing import Signature
 
 T = TypeVar("T")
 
@@ -35,6 +35,7 @@ INFER: Final[Role] = "infer"
 OPERATE: Final[Role] = "operate"
 OVERRIDE: Final = "x-triform-version"  # the header that names the version that is to answer, whatever the release says
 CHALLENGE: Final = f'Bearer realm="triform", {SIGNED} realm="triform"'  # RFC 9110, 11.6.1: WWW-Authenticate
+WRONG_SIGNATURE: Final = "the signature is not that of this request by a key that is known here"
 _NOBODYS: Final = ApiKey(
     id="none", stored="0" * 64, roles=frozenset({INFER})
 )  # so that an unknown id takes as long as a known one
@@ -91,7 +92,7 @@ class Access:
     """A host's doorkeeper. Thread-safe.
 
     `anonymous`: whether callers without credentials are let in, to infer. `nonces`: None: signed requests are refused.
-    `operators`: patterns of the ids of the platform's callers that may operate. `run`: how the audit waits for its disk.
+    `operators`: ids of the platform's callers that may operate, `*` for what has no ':' or '/'. `run`: how the audit waits.
     """
 
     def __init__(
@@ -125,8 +126,11 @@ class Access:
         return http if http.caller is not None else http._replace(caller=await self._caller(http))
 
     async def authenticate_head(self, http: HttpRequest) -> HttpRequest:
-        """The same of a request whose body is still to be read; one that is signed is left for then. Raises as `authenticate`."""
-        if any(value.startswith(SIGNED) for value in values(http.headers, "authorization")):
+        """The same of a request whose body is still to be read: a signature that could be right is left for then."""
+        given = values(http.headers, "authorization")
+        if len(given) == 1 and given[0].startswith(SIGNED):
+            self._browsers.check(http.headers)
+            self._signature(given[0])
             return http
         return await self.authenticate(http)
 
@@ -147,7 +151,7 @@ class Access:
 
     def of_platform(self, identity: str) -> Caller:
         """The caller whom the platform before this host knows, such as an authorizer: never from a header."""
-        operates = any(fnmatchcase(identity, pattern) for pattern in self._operators)
+        operates = any(_fits(identity, pattern) for pattern in self._operators)
         return Caller(re.sub(_UNPRINTABLE, "?", identity)[:256], frozenset({INFER, OPERATE} if operates else {INFER}))
 
     async def authorize(self, http: HttpRequest, what: str, role: Role, model: str | None = None) -> None:
@@ -209,26 +213,32 @@ class Access:
             raise Unauthenticated("no such API key")
         return self._in_time(key)
 
-    async def _of_signature(self, authorization: str, http: HttpRequest) -> ApiKey:
-        from triform.signing import SKEW_SECONDS, Parts, Signature, message
+    def _signature(self, authorization: str) -> tuple[Signature, ApiKey, float]:
+        """What can be told of a signature without the request's body, and when. Raises `Unauthenticated`."""
+        from triform.signing import SKEW_SECONDS, Signature
 
-        signature = Signature.parse(authorization)
+        signature, now = Signature.parse(authorization), self._clock()
         if signature is None:
             raise Unauthenticated(f"authorization: expected {SIGNED} key=, timestamp=, nonce=, signature=")
-        key = self._keys.get(signature.key_id)
-        stored = bytes.fromhex((key or _NOBODYS).stored)
+        if abs(now - signature.timestamp) > SKEW_SECONDS:
+            raise Unauthenticated(
+                f"the signature's timestamp is {now - signature.timestamp:+.0f} s off, {SKEW_SECONDS} are allowed"
+            )
+        if (key := self._keys.get(signature.key_id)) is None:
+            raise Unauthenticated(WRONG_SIGNATURE)
+        return signature, key, now
+
+    async def _of_signature(self, authorization: str, http: HttpRequest) -> ApiKey:
+        from triform.signing import SKEW_SECONDS, Parts, message
+
+        signature, key, now = self._signature(authorization)
         parts = Parts(http.method, http.path, http.query, http.headers, http.body)
         try:
             signed = message(parts, signature.key_id, signature.timestamp, signature.nonce)
         except ValueError:
             raise Unauthenticated("the request is none that can be signed") from None
-        if not signature.proves(stored, signed) or key is None:
-            raise Unauthenticated("the signature is not that of this request by a key that is known here")
-        now = self._clock()
-        if abs(now - signature.timestamp) > SKEW_SECONDS:
-            raise Unauthenticated(
-                f"the signature's timestamp is {now - signature.timestamp:+.0f} s off, {SKEW_SECONDS} are allowed"
-            )
+        if not signature.proves(bytes.fromhex(key.stored), signed):
+            raise Unauthenticated(WRONG_SIGNATURE)
         self._in_time(key)
         if self._nonces is None:
             raise Unauthenticated("signed requests are not taken here: see TRIFORM_NONCES")
@@ -255,6 +265,10 @@ class _Deed(NamedTuple):
         if override := values(http.headers, OVERRIDE):
             return cls("version.override", f"{model or ''}/{override[0]}", (role, OPERATE))
         return cls(what, model or "", (role,))
+
+
+def _fits(identity: str, pattern: str) -> bool:
+    return re.fullmatch("[^:/]*".join(map(re.escape, pattern.split("*"))), identity) is not None
 
 
 def _holder(key: ApiKey) -> Caller:

@@ -65,17 +65,28 @@ def test_no_body_is_read_of_whom_nobody_knows(online_models: Path) -> None:
         return sent[0]["status"], read
 
     with running(online_models, telemetry, {"TRIFORM_API_KEYS": keys}, allow_anonymous=False) as app:
-        for authorization, told in (
-            (f"Bearer {key}", (200, 1)),
-            ("Bearer no", (401, 0)),
-            (sign(key, Parts("POST", PREDICT)), (401, 1)),
-        ):
+        wrong, made_up = sign(key, Parts("POST", PREDICT)), sign(new_key({"infer"})[0], Parts("POST", PREDICT, body=BODY))
+        stale = sign(key, Parts("POST", PREDICT, body=BODY), now=1.0)
+        expected = {f"Bearer {key}": (200, 1), "Bearer no": (401, 0), wrong: (401, 1), made_up: (401, 0), stale: (401, 0)}
+        for authorization, told in expected.items():
             assert asyncio.run_coroutine_threadsafe(ask(app.app, authorization), app.loop).result(30) == told
-    assert [record.code for record in telemetry.records] == ["ok", "unauthenticated", "unauthenticated"]
+    assert [record.code for record in telemetry.records] == ["ok"] + ["unauthenticated"] * 4
 
 
 def test_a_body_at_the_limit_is_answered(app: RunningApp) -> None:
     assert app.request("POST", PREDICT, body=[BODY, b" " * (1000 - len(BODY))]).body == ANSWER
+
+
+def test_an_address_that_a_header_claims_is_told_from_one_that_is_known(online_models: Path, tmp_path: Path) -> None:
+    """uvicorn's ProxyHeadersMiddleware: what X-Forwarded-For says, with port 0, where the peer is on loopback."""
+    key, kept = new_key({"infer", "operate"})
+    environ = {"TRIFORM_API_KEYS": msgspec.json.encode(KeyRing([kept])).decode(), "TRIFORM_AUDIT": str(tmp_path / "audit")}
+    headers = [(b"authorization", f"Bearer {key}".encode()), (b"x-triform-version", b"1")]
+    with running(online_models, environ=environ, allow_anonymous=False) as app:
+        for client in ("192.0.2.7", 4711), ("192.0.2.7", 0), None:
+            assert app.request("POST", PREDICT, headers, [BODY], client=client).status == 200
+    told = [orjson.loads(line)["where"] for line in (tmp_path / "audit").read_bytes().splitlines()]
+    assert told == ["192.0.2.7", "forwarded for 192.0.2.7", ""]
 
 
 def test_nothing_is_sent_to_who_left_while_sending(app: RunningApp) -> None:
@@ -199,3 +210,25 @@ def test_a_model_that_is_not_here_is_named(online_models: Path, args: dict[str, 
     arguments = Arguments.of({"repository": str(online_models), "models": ["linear"], "allow_anonymous": True, **args})
     with pytest.raises(ConfigurationError, match="'other' is not among the models"):
         host(arguments, arguments.settings({}), RecordingTelemetry())
+
+
+def test_replicas_share_the_nonces_of_signed_requests(online_models: Path, redis_server: str) -> None:
+    """What one replica has answered, another one refuses; a Redis that is gone lets nobody in, and says so as every error."""
+    key, kept = new_key({"infer"})
+    environ = {"TRIFORM_API_KEYS": msgspec.json.encode(KeyRing([kept])).decode()}
+    closed = {"models": ["linear"], "allow_anonymous": False, "num_replicas": 2}
+    with (
+        running(online_models, environ=environ, nonces=redis_server, **closed) as one,
+        running(online_models, environ=environ, nonces=redis_server, **closed) as other,
+        running(online_models, environ=environ, nonces=f"{redis_server}.gone", **closed) as alone,
+    ):
+        headers = [(b"authorization", sign(key, Parts("POST", PREDICT, body=BODY)).encode())]
+        assert one.request("POST", PREDICT, headers, [BODY]).body == ANSWER
+        for replica in other, one:
+            refused = replica.request("POST", PREDICT, headers, [BODY])
+            assert (refused.status, orjson.loads(refused.body)["code"]) == (401, "unauthenticated")
+        fresh = [(b"authorization", sign(key, Parts("POST", PREDICT, body=BODY)).encode())]
+        down = alone.request("POST", PREDICT, fresh, [BODY])
+        assert (down.status, orjson.loads(down.body)["code"], down.headers["retry-after"]) == (503, "store_unavailable", "1")
+        assert alone.request("POST", PREDICT, [(b"authorization", f"Bearer {key}".encode())], [BODY]).body == ANSWER
+        assert other.request("POST", PREDICT, fresh, [BODY]).body == ANSWER

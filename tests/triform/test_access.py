@@ -144,7 +144,8 @@ def test_a_known_and_an_unknown_key_are_compared_alike(monkeypatch: pytest.Monke
     monkeypatch.setattr(access.hmac, "compare_digest", compare)
     caller_of(door(), request(bearer(KEY)))
     stranger = new_key({INFER})[0]
-    for http in request(bearer(stranger)), request(bearer("nonsense")), signed(stranger), request(bearer(KEY[:-2] + "AA")):
+    wrong = signed()._replace(body=b"altered")
+    for http in request(bearer(stranger)), request(bearer("nonsense")), request(bearer(KEY[:-2] + "AA")), wrong:
         refusal(door(), http)
     assert compared == [(32, 32)] * 5
 
@@ -234,7 +235,8 @@ def test_whom_the_host_knows_is_asked_for_nothing_else() -> None:
     assert caller_of(to, http) == ("jwt:7", {INFER}, None)
     for identity in "jwt:42", "iam:arn:aws:iam::1:role/ops":
         assert to.of_platform(identity).roles == {INFER, OPERATE}
-    for identity in "jwt:421", "jwt:4", "xjwt:42", "iam:arn:aws:iam::1:role/ops2", "jwt:42\n", "jwt:42 ":
+    near = "iam:arn:aws:iam::1:role/ops2", "iam:arn:aws:iam::1:user/x:role/ops", "iam:arn:aws:iam::1:role/x/ops"
+    for identity in "jwt:421", "jwt:4", "xjwt:42", "jwt:42\n", "jwt:42 ", *near:
         assert to.of_platform(identity).roles == {INFER}, identity
     assert to.of_platform("jwt:\x1b[31m\u202e" + "x" * 1000).id == "jwt:?[31m?" + "x" * 246
 
