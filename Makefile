@@ -34,11 +34,11 @@ $(STAMP): $(LOCKS) pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $(STAMP)
 
-demo: setup ## build the flights example, score 336,776 flights, ask a local Lambda for 1,000, print what came out
+demo: setup ## build the flights example, score 336,776 flights, ask a local Lambda and Ray Serve for 1,000, print how they agree
 	@$(BIN)/python -m examples.demo
 
 test: setup ## the test suite without its slow part
-	$(PYTEST) -m "not slow and not gpu"
+	$(PYTEST) -m "not slow and not gpu" --numprocesses 2 --dist loadgroup
 
 test-slow: setup ## the full counts of the fault and property tests
 	$(PYTEST) -m "slow and not gpu"
@@ -62,8 +62,10 @@ lock: setup ## rewrite requirements/*.txt from pyproject.toml
 	$$compile --extra cpu pyproject.toml -o requirements/runtime.txt; \
 	$$compile --extra cpu --extra s3 --extra ray --extra report pyproject.toml -o requirements/batch.txt; \
 	$$compile --extra cpu --extra cli --extra s3 --extra lambda --extra ray --extra dev pyproject.toml -o requirements/dev.txt; \
+	$$compile --extra gpu --extra s3 --extra ray -c requirements/dev.txt pyproject.toml requirements/gpu.in -o requirements/gpu.txt; \
 	$$compile --extra cpu --extra s3 --extra lambda -c requirements/dev.txt pyproject.toml requirements/lambda.in -o requirements/lambda.txt; \
-	$$compile --no-deps requirements/models.in -o requirements/models.txt
+	$$compile --no-deps requirements/models.in -o requirements/models.txt; \
+	for peer in requirements/peers/*.in; do $$compile $$peer -o $${peer%.in}.txt; done
 
 clean: ## remove what the targets made
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -31,7 +31,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from benchmarks import flat, stages
-from benchmarks.datasets import DATA_SETS, DataSet, environment
+from benchmarks.datasets import DATA_SETS, DataSet
+from benchmarks.environments import environment
 from benchmarks.plot import bars
 from benchmarks.processes import Usage, measured
 from benchmarks.report import Report

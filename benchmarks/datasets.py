@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from benchmarks.environments import environment
 from benchmarks.peers.task import Task
 from triform.features import Features
 from triform.package import ModelPackage
@@ -244,16 +244,3 @@ def _package(root: Path, name: str, convert: Callable[[], bytes], config: str, s
             samples=drafts / "samples.parquet",
         )
     return location, repository.package(name, 1)
-
-
-def environment(folder: Path, requirements: list[str]) -> str:
-    """The Python of an environment with the requirements, made with uv if it is not there."""
-    python = folder / "bin/python"
-    stamp = folder / ".installed"
-    if not stamp.exists() or stamp.read_text() != "\n".join(requirements):
-        print(f"making {folder}: {', '.join(requirements)}", flush=True)
-        uv = str(Path(sys.executable).with_name("uv"))
-        subprocess.run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(folder)], check=True, timeout=120)
-        subprocess.run([uv, "pip", "install", "--quiet", "--python", str(python), *requirements], check=True, timeout=600)
-        stamp.write_text("\n".join(requirements))
-    return str(python)

@@ -18,8 +18,8 @@ from handlers._events import INPUT, OUTPUT, Source, check_fits, source_of
 from handlers._identity import identity_of
 from handlers._references import References
 from handlers._telemetry import Context
-from triform.errors import DeadlineExceeded, TriformError
-from triform.http import HttpRequest, HttpResponse, at_once
+from triform.errors import DeadlineExceeded, InvalidRequest, TriformError
+from triform.http import REQUEST_ID, HttpRequest, HttpResponse, at_once
 from triform.protocols.bodies import write_json
 from triform.telemetry import InferenceRecord
 
@@ -70,8 +70,12 @@ class Function:
             headers = [(name, value) for name, value in request.headers if name.lower() != "accept-encoding"]
             request = request._replace(headers=headers)
         if source is not None:
+            if request.body:
+                raise InvalidRequest("expected an input by reference or one in the request itself, not both")
             request = request._replace(body=self.references.read(source, deadline))
         response = self.booted.surface.handle(request, deadline=deadline, request_id=context.aws_request_id)
+        if response.status >= 400 and not self.booted.telemetry.recorded:  # no inference, so nothing else tells of it
+            log.info("request %s was answered %d", response.headers[REQUEST_ID], response.status)
         if target is None or response.status != 200:
             return response
         self.references.write(target, response.body, deadline)
@@ -99,7 +103,7 @@ class Function:
             telemetry.amend(error.code)
             return
         seconds = time.perf_counter() - started
-        request_id = response.headers["x-request-id"]
+        request_id = response.headers[REQUEST_ID]
         telemetry.record(InferenceRecord(form="lambda", code=error.code, seconds=seconds, request_id=request_id))
 
 

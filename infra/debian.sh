@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Programs of Debian packages, without root and without installing: infra/debian.sh prometheus prometheus-pushgateway
 #
-# The tests want Prometheus' own promtool and Pushgateway, which no Python package carries. `apt-get download` fetches the package
-# with its signature checked, as for an installation; `dpkg -x` unpacks it under build/debian, which git ignores. What is there
-# already is not fetched again. Prints where the programs are: build/debian/usr/bin.
+# The tests want Prometheus' own promtool and Pushgateway, the benchmarks wrk, which no Python package carries. `apt-get download`
+# fetches the package with its signature checked, as for an installation; `dpkg -x` unpacks it under build/debian, which git
+# ignores. What is there already is not fetched again. Prints where the programs are: build/debian/usr/bin.
 set -euo pipefail
 [ $# -gt 0 ] || { echo "usage: infra/debian.sh PACKAGE..." >&2; exit 2; }
 root=$(cd "$(dirname "$0")/.." && pwd)/build/debian

@@ -1,15 +1,18 @@
 """`python -m ray_apps --repository models`: a Ray of its own on this machine, and on it the application, until SIGTERM or Ctrl-C.
 
-environment -> Ray -> Serve with HAProxy -> build_app -> wait -> unready, what is in flight is answered, end
+environment -> Ray -> Serve with HAProxy -> build_app -> wait -> not ready, and answering -> what is in flight is answered -> end
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
+import socket
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -17,8 +20,9 @@ import orjson
 import typer
 
 from ray_apps.arguments import Arguments
-from ray_apps.environment import serve_environment
-from triform.errors import TriformError
+from ray_apps.environment import DRAINING, serve_environment
+from ray_apps.failures import told
+from triform.errors import ConfigurationError, TriformError
 
 APP: Final = "triform"
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -38,6 +42,7 @@ def serve(
     replica_ports: Annotated[int, typer.Option(help="Where the 2,000 ports of the replicas begin", min=1, max=63000)] = 30000,
     folder: Annotated[str | None, typer.Option(help="For HAProxy's configuration and sockets; else a new one")] = None,
     cpus: Annotated[int | None, typer.Option(help="Logical CPUs of this Ray; else as many as the machine has", min=1)] = None,
+    grace: Annotated[float, typer.Option(help="Seconds to answer on while not ready, before the end", min=0)] = 5.0,
 ) -> None:
     """Serves the models of a repository on this machine."""
     given = _given(args)
@@ -48,12 +53,16 @@ def serve(
     if allow_anonymous:
         given["allow_anonymous"] = True
     Arguments.of(given).settings(os.environ)
+    listening = {"--port": (host, port), "--grpc-port": (host, grpc_port), "--metrics-port": ("", metrics_port)}
+    for option, address in {**listening, "--stats-port": ("", stats_port)}.items():
+        _check_free(option, *address)
     at = Path(folder) if folder is not None else Path(tempfile.mkdtemp(prefix="triform-serve-"))
     ports = (replica_ports, replica_ports + 1000)
     for name, value in serve_environment(at, metrics_port=metrics_port, stats_port=stats_port, replica_ports=ports).items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    _run(given, {"host": host, "port": port}, grpc_port, cpus)
+    os.environ.setdefault(DRAINING, "1")  # one HAProxy, which hears at once
+    _run(given, {"host": host, "port": port}, grpc_port, cpus, grace)
 
 
 def _given(path: str | None) -> dict[str, Any]:
@@ -65,28 +74,56 @@ def _given(path: str | None) -> dict[str, Any]:
     return given
 
 
-def _run(given: dict[str, Any], http_options: dict[str, Any], grpc_port: int, cpus: int | None) -> None:
+def _check_free(option: str, host: str, port: int) -> None:
+    """HAProxy would say so in a log that nobody reads, and Serve try again until it gives up."""
+    try:
+        socket.create_server((host, port)).close()
+    except OSError as error:
+        raise ConfigurationError(
+            f"{option}: cannot listen on {host or 'every address'}, port {port}: {error.strerror}"
+        ) from error
+
+
+def _run(given: dict[str, Any], http_options: dict[str, Any], grpc_port: int, cpus: int | None, grace: float) -> None:
     import ray  # what stands in the environment by now is what Serve reads
     from ray import serve
 
     from ray_apps.predict import GRPC, build_app
 
-    ray.init("local", num_cpus=cpus, include_dashboard=False, log_to_driver=True, logging_level="WARNING")
     ended = threading.Event()
-    for number in signal.SIGTERM, signal.SIGINT:
-        signal.signal(number, lambda *_: ended.set())
     try:
-        grpc_options = {"port": grpc_port, "grpc_servicer_functions": [GRPC], "enable_reflection": False}
-        serve.start(http_options=http_options, grpc_options=grpc_options)
-        serve.run(build_app(given), name=APP, route_prefix="/")
+        with told(APP):
+            ray.init("local", num_cpus=cpus, include_dashboard=False, log_to_driver=True, logging_level="WARNING")
+            for number in signal.SIGTERM, signal.SIGINT:
+                signal.signal(number, lambda *_: ended.set())
+            grpc_options = {"port": grpc_port, "grpc_servicer_functions": [GRPC], "enable_reflection": False}
+            serve.start(http_options=http_options, grpc_options=grpc_options)
+            handle = serve.run(build_app(given), name=APP, route_prefix="/")
         sys.stderr.write(f"ready: http://{http_options['host']}:{http_options['port']}, gRPC on port {grpc_port}\n")
         sys.stderr.flush()
         while not ended.wait(1.0):  # a wait without an end would keep the signal from its handler on some systems
             pass
+        _leave(handle, grace)
         serve.delete(APP)  # answers what is in flight, while HAProxy still stands; a shutdown would take both at once
         serve.shutdown()
     finally:
         ray.shutdown()
+
+
+def _leave(handle: Any, grace: float) -> None:
+    """Load balancers are told that we are not ready, and get the time to hear it; whoever comes meanwhile is answered."""
+    began = time.monotonic()
+    try:
+        loop = asyncio.new_event_loop()  # handles of a Serve made for throughput have none; it is needed until Serve is down
+        threading.Thread(target=loop.run_forever, daemon=True).start()
+        asyncio.run_coroutine_threadsafe(_tell_all(handle), loop).result(grace)
+    except Exception as error:  # noqa: BLE001 - whatever keeps it from being told, the end comes
+        sys.stderr.write(f"not every replica could be told of the end: {error}\n")
+    time.sleep(max(0.0, began + grace - time.monotonic()))
+
+
+async def _tell_all(handle: Any) -> None:
+    await handle.broadcast("leave").results_async()
 
 
 def main() -> None:

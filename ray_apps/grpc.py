@@ -20,7 +20,7 @@ from triform.api_keys import SIGNED, Role
 from triform.errors import Forbidden, InvalidRequest, PayloadTooLarge, TriformError, Unauthenticated, UnsupportedMethod
 from triform.http import HttpRequest, HttpSurface, request_id_of, told, version_of
 from triform.package import Manifest
-from triform.protocols import oip
+from triform.protocols import oip, tensors
 from triform.protocols.bodies import Call, Encoded, convert
 from triform.service import Served
 from triform.signature import Array
@@ -258,7 +258,7 @@ def encode(
         datatype = oip.datatype_of(array)
         entry = answer.outputs.add(name=name, datatype=datatype, shape=array.shape)
         if raw:
-            answer.raw_output_contents.append(oip.to_bytes(array))
+            answer.raw_output_contents.append(tensors.to_bytes(array))
         else:
             items = array.reshape(-1).tolist()
             if datatype == "BYTES":

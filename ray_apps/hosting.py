@@ -1,87 +1,121 @@
-"""The composition root of a replica: models loaded, their batchers, the surface in front of them.
+"""The composition root of a replica: models loaded and followed, their batchers, the surface in front of them.
 
 Arguments, Settings -> repository -> Models -> Batched (threads) -> InferenceService -> HttpSurface
+                                       Live (threads) -> Models
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 from ray_apps.arguments import Arguments
+from ray_apps.health import Health
+from ray_apps.live import Live
 from triform.access import open_access
-from triform.batching import Batched, BatchOptions
-from triform.errors import ConfigurationError
+from triform.batching import Batched
+from triform.errors import ConfigurationError, PackageError, VersionNotFound
+from triform.following import Follower, Node
 from triform.http import HttpSurface
 from triform.predictor import Predictor
-from triform.releases import ReleaseLog
-from triform.repository import ModelRepository, Ref, resolve
+from triform.repository import ModelRepository, Ref
 from triform.runtime import RuntimeOptions
 from triform.service import InferenceService, Models
 from triform.settings import Settings
+from triform.stores.cache import default_root
 from triform.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
 
-MOST_THREADS = 64
+MOST_THREADS = 64  # for runs; each model's `slots` say how many it may have at the same time
 
 
 class Hosted(NamedTuple):
-    """What a replica works with."""
+    """What a replica works with. `live.start()` is called on the event loop that answers requests."""
 
     surface: HttpSurface
     batched: Batched
     threads: ThreadPoolExecutor
+    live: Live
+    health: Health
 
     async def drain(self) -> None:
         """Waits for what is in flight, then ends the threads."""
+        await self.live.end()
         await self.batched.drain()
         self.threads.shutdown(wait=False)
+        self.health.end()
 
 
 def host(arguments: Arguments, settings: Settings, telemetry: Telemetry) -> Hosted:
     """Loads every model. Raises `ConfigurationError`, `PackageError`, `StoreError`, `NotFound`: the replica must not start."""
     repository = settings.open_repository()
     models = Models(form="serve", default=settings.default_model, telemetry=telemetry)
-    for model, version, aliases in _versions(repository, arguments):
-        models.add(model, version, _loader(repository, model, version, settings.runtime()), aliases=aliases)
+    node = Node(repository, _node_folder(settings), models, every=arguments.poll_s)
+    load = partial(_load, repository, partial(arguments.runtime, settings))
+    refs = _refs(arguments)
+    followers = [Follower(ref, node, models, load) for ref in refs or map(Ref, repository.models())]
+    if not followers:
+        raise ConfigurationError(f"args: there is no model in {repository.location}")
+    _start(followers, models, all_of_them=bool(refs))
     names = models.names()
     for named in [*arguments.overrides, *([settings.default_model] if settings.default_model else [])]:
         if named not in names:
             raise ConfigurationError(f"args: '{named}' is not among the models here ({', '.join(names[:10])})")
-    slots = sum(arguments.overrides.get(name, BatchOptions()).slots * len(models.versions(name)) for name in names)
-    threads = ThreadPoolExecutor(min(slots, MOST_THREADS), thread_name_prefix="triform-run")
+    threads = ThreadPoolExecutor(MOST_THREADS, thread_name_prefix="triform-run")
     batched = Batched(threads, arguments.overrides)
+    live = Live(followers, node, models, batched, load, everything=not refs)
     access = open_access(settings, asyncio.to_thread, public=False)
-    return Hosted(HttpSurface(InferenceService(models, batched), arguments.limits(), access), batched, threads)
+    surface = HttpSurface(InferenceService(models, batched), arguments.limits(), access)
+    return Hosted(surface, batched, threads, live, Health(models, seconds=arguments.health_timeout_s))
 
 
-def _versions(repository: ModelRepository, arguments: Arguments) -> Iterator[tuple[str, int, tuple[str, ...]]]:
-    """Model, version, and the aliases that mean it, stable first."""
-    refs = [Ref.parse(text) for text in arguments.models] or [Ref(name) for name in repository.models()]
-    if not refs:
-        raise ConfigurationError(f"args: there is no model in {repository.location}")
-    for ref in refs:
-        release = ReleaseLog(repository, ref.model).current() if ref.version is None and ref.alias is None else None
-        if release is None:
-            yield *resolve(repository, ref), ("stable",)
-            continue
-        meant = {alias: release.version_of(alias) for alias in ("stable", "canary", "shadow")}
-        for version in sorted({v for v in meant.values() if v is not None}):
-            yield ref.model, version, tuple(alias for alias, v in meant.items() if v == version)
+def _refs(arguments: Arguments) -> list[Ref]:
+    refs = [Ref.parse(text) for text in arguments.models]
+    twice = [model for model, times in Counter(ref.model for ref in refs).items() if times > 1]
+    if twice:
+        raise ConfigurationError(f"args: models: '{twice[0]}' is named twice; a release may name a canary and a shadow beside it")
+    return refs
 
 
-def _loader(repository: ModelRepository, model: str, version: int, options: RuntimeOptions) -> Callable[[], Predictor]:
-    def load() -> Predictor:
-        started = time.perf_counter()
-        package = repository.package(model, version)
-        fetched = time.perf_counter() - started
-        predictor = Predictor.load(package, options, verification="golden")
-        predictor.load_seconds = {"fetch": fetched, **predictor.load_seconds}
-        return predictor
+def _node_folder(settings: Settings) -> Path:
+    """Where the processes of this node keep what they share."""
+    folder = Path(settings.cache) if settings.cache else default_root()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(f"TRIFORM_CACHE: {folder} cannot be made: {error.strerror}") from error
+    if not os.access(folder, os.W_OK):
+        raise ConfigurationError(f"TRIFORM_CACHE: {folder} cannot be written, and a node keeps there what it knows of releases")
+    return folder
 
-    return load
+
+def _start(followers: Sequence[Follower], models: Models, *, all_of_them: bool) -> None:
+    """Of models that nobody named, one that cannot be served (it is told) keeps no other from being so."""
+    errors = []
+    for follower in followers:
+        try:
+            follower.start()
+        except (PackageError, VersionNotFound) as error:
+            if all_of_them:
+                raise
+            errors.append(error)
+    if not models.names():
+        raise errors[0]
+
+
+def _load(repository: ModelRepository, options: Callable[[str], RuntimeOptions], model: str, version: int) -> Predictor:
+    started = time.perf_counter()
+    package = repository.package(model, version)
+    fetched = time.perf_counter() - started
+    predictor = Predictor.load(package, options(model), verification="golden")
+    predictor.load_seconds = {"fetch": fetched, **predictor.load_seconds}
+    return predictor

@@ -95,11 +95,20 @@ _POOL.Add(_described())
 
 
 def message(name: str) -> Any:
-    """The class of a message."""
-    return message_factory.GetMessageClass(_POOL.FindMessageTypeByName(f"inference.{name}"))
+    """The class of a message. It pickles by its name here, for Ray's proxy in Python, which answers while no replica is up."""
+    made = message_factory.GetMessageClass(_POOL.FindMessageTypeByName(f"inference.{name}"))
+    made.__module__ = __name__
+    return made
 
 
 MESSAGES: Final = {name: message(name) for name in _MESSAGES}
+
+
+def __getattr__(name: str) -> Any:
+    """Each message is an attribute of this module."""
+    if name not in _MESSAGES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return MESSAGES[name]
 
 
 def add_to_server(servicer: Any, server: Any) -> None:

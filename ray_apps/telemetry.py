@@ -1,6 +1,6 @@
 """What a replica counts, through Ray's metrics: the names of triform/telemetry.py, which Ray exports with the prefix `ray_`.
 
-InferenceRecord -> observations -> ray.util.metrics (the replica's own, told apart by Ray's labels)
+InferenceRecord -> observations -> counted here -> ray.util.metrics (the replica's own, told apart by Ray's labels)
                 -> a line of the log, for failed requests or for all
 """
 
@@ -9,59 +9,142 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any, Final, Literal
 
-from triform.telemetry import VOCABULARY, InferenceRecord, LoadRecord, Observation, RunRecord, Telemetry, observations, of_load
+from triform.telemetry import (
+    FREED,
+    VOCABULARY,
+    InferenceRecord,
+    LoadRecord,
+    Metric,
+    Observation,
+    RunRecord,
+    Telemetry,
+    observations,
+    of_load,
+)
 
 log = logging.getLogger(__name__)
 
 PER_REQUEST: Final = ("request_id", "model", "version", "variant", "code", "rows", "batch_rows", "seconds", "caller")
-
-
-AGAIN_SECONDS: Final = 15.0
+EVERY_SECONDS: Final = 5.0
 
 
 class RayTelemetry:
-    """Counts in `ray.util.metrics`. Ray forgets a gauge that nobody has set for some time, so each is set again and again."""
+    """Counts here, and tells `ray.util.metrics` every few seconds what it has come to.
+
+    To Ray each number costs microseconds, and each one of a histogram tens of them in the node's agent, which records them one by
+    one. So a histogram is told as Prometheus has it: `_bucket` with the label `le`, `_sum` and `_count`, which are gauges to Ray.
+    """
 
     def __init__(self) -> None:
-        self._metrics: Mapping[str, Any] = {metric.name: _made(metric) for metric in VOCABULARY}
-        self._gauges: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
-        threading.Thread(target=self._remind, name="triform-gauges", daemon=True).start()
-
-    def _remind(self) -> None:
-        while True:
-            time.sleep(AGAIN_SECONDS)
-            for (name, labels), value in list(self._gauges.items()):
-                self._metrics[name].set(value, dict(labels))
+        self._counted: dict[tuple[str, ...], _Series] = {}
+        self._telling = threading.Lock()
+        self._made: Mapping[str, Any] = {metric.name: _made(metric) for metric in VOCABULARY}
+        threading.Thread(target=self._tell_again, name="triform-metrics", daemon=True).start()
 
     def record(self, inference: InferenceRecord) -> None:
-        self._tell(observations(inference))
+        self._count(observations(inference))
 
     def loaded(self, load: LoadRecord) -> None:
-        self._tell(of_load(load))
+        self._count(of_load(load))
+        self.tell()
+        if load.code == FREED:  # what was said last of a version that is gone is said no more
+            gone = load.labels().items()
+            for key, series in [*self._counted.items()]:
+                if gone <= series.labels.items():
+                    self._counted.pop(key, None)
 
     def ran(self, run: RunRecord) -> None:
         """No batch runs here."""
 
-    def _tell(self, seen: Sequence[Observation]) -> None:
+    def tell(self) -> None:
+        """Tells Ray all of it: a gauge that is not told again is forgotten."""
+        with self._telling:
+            for key, series in [*self._counted.items()]:
+                series.tell(self._made[key[0]])
+
+    def _tell_again(self) -> None:
+        while True:
+            time.sleep(EVERY_SECONDS)
+            self.tell()
+
+    def _count(self, seen: Sequence[Observation]) -> None:
         for metric, labels, value in seen:
-            made = self._metrics[metric.name]
-            if metric.kind == "histogram":
-                made.observe(value, labels)
-            elif metric.kind == "gauge":
-                self._gauges[metric.name, tuple(sorted(labels.items()))] = value
-                made.set(value, labels)
-            elif value > 0:
-                made.inc(value, labels)
+            key = (metric.name, *labels.values())
+            series = self._counted.get(key)
+            if series is None:
+                series = self._counted.setdefault(key, _SERIES[metric.kind](metric, labels))
+            series.add(value)
 
 
-def _made(metric: Any) -> Any:
+class _Counter:
+    """One metric with one set of labels, as the two below are."""
+
+    def __init__(self, metric: Metric, labels: Mapping[str, str]) -> None:  # noqa: ARG002 - all are made alike
+        self.labels = labels
+        self._sum = self._told = 0.0
+
+    def add(self, value: float) -> None:
+        self._sum += value
+
+    def tell(self, made: Any) -> None:
+        if (since := self._sum - self._told) > 0:
+            made.inc(since, self.labels)
+            self._told += since
+
+
+class _Gauge:
+    def __init__(self, metric: Metric, labels: Mapping[str, str]) -> None:  # noqa: ARG002
+        self.labels = labels
+        self._value = 0.0
+
+    def add(self, value: float) -> None:
+        self._value = value
+
+    def tell(self, made: Any) -> None:
+        made.set(self._value, self.labels)
+
+
+class _Histogram:
+    def __init__(self, metric: Metric, labels: Mapping[str, str]) -> None:
+        self.labels = labels
+        self._bounds = metric.buckets
+        self._counts = [0] * (len(metric.buckets) + 1)
+        self._sum = 0.0
+        self._buckets = [{**labels, "le": bound} for bound in [*map(str, metric.buckets), "+Inf"]]
+
+    def add(self, value: float) -> None:
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    def tell(self, made: Any) -> None:
+        bucket, total, count = made
+        upto = [*accumulate(self._counts)]
+        for labels, number in zip(self._buckets, upto, strict=True):
+            bucket.set(number, labels)
+        total.set(self._sum, self.labels)
+        count.set(upto[-1], self.labels)
+
+
+_Series = _Counter | _Gauge | _Histogram
+_SERIES: Final[Mapping[str, type[_Counter] | type[_Gauge] | type[_Histogram]]] = {
+    "counter": _Counter,
+    "gauge": _Gauge,
+    "histogram": _Histogram,
+}
+
+
+def _made(metric: Metric) -> Any:
+    """What Ray is told by: of a histogram its three."""
     from ray.util import metrics
 
     if metric.kind == "histogram":
-        return metrics.Histogram(metric.name, metric.help, boundaries=list(metric.buckets), tag_keys=metric.labels)
+        parts = {"_bucket": (*metric.labels, "le"), "_sum": metric.labels, "_count": metric.labels}
+        return [metrics.Gauge(metric.name + part, metric.help, tag_keys=labels) for part, labels in parts.items()]
     kind = metrics.Counter if metric.kind == "counter" else metrics.Gauge
     return kind(metric.name, metric.help, tag_keys=metric.labels)
 
@@ -80,7 +163,9 @@ class Logged:
 
     def loaded(self, load: LoadRecord) -> None:
         self._telemetry.loaded(load)
-        log.info("loaded", extra={"model": load.model, "version": load.version, "digest": load.digest, "stages": load.stages})
+        if load.code in ("ok", FREED):  # whoever could not load one has said why
+            told = {"model": load.model, "version": load.version, "variant": load.variant, "digest": load.digest}
+            log.info("loaded" if load.code == "ok" else FREED, extra=told | {"stages": load.stages})
 
     def ran(self, run: RunRecord) -> None:
         self._telemetry.ran(run)

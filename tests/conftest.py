@@ -10,7 +10,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,23 @@ ROOT = Path(__file__).parent.parent
 
 settings.register_profile("triform", deadline=None)  # how long an example takes says more of the machine than of the code
 settings.load_profile("triform")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What needs the Ray cluster runs in one process, so that a session has one cluster however many processes it has."""
+    for item in items:
+        params = getattr(item, "callspec", None)
+        if "ray_cluster" in getattr(item, "fixturenames", ()) or (params and params.params.get("send") == "serve"):
+            item.add_marker(pytest.mark.xdist_group("ray"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Reports travel between processes as UTF-8: half a surrogate that a test logged is written as text."""
+    report = yield
+    report.sections = [(name, said.encode(errors="backslashreplace").decode()) for name, said in report.sections]
+    return report
 
 
 @pytest.fixture(autouse=True)
@@ -77,8 +94,8 @@ def serve_address(ray_cluster: Any, online_models: Path) -> Iterator[tuple[str, 
     """Host and port of the Serve application with those models; its gRPC is on `SERVE_PORTS.grpc`."""
     from tests.ray_apps.hosts import served
 
-    with served(online_models) as (host, port, _):
-        yield host, port
+    with served(online_models) as address:
+        yield address
 
 
 @pytest.fixture(scope="session")

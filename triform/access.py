@@ -12,7 +12,6 @@ What only signatures, nonces or the audit need is imported when it is first want
 
 from __future__ import annotations
 
-import hmac
 import re
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
@@ -205,6 +204,8 @@ class Access:
             await self._run(append, action)
 
     def _of_bearer(self, text: str) -> ApiKey:
+        import hmac  # see api_keys.py
+
         presented = Presented.parse(text)
         key = self._keys.get(presented.id) if presented else None
         client_key = presented.client_key if presented else b""

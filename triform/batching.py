@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Executor
 from functools import partial
 from typing import Annotated, Any, Final, NamedTuple
@@ -110,6 +110,16 @@ class DynamicBatcher:
             if expiry is not None:
                 expiry.cancel()
             self._leave(pending)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits or runs."""
+        return not self._running
+
+    @property
+    def waiting_seconds(self) -> float:
+        """How long the head of the queue has waited; 0 where nobody waits."""
+        return self._clock() - self._queue[0].since if self._queue else 0.0
 
     async def drain(self) -> None:
         """Waits until nothing waits or runs."""
@@ -233,7 +243,7 @@ class Batched:
     def __init__(self, executor: Executor, options: Mapping[str, BatchOptions] | None = None) -> None:
         self._executor = executor
         self._options = options or {}
-        self._batchers: dict[tuple[str, int], DynamicBatcher] = {}
+        self._batchers: dict[Predictor, DynamicBatcher] = {}
 
     async def __call__(self, served: Served, inputs: Mapping[str, Array], deadline: float | None) -> Ran:
         answer = await self.batcher(served.predictor).infer(inputs, deadline=deadline)
@@ -241,10 +251,9 @@ class Batched:
 
     def batcher(self, predictor: Predictor) -> DynamicBatcher:
         """That of this very predictor; a version that was loaded anew has a new one."""
-        manifest = predictor.manifest
-        found = self._batchers.get((manifest.name, manifest.version))
-        if found is None or found.predictor is not predictor:
-            options = self._options.get(manifest.name, BatchOptions())
+        found = self._batchers.get(predictor)
+        if found is None:
+            options = self._options.get(predictor.manifest.name, BatchOptions())
             found = DynamicBatcher(
                 predictor,
                 self._executor,
@@ -252,8 +261,19 @@ class Batched:
                 max_rows=_max_rows(predictor, options),
                 max_queue_rows=options.max_queue_rows,
             )
-            self._batchers[manifest.name, manifest.version] = found
+            self._batchers[predictor] = found
         return found
+
+    @property
+    def waiting_seconds(self) -> float:
+        """The longest that anybody has waited for any model."""
+        return max((batcher.waiting_seconds for batcher in self._batchers.values()), default=0.0)
+
+    def retain(self, predictors: Collection[Predictor]) -> None:
+        """Lets go of every other predictor, but for one that still has work."""
+        for predictor, batcher in [*self._batchers.items()]:
+            if predictor not in predictors and batcher.idle:
+                del self._batchers[predictor]
 
     async def drain(self) -> None:
         """Waits until nothing waits or runs."""

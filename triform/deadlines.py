@@ -9,11 +9,20 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+from triform.errors import DeadlineExceeded
+
+
+def check(deadline: float | None, what: str) -> None:
+    """Raises `DeadlineExceeded` where it passed before `what`."""
+    if deadline is not None and time.monotonic() >= deadline:
+        raise DeadlineExceeded(f"the deadline passed before {what}")
 
 
 class Watchdog:
@@ -24,6 +33,7 @@ class Watchdog:
         self._due: list[tuple[float, int, Any]] = []
         self._live: set[int] = set()
         self._ids = itertools.count()
+        self._sleeps_until = math.inf
         self._thread: threading.Thread | None = None
 
     @contextmanager
@@ -35,22 +45,28 @@ class Watchdog:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._watch, name="triform-deadlines", daemon=True)
                 self._thread.start()
-            elif self._due[0][1] == ticket:
+            elif deadline < self._sleeps_until:
                 self._wake.notify()
         try:
             yield
         finally:
             with self._wake:
                 self._live.discard(ticket)
+                self._forget()
+
+    def _forget(self) -> None:
+        """Lets go of runs that have ended, as far as none before them still runs."""
+        while self._due and self._due[0][1] not in self._live:
+            heapq.heappop(self._due)
 
     def _watch(self) -> None:
         with self._wake:
             while True:
-                while self._due and self._due[0][1] not in self._live:
-                    heapq.heappop(self._due)
+                self._forget()
+                self._sleeps_until = self._due[0][0] if self._due else math.inf
                 if not self._due:
                     self._wake.wait()
-                elif (left := self._due[0][0] - time.monotonic()) > 0:
+                elif (left := self._sleeps_until - time.monotonic()) > 0:
                     self._wake.wait(left)
                 else:
                     heapq.heappop(self._due)[2].terminate = True

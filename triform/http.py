@@ -1,7 +1,7 @@
 """The HTTP surface, the same on every host: a request in, a response out. No web framework, no sockets.
 
-    HttpRequest -> access.py -> ROUTES -> body (limits, gzip) -> protocol -> service.py -> protocol -> gzip -> HttpResponse
-                                                     any TriformError -> {"error": ..., "code": ...} with its status
+    HttpRequest -> access.py -> routes.py -> body (limits, gzip) -> protocol -> service.py -> protocol -> gzip -> HttpResponse
+                                                        any TriformError -> {"error": ..., "code": ...} with its status
 
 A host gives the request as it came and sends the response as it is. Names of headers are compared without case; the path is
 percent-decoded here. Each answer carries its request id, and the exact version that made it.
@@ -13,16 +13,16 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import unquote
 
 import msgspec
 
-from triform.access import CHALLENGE, INFER, OVERRIDE, Access, Caller, values
-from triform.api_keys import Role
+from triform.access import CHALLENGE, OVERRIDE, Access, Caller, values
 from triform.content import by_weight, is_utf8, media_type, pack, unpack
+from triform.deadlines import check
 from triform.errors import (
     AnswerTooLarge,
     Forbidden,
@@ -40,6 +40,7 @@ from triform.errors import (
 from triform.protocols import invocations, oip, tfs
 from triform.protocols.bodies import JSON, Call, Encoded, write_json
 from triform.repository import VERSION
+from triform.routes import LIVE, Chosen, Route, find
 from triform.service import Exchange, InferenceService, Served
 
 log = logging.getLogger(__name__)
@@ -47,7 +48,6 @@ T = TypeVar("T")
 
 REQUEST_ID: Final = "x-request-id"
 MODEL: Final = "x-triform-model"
-LIVE: Final = "/v2/health/live"  # for everybody
 _CLEAN_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/=+@-]{0,127}")
 FORM: Final = "application/x-www-form-urlencoded"  # what `curl -d` says of JSON
 BINARY: Final = "application/octet-stream"
@@ -81,43 +81,6 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     request: int = 16 << 20
     unpacked: int = 64 << 20
     response: int = 64 << 20
-
-
-class Route(NamedTuple):
-    """`operation` is the name of the method of `HttpSurface` that answers, and the operationId in openapi.json."""
-
-    method: str
-    template: str
-    operation: str
-    role: Role = INFER
-
-    def pattern(self) -> re.Pattern[str]:
-        return re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>[^/:]+)", re.escape(self.template)))
-
-
-def _models_of(protocol: str, *operations: tuple[str, str, str], alias: bool = False) -> list[Route]:
-    """The routes of a model, of one of its versions and, in a protocol that has them, of an alias."""
-    chosen = ["", "/versions/{version}"] + (["/labels/{alias}"] if alias else [])
-    return [
-        Route(method, f"/{protocol}/models/{{model}}{which}{rest}", operation)
-        for method, rest, operation in operations
-        for which in chosen
-    ]
-
-
-ROUTES: Final = (
-    *_models_of("v2", ("POST", "/infer", "v2_infer")),
-    *_models_of("v1", ("POST", ":predict", "v1_predict"), alias=True),
-    Route("POST", "/invocations", "invocations"),
-    Route("GET", LIVE, "v2_live"),
-    Route("GET", "/v2/health/ready", "v2_ready"),
-    Route("GET", "/ping", "ping"),
-    Route("GET", "/v2", "v2_server"),
-    *_models_of("v2", ("GET", "/ready", "v2_model_ready"), ("GET", "", "v2_model")),
-    *_models_of("v1", ("GET", "/metadata", "v1_metadata"), ("GET", "", "v1_status"), alias=True),
-    *_models_of("v1", ("POST", ":classify", "v1_classify"), ("POST", ":regress", "v1_regress"), alias=True),
-    Route("GET", "/openapi.json", "openapi"),
-)
 
 
 class Received(NamedTuple):
@@ -154,20 +117,14 @@ class Received(NamedTuple):
         return kind, parameters
 
 
-Chosen = Mapping[str, str]
-
-
 class HttpSurface:
-    """What a host calls. Thread-safe. What came of each inference request is in the service's telemetry.
-
-    Without `access` nobody is asked who he is.
-    """
+    """What a host calls. Thread-safe. What came of each inference request is in the service's telemetry, and so is each request
+    that no path or method takes, or that its caller may not make. Without `access` nobody is asked who he is."""
 
     def __init__(self, service: InferenceService, limits: Limits | None = None, access: Access | None = None) -> None:
         self.service = service
         self.limits = limits or Limits()
         self.access = access
-        self._routes = [(route, route.pattern()) for route in ROUTES]
 
     def handle(self, http: HttpRequest, *, deadline: float | None = None, request_id: str | None = None) -> HttpResponse:
         """Answers a request; never raises. `deadline`: a `time.monotonic()`; `request_id`: the host's, if the caller has none.
@@ -184,7 +141,7 @@ class HttpSurface:
         try:
             status, encoded = await self._answer(received)
         except TriformError as error:
-            if isinstance(error, Unauthenticated | Forbidden):
+            if isinstance(error, BEFORE):
                 self.service.refused(received.request_id, error, received.started)
             if error.http_status >= 500:
                 log.warning("request %s: %s", received.request_id, error.code, exc_info=error, extra=received.logged())
@@ -222,17 +179,16 @@ class HttpSurface:
         """
         if self.access is not None:
             http = await self.access.authenticate(http)
-            route, chosen = self._find(http)
+            route, chosen = find(http.method, unquote(http.path))
             await self.access.authorize(http, route.operation, route.role, self._model(route, chosen))
         return http
 
     async def _answer(self, received: Received) -> Answer:
-        http, access = received.http, self.access
-        if access is None or unquote(http.path) == LIVE:
-            route, chosen = self._find(http)
-            return await self._operate(received, route, chosen, http)
+        http, access, path = received.http, self.access, unquote(received.http.path)
+        if access is None or path == LIVE:
+            return await self._operate(received, *find(http.method, path), http)
         http = await access.authenticate(http)
-        route, chosen = self._find(http)
+        route, chosen = find(http.method, path)
         model = self._model(route, chosen)
         return await access.attend(http, route.operation, route.role, model, partial(self._operate, received, route, chosen))
 
@@ -244,57 +200,50 @@ class HttpSurface:
     def _model(self, route: Route, chosen: Chosen) -> str | None:
         return chosen.get("model") or (self.service.models.default_name() if route.operation == "invocations" else None)
 
-    def _find(self, http: HttpRequest) -> tuple[Route, Chosen]:
-        path, method = unquote(http.path), "GET" if http.method == "HEAD" else http.method
-        allowed = []
-        for route, pattern in self._routes:
-            if (match := pattern.fullmatch(path)) is None:
-                continue
-            if route.method == method:
-                return route, match.groupdict()
-            allowed += ["GET", "HEAD"] if route.method == "GET" else [route.method]
-        if allowed:
-            raise MethodNotAllowed(f"{http.method[:20]!r} is not for this path: use {allowed[0]}", allowed=", ".join(allowed))
-        raise RouteNotFound("no such path")
-
     def v2_infer(self, received: Received, chosen: Chosen) -> Awaitable[Answer]:
-        def decode(served: Served) -> Call:
+        def decode(body: bytes, served: Served) -> Call:
             received.media_type(JSON, FORM, BINARY)
-            return oip.decode(self._body(received), _header_length(received), served)
+            return oip.decode(body, _header_length(received), served)
 
         return self._infer(received, chosen, decode)
 
     def v1_predict(self, received: Received, chosen: Chosen) -> Awaitable[Answer]:
-        def decode(served: Served) -> Call:
+        def decode(body: bytes, served: Served) -> Call:
             received.media_type(JSON, FORM)
-            return tfs.decode(self._body(received), served)
+            return tfs.decode(body, served)
 
         return self._infer(received, chosen, decode)
 
     def invocations(self, received: Received, chosen: Chosen) -> Awaitable[Answer]:
-        def decode(served: Served) -> Call:
+        def decode(body: bytes, served: Served) -> Call:
             kind = received.media_type(*invocations.MEDIA_TYPES)
-            return invocations.decode(self._body(received), kind, by_weight(received.listed("accept")), served)
+            return invocations.decode(body, kind, by_weight(received.listed("accept")), served)
 
         return self._infer(received, chosen, decode)
 
-    async def _infer(self, received: Received, chosen: Chosen, decode: Callable[[Served], Call]) -> Answer:
+    async def _infer(self, received: Received, chosen: Chosen, decode: Callable[[bytes, Served], Call]) -> Answer:
         caller = received.http.caller.id if received.http.caller else ""
         with self.service.exchange(
             received.request_id, deadline=received.deadline, started=received.started, caller=caller
         ) as exchange:
             served = exchange.choose(chosen.get("model"), version=_version(received, chosen), alias=chosen.get("alias"))
             received.told[MODEL] = served.manifest.ref
-            encoded = await self.answer(exchange, partial(decode, served))
+            with exchange.stage("decode"):
+                body = self._body(received)
+            encoded = await self.answer(exchange, partial(decode, body, served))
         return 200, encoded
 
     async def answer(self, exchange: Exchange, decode: Callable[[], Call]) -> Encoded:
-        """The way of a request whose version is chosen, whatever its protocol. Raises what each step does; `AnswerTooLarge`."""
+        """The way of a request whose version is chosen, whatever its protocol. No step is begun after the deadline.
+
+        Raises what each step does, `DeadlineExceeded`, and `AnswerTooLarge`.
+        """
         with exchange.stage("decode"):
             call = decode()
         outputs = await exchange.infer(call.inputs)
         with exchange.stage("encode"):
             encoded = call.encode(outputs)
+        check(exchange.deadline, "the answer was sent")
         if len(encoded.body) > self.limits.response:
             raise AnswerTooLarge(
                 f"the answer has {len(encoded.body)} bytes, {self.limits.response} are allowed: send fewer rows at a time, "
@@ -359,6 +308,8 @@ class HttpSurface:
 
 
 Answer = tuple[int, Encoded]
+# What ends a request before there is an exchange that records it.
+BEFORE: Final = (Unauthenticated, Forbidden, RouteNotFound, MethodNotAllowed, UnsupportedMethod)
 
 
 def at_once(answer: Coroutine[Any, Any, T]) -> T:

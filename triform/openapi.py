@@ -1,6 +1,6 @@
 """The surface as an OpenAPI 3.1 document: generated, so that it cannot tell of another surface than there is.
 
-    http.ROUTES + the structs that requests are read into + those below (answers) + errors.py -> document() -> GET /openapi.json
+    routes.ROUTES + the structs that requests are read into + those below (answers) + errors.py -> document() -> GET /openapi.json
 
 Nothing else imports this module: a process that only answers does not pay for it.
 """
@@ -16,11 +16,12 @@ import msgspec
 from triform import __version__, errors
 from triform.access import OVERRIDE
 from triform.errors import TriformError
-from triform.http import BINARY, FORM, MODEL, REQUEST_ID, ROUTES, Route
+from triform.http import BINARY, FORM, MODEL, REQUEST_ID
 from triform.package import NAME
 from triform.protocols import invocations, oip, tfs
 from triform.protocols.bodies import JSON
 from triform.repository import VERSION
+from triform.routes import ROUTES, Route
 
 Open = Annotated[Any, msgspec.Meta(description="numbers, text, booleans and null, nested as the tensor is")]
 Described = dict[str, Any]

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from triform import golden
-from triform.deadlines import watchdog
+from triform.accelerators import building, engine_folder, for_model
+from triform.deadlines import check, watchdog
 from triform.errors import (
     ConfigurationError,
     DeadlineExceeded,
@@ -42,6 +43,7 @@ class Predictor:
         self.provider = provider
         self.load_seconds: dict[str, float] = {}
         self._session = session
+        self._sample: golden.Golden | None = None  # one golden row, for `check`
         self._outputs = [t.name for t in manifest.signature.outputs]
         self._constants = _constants(session, manifest)
         self._axes = {n: c.batch_axis for n, c in manifest.config.inputs.items()}
@@ -68,10 +70,11 @@ class Predictor:
         package.verify(verification)
         verified = time.perf_counter()
         threads = thread_count(options, manifest.config.runtime.threads)
-        session = open_session(package.model_path, options, threads)
-        opened = time.perf_counter()
-        predictor = cls(session, manifest, threads=threads, provider=session.get_providers()[0])
-        predictor._warm_up(package.golden())
+        with building(engine_folder(options, manifest)):
+            session = open_session(package.model_path, for_model(options, manifest), threads)
+            opened = time.perf_counter()
+            predictor = cls(session, manifest, threads=threads, provider=session.get_providers()[0])
+            predictor._warm_up(package.golden())
         predictor.load_seconds = {
             "verify": verified - clock,
             "session": opened - verified,
@@ -138,8 +141,7 @@ class Predictor:
         try:
             if deadline is None:
                 return self._run_session(self._session, self._outputs, feed, None)
-            if time.monotonic() >= deadline:
-                raise DeadlineExceeded("the deadline passed before the model ran")
+            check(deadline, "the model ran")
             with watchdog.guard(options, deadline):
                 return self._run_session(self._session, self._outputs, feed, options)
         except DeadlineExceeded:
@@ -152,6 +154,18 @@ class Predictor:
             if "Failed to allocate memory" in str(error):
                 raise ResourceExhausted("memory ran out while the model ran; send fewer rows at a time") from error
             raise RunFailed(f"the model raised: {brief(error)}") from error
+
+    def check(self, *, deadline: float | None = None) -> None:
+        """Runs one golden row, cheaply, to see whether the session still answers as it did when it was loaded.
+
+        Raises `GoldenMismatch`, and as `predict` does.
+        """
+        if self._sample is not None:
+            self._compare(self._sample.outputs, self.run(self._sample.inputs, deadline=deadline))
+
+    def _compare(self, recorded: Mapping[str, Array], got: Mapping[str, Array]) -> None:
+        known = self.manifest.tolerances
+        golden.compare(recorded, got, known.get(self.provider, known.get("CPUExecutionProvider", {})))
 
     def _no_rows(self) -> dict[str, Array]:
         """Empty outputs: many graphs fail on zero rows, and there is nothing to ask them."""
@@ -166,8 +180,8 @@ class Predictor:
                 self.run({n: _padded(a[:1], size) for n, a in inputs.items()})
         except (RunFailed, InvalidInput, ValueError, KeyError) as error:
             raise PackageError(f"{self.manifest.ref}: the golden samples do not run: {error}") from error
-        known = self.manifest.tolerances
-        golden.compare(samples.outputs, outputs, known.get(self.provider, known.get("CPUExecutionProvider", {})))
+        self._compare(samples.outputs, outputs)
+        self._sample = golden.Golden(_first_row(inputs), _first_row(samples.outputs))
 
 
 def joined(runs: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
@@ -201,6 +215,11 @@ def run_bound(session: Any, outputs: list[str], feed: dict[str, Array], options:
     session.run_with_iobinding(binding, options)
     values: list[Any] = binding.copy_outputs_to_cpu()
     return values
+
+
+def _first_row(arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """A copy: the other rows are not kept for it."""
+    return {name: array[:1].copy() for name, array in arrays.items()}
 
 
 def _padded(array: Array, size: int) -> Array:

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import datetime
 import os
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from triform import claims
-from triform.errors import AliasNotFound, InvalidRequest, ReleaseConflict, StoreError, VersionNotFound
+from triform.errors import AliasNotFound, InvalidRequest, ModelNotFound, ReleaseConflict, StoreError, VersionNotFound
 
 if TYPE_CHECKING:  # repository.py resolves aliases through this module
     from triform.package import ModelPackage
@@ -73,12 +74,39 @@ class ReleaseLog:
         latest = self.repository.latest_revision(self.model)
         return self.read(latest) if latest else None
 
+    def in_force(self, known: Release | None = None) -> Release:
+        """The release in force; of a model that was never released one of revision 0, whose stable version is the highest.
+
+        It is looked for from `known` on, if the log still holds that: two reads where nothing changed, however long the log is.
+        Raises `ModelNotFound` where there is no version at all.
+        """
+        if known is None or not known.revision or self._find(known.revision) != known:
+            return self.current() or next(self._never_released())
+        while (later := self._find(known.revision + 1)) is not None:
+            known = later
+        return known
+
+    def newest_first(self) -> Iterator[Release]:
+        """The release in force, then those before it; of a model that was never released its versions, in the same way."""
+        latest = self.repository.latest_revision(self.model)
+        return (self.read(r) for r in range(latest, 0, -1)) if latest else self._never_released()
+
+    def _never_released(self) -> Iterator[Release]:
+        versions = self.repository.versions(self.model)
+        if not versions:
+            raise no_such_model(self.repository, self.model)
+        return (_unreleased(version) for version in reversed(versions))
+
     def read(self, revision: int) -> Release:
-        content = self.repository.read_release(self.model, revision)
-        if content is None:
+        found = self._find(revision)
+        if found is None:
             raise VersionNotFound(f"'{self.model}' has no release revision {revision}")
+        return found
+
+    def _find(self, revision: int) -> Release | None:
+        content = self.repository.read_release(self.model, revision)
         try:
-            return msgspec.json.decode(content, type=Release)
+            return None if content is None else msgspec.json.decode(content, type=Release)
         except msgspec.DecodeError as error:
             raise StoreError(f"release revision {revision} of '{self.model}' is damaged: {error}") from error
 
@@ -190,6 +218,12 @@ class ReleaseLog:
         )
 
 
+def no_such_model(repository: ModelRepository, model: str) -> ModelNotFound:
+    """What to raise for a model without versions: it says what there is."""
+    known = ", ".join(repository.models()[:10]) or "none at all"
+    return ModelNotFound(f"no model '{model}' in {repository.location} (it has: {known})")
+
+
 def no_such_version(
     repository: ModelRepository, model: str, version: int, versions: list[int], then: str = ""
 ) -> VersionNotFound:
@@ -204,6 +238,13 @@ def _left(before: Release, after: Release) -> bool:
     """Whether what was new in `before` is no longer in `after`: its canary and shadow, or else its stable version."""
     new = {beside.version for beside in (before.canary, before.shadow) if beside} or {before.stable}
     return not new & after.versions()
+
+
+def _unreleased(version: int) -> Release:
+    return Release(
+        revision=0, stable=version, previous=None, canary=None, shadow=None, salt="", nonce="", reason="", changed_by="",
+        changed_at="",
+    )  # fmt: skip
 
 
 def _token() -> str:

@@ -16,9 +16,9 @@ from typing import Final, Literal, NamedTuple, Protocol
 
 import msgspec
 
-from triform.errors import AliasNotFound, ConfigurationError, InvalidReference, ModelNotFound
+from triform.errors import AliasNotFound, ConfigurationError, InvalidReference
 from triform.package import NAME, ModelPackage
-from triform.releases import ReleaseLog, no_such_version
+from triform.releases import ReleaseLog, no_such_model, no_such_version
 
 Alias = Literal["stable", "canary", "shadow"]
 VERSION: Final = re.compile(r"[1-9][0-9]{0,8}")
@@ -166,8 +166,7 @@ def resolve(repository: ModelRepository, ref: str | Ref) -> tuple[str, int]:
     ref = Ref.parse(ref) if isinstance(ref, str) else ref
     versions = repository.versions(ref.model)
     if not versions:
-        known = ", ".join(repository.models()[:10]) or "none at all"
-        raise ModelNotFound(f"no model '{ref.model}' in {repository.location} (it has: {known})")
+        raise no_such_model(repository, ref.model)
     if ref.version is not None:
         if ref.version not in versions:
             raise no_such_version(repository, ref.model, ref.version, versions)

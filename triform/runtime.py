@@ -61,7 +61,8 @@ class RuntimeOptions(msgspec.Struct, frozen=True, kw_only=True):
     threads: int | None = None
     gpu_mem_limit: int | None = None
     device_id: int = 0
-    provider_options: Mapping[str, str] = {}
+    engine_cache: str | None = None  # the folder for TensorRT's engines; None: built at each start
+    provider_options: Mapping[str, Mapping[str, str]] = {}  # of cuda and tensorrt, in ONNX Runtime's words; they count most
 
     def __post_init__(self) -> None:
         if self.provider not in (*PROVIDERS, "auto"):
@@ -70,6 +71,8 @@ class RuntimeOptions(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigurationError(f"threads: expected a positive number, got {self.threads}")
         if self.gpu_mem_limit is not None and self.gpu_mem_limit < 1:
             raise ConfigurationError(f"gpu_mem_limit: expected a positive number of bytes, got {self.gpu_mem_limit}")
+        if unknown := self.provider_options.keys() - {"cuda", "tensorrt"}:
+            raise ConfigurationError(f"provider_options: expected those of cuda and tensorrt, got '{min(unknown)}'")
 
 
 def available_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
@@ -117,14 +120,22 @@ def candidates(options: RuntimeOptions) -> list[tuple[str, ...]]:
     return [tuple(p for p in c if p in available) for c in chosen]
 
 
-def _provider_options(provider: str, options: RuntimeOptions) -> dict[str, str]:
+def provider_options(provider: str, options: RuntimeOptions) -> dict[str, str]:
+    """What the execution provider is told.
+
+    The memory limit is that of a session's arena in CUDA, and of the scratch space of an engine in TensorRT, whose weights come
+    on top. A session on TensorRT has both providers: what TensorRT does not take runs on CUDA.
+    """
     if provider == "CPUExecutionProvider":
         return {}
-    settings = {"device_id": str(options.device_id), **options.provider_options}
-    if options.gpu_mem_limit is not None and provider == "CUDAExecutionProvider":
+    name = "cuda" if provider == "CUDAExecutionProvider" else "tensorrt"
+    settings = {"device_id": str(options.device_id)}
+    if options.gpu_mem_limit is not None and name == "cuda":
         settings["gpu_mem_limit"] = str(options.gpu_mem_limit)
         settings["arena_extend_strategy"] = "kSameAsRequested"  # the default doubles, and would overshoot the limit
-    return settings
+    if options.gpu_mem_limit is not None and name == "tensorrt":
+        settings["trt_max_workspace_size"] = str(options.gpu_mem_limit)
+    return settings | dict(options.provider_options.get(name, {}))
 
 
 def open_session(model: Path, options: RuntimeOptions, threads: int) -> Any:
@@ -139,19 +150,22 @@ def open_session(model: Path, options: RuntimeOptions, threads: int) -> Any:
     settings.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads sleep: neighbours need the CPU
     if options.required_providers:
         settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    refused = "see ONNX Runtime's log for the library it lacks"
     for providers in candidates(options):
-        try:
-            session = ort.InferenceSession(
-                str(model), settings, providers=[(p, _provider_options(p, options)) for p in providers]
-            )
+        if providers[0] != "CPUExecutionProvider":
+            ort.preload_dlls()  # CUDA from NVIDIA's wheels, where they are installed
+        chosen = [(p, provider_options(p, options)) for p in providers]
+        try:  # no fallback: a session on a GPU would go on, on the CPU, after the first error there
+            session = ort.InferenceSession(str(model), settings, providers=chosen, enable_fallback=0)
+        except (RuntimeError, ValueError) as error:  # what a provider raises that cannot start, or knows no such option
+            refused = brief(error)
+            continue
         except Exception as error:  # the binding raises a dozen unrelated classes; all mean "does not load"
             raise PackageError(f"ONNX Runtime cannot load {model.name}: {brief(error)}") from error
-        if providers[0] in session.get_providers():  # ONNX Runtime drops, with a log line, a provider that does not start
+        if providers[0] in session.get_providers():  # ONNX Runtime drops, with a log line, a provider whose libraries it lacks
             check_assignment(session, options.required_providers)
             return session
-    raise ProviderUnavailable(
-        f"provider: {options.provider} did not start on this machine: see ONNX Runtime's log for the library it lacks"
-    )
+    raise ProviderUnavailable(f"provider: {options.provider} did not start on this machine: {refused}")
 
 
 def check_assignment(session: Any, required: Sequence[str]) -> None:
@@ -169,10 +183,10 @@ def check_assignment(session: Any, required: Sequence[str]) -> None:
         )
 
 
-_NOISE: Final = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : |\S*/\S+|\S+\.(cc|h):\d+")
+_NOISE: Final = r"\[ONNXRuntimeError\] : \d+ : \w+ : |\S*/\S+|\S+\.(cc|h):\d+"
 
 
 def brief(error: BaseException, limit: int = 300) -> str:
     """An ONNX Runtime message on one line, without its source locations and file paths: fit for a client."""
-    text = " ".join(_NOISE.sub("", str(error)).split())
+    text = " ".join(re.sub(_NOISE, "", str(error)).split())
     return text if len(text) <= limit else text[: limit - 3] + "..."

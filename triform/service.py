@@ -18,12 +18,13 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 
+from triform.deadlines import check
 from triform.errors import AliasNotFound, InvalidRequest, ModelNotFound, ResourceExhausted, TriformError, VersionNotFound
 from triform.features import Features
 from triform.package import Manifest
 from triform.predictor import Predictor
 from triform.signature import Array, Signature, rows_of
-from triform.telemetry import Form, InferenceRecord, LoadRecord, Silent, Telemetry
+from triform.telemetry import FREED, Form, InferenceRecord, LoadRecord, Silent, Telemetry
 
 CANCELLED: Final = "cancelled"  # a record's code where the caller, or the process, gave the request up
 
@@ -63,24 +64,24 @@ async def run_here(served: Served, inputs: Mapping[str, Array], deadline: float 
 class _Slot:
     """One version: loaded once, by whoever wants it first. A load that fails is tried again by the next.
 
-    `ready`: whether a request can be expected to be answered; not so after a load that failed.
+    `served`: what was loaded. `ready`: whether a request can be expected to be answered; not so after a load that failed.
     """
 
-    def __init__(self, load: Callable[[], Predictor], variant: str, loaded: Callable[[Predictor, str], None]) -> None:
+    def __init__(self, load: Callable[[], Predictor], variant: str, loaded: Callable[[Served], None]) -> None:
         self._load = load
         self._lock = threading.Lock()
         self._loaded = loaded
         self.variant = variant
         self.ready = True
-        self._served: Served | None = None
+        self.served: Served | None = None
 
     def get(self) -> Served:
-        if self._served is not None:
-            return self._served
+        if self.served is not None:
+            return self.served
         with self._lock:
-            if self._served is None:
-                self._served = self._open()
-        return self._served
+            if self.served is None:
+                self.served = self._open()
+        return self.served
 
     def _open(self) -> Served:
         try:
@@ -90,7 +91,7 @@ class _Slot:
             self.ready = False
             raise
         self.ready = True
-        self._loaded(predictor, self.variant)
+        self._loaded(served)
         return served
 
 
@@ -104,12 +105,14 @@ class _Versions(NamedTuple):
 class Models:
     """Versions by model, and what their aliases mean. Thread-safe: a version may be added while requests are answered.
 
-    `default`: the model of requests that name none; without it the only one.
+    `default`: the model of requests that name none; without it the only one. `leaving`: set where the host is about to end: it
+    is not ready any more, so that no new callers come, and answers those who do.
     """
 
     def __init__(self, *, form: Form, default: str | None = None, telemetry: Telemetry | None = None) -> None:
         self.form = form
         self.default = default
+        self.leaving = False
         self.telemetry = telemetry or Silent()
         self._adding = threading.Lock()
         self._models: Mapping[str, _Versions] = {}
@@ -126,10 +129,42 @@ class Models:
             after = _Versions({**before.slots, version: slot}, {**before.aliases, **dict.fromkeys(aliases, version)})
             self._models = {**self._models, model: after}
 
-    def _told(self, predictor: Predictor, variant: str) -> None:
-        """Of every load exactly once."""
-        load = LoadRecord.of(predictor.manifest, predictor.provider, predictor.load_seconds, form=self.form, variant=variant)
+    def replace(self, model: str, predictors: Mapping[int, Predictor], aliases: Mapping[str, int]) -> None:
+        """Makes these the model's versions, and what its aliases mean, all at once in place of what it had.
+
+        Who was given a version keeps it until he is done. The first alias that means a version is its variant.
+        """
+        with self._adding:
+            before = self._models.get(model, _Versions()).slots
+            slots = {version: self._slot_of(predictor, version, aliases, before) for version, predictor in predictors.items()}
+            self._models = {**self._models, model: _Versions(slots, dict(aliases))}
+        for version, slot in before.items():
+            if slot.served is not None and slots.get(version) is not slot:
+                self._told(slot.served, code=FREED)
+        for version, slot in slots.items():
+            if before.get(version) is not slot:
+                slot.get()
+
+    def _slot_of(self, predictor: Predictor, version: int, aliases: Mapping[str, int], before: Mapping[int, _Slot]) -> _Slot:
+        """That which holds it as this variant already, else a new one."""
+        variant = next((alias for alias, meant in aliases.items() if meant == version), "stable")
+        had = before.get(version)
+        if had is not None and had.variant == variant and had.served is not None and had.served.predictor is predictor:
+            return had
+        return _Slot(lambda: predictor, variant, self._told)
+
+    def _told(self, served: Served, code: str = "ok") -> None:
+        """Of every load and every end exactly once."""
+        predictor = served.predictor
+        load = LoadRecord.of(
+            predictor.manifest, predictor.provider, predictor.load_seconds, form=self.form, variant=served.variant, code=code
+        )
         self.telemetry.loaded(load)
+
+    def predictors(self) -> list[Predictor]:
+        """All that are loaded."""
+        slots = (slot for versions in self._models.values() for slot in versions.slots.values())
+        return [slot.served.predictor for slot in slots if slot.served is not None]
 
     def names(self) -> list[str]:
         return sorted(self._models)
@@ -151,8 +186,8 @@ class Models:
         return self._slot(model, version, None).ready
 
     def all_ready(self) -> bool:
-        """Whether each model's stable version can answer."""
-        return all(self.is_ready(name) for name in self._models)
+        """Whether callers may come: each model's stable version can answer, and will be able to."""
+        return not self.leaving and all(self.is_ready(name) for name in self._models)
 
     def default_name(self) -> str | None:
         """The model of a request that names none, if there is one."""
@@ -205,7 +240,11 @@ class Exchange:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Counts the time until the block is left as that of the stage: decode, execute or encode."""
+        """Counts the time until the block is left as that of the stage: decode, execute or encode.
+
+        Raises `DeadlineExceeded` where there is no time left to begin it.
+        """
+        check(self.deadline, f"the stage '{name}'")
         started = time.perf_counter()
         try:
             yield
@@ -213,7 +252,10 @@ class Exchange:
             self.stages[name] = self.stages.get(name, 0.0) + time.perf_counter() - started
 
     async def infer(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
-        """The chosen version's answer; arrays of shape [rows, ...] by name. Raises as `Predictor.predict`, and `Overloaded`."""
+        """The chosen version's answer; arrays of shape [rows, ...] by name.
+
+        Raises as `Predictor.predict`, `Overloaded`, and `DeadlineExceeded`.
+        """
         assert self.served is not None, "choose comes first"  # noqa: S101 - a fault of ours
         with self.stage("decode"):
             checked = self.served.signature.validate(inputs)

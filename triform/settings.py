@@ -34,6 +34,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     required_providers: tuple[str, ...] = ()  # each node must run on one of these
     threads: int | None = None  # ONNX Runtime threads; None: the package's
     gpu_mem_limit: int | None = None  # bytes
+    engine_cache: str | None = None  # the folder for TensorRT's engines
     models: tuple[str, ...] = ()  # what a function serves: references; none: all of the repository
     telemetry: Literal["emf", "none"] = "emf"  # of a function: logs and metrics through Powertools, or neither
     deadline_margin: float = 0.25  # seconds before a function's end at which a run is ended
@@ -112,6 +113,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             required_providers=self.required_providers,
             threads=self.threads,
             gpu_mem_limit=self.gpu_mem_limit,
+            engine_cache=self.engine_cache,
         )
 
     def check(self) -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 Form = Literal["lambda", "serve", "batch"]
 Kind = Literal["counter", "histogram", "gauge"]
 UNKNOWN: Final = "unknown"
+FREED: Final = "freed"  # the code of a model that is not loaded any more
 
 
 class Metric(msgspec.Struct, frozen=True):
@@ -48,7 +49,12 @@ BATCH_ROWS: Final = Metric("triform_batch_rows", "histogram", "Rows of one run o
 MODEL_LOAD_SECONDS: Final = Metric(
     "triform_model_load_seconds", "gauge", "Time the load took: fetch, verify, session, warmup", (*_MODEL, "stage")
 )
-MODEL_INFO: Final = Metric("triform_model_info", "gauge", "1 for each loaded model", (*_MODEL, "provider", "precision", "digest"))
+MODEL_INFO: Final = Metric(
+    "triform_model_info", "gauge", "1 for each loaded model, 0 once it was freed", (*_MODEL, "provider", "precision", "digest")
+)
+MODEL_LOAD_FAILURES: Final = Metric(
+    "triform_model_load_failures_total", "counter", "Versions that were to be served and could not be", (*_MODEL, "code")
+)
 DEAD_LETTER_ROWS: Final = Metric("triform_dead_letter_rows_total", "counter", "Rows refused, by reason", (*_MODEL, "code"))
 SPLIT_WEIGHT: Final = Metric("triform_split_weight", "gauge", "Share of the keys that a version answers", _MODEL)
 FEATURE_DRIFT: Final = Metric("triform_feature_drift", "gauge", "Distance from the reference distribution", (*_MODEL, "feature"))
@@ -62,11 +68,14 @@ COLD_STARTS: Final = Metric(
     "triform_cold_starts_total", "counter", "First invocations of a Lambda environment, by how it was started",
     ("form", "initialization"),
 )  # fmt: skip
+FAULTS: Final = Metric(
+    "triform_faults_total", "counter", "Requests that ended in an error of ours, by the version of the Lambda function",
+    ("form", "function", "function_version"),
+)  # fmt: skip
 
 VOCABULARY: Final = (
-    REQUESTS, ROWS, REQUEST_SECONDS, STAGE_SECONDS, BATCH_ROWS, MODEL_LOAD_SECONDS, MODEL_INFO, DEAD_LETTER_ROWS, SPLIT_WEIGHT,
-    FEATURE_DRIFT, RUN_SECONDS, RUN_ROWS, RUN_SUCCESS, RUN_SUCCESS_TIME,
-    COLD_STARTS,
+    REQUESTS, ROWS, REQUEST_SECONDS, STAGE_SECONDS, BATCH_ROWS, MODEL_LOAD_SECONDS, MODEL_INFO, MODEL_LOAD_FAILURES,
+    DEAD_LETTER_ROWS, SPLIT_WEIGHT, FEATURE_DRIFT, RUN_SECONDS, RUN_ROWS, RUN_SUCCESS, RUN_SUCCESS_TIME, COLD_STARTS, FAULTS,
 )  # fmt: skip
 
 
@@ -91,20 +100,28 @@ class InferenceRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LoadRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """A model that was loaded, and how long each stage took."""
+    """A model that was loaded, and how long each stage took; or that was let go again, or could not be loaded."""
 
     form: Form
     model: str
-    version: int
-    provider: str
-    precision: str
-    digest: str
-    stages: Mapping[str, float]
+    version: int | None  # None: which one it was to be is not known
+    provider: str = ""
+    precision: str = ""
+    digest: str = ""
+    stages: Mapping[str, float] = {}
     variant: str = "stable"
+    code: str = "ok"  # or FREED, or the error's code
 
     @classmethod
     def of(
-        cls, manifest: Manifest, provider: str, stages: Mapping[str, float], *, form: Form, variant: str = "stable"
+        cls,
+        manifest: Manifest,
+        provider: str,
+        stages: Mapping[str, float],
+        *,
+        form: Form,
+        variant: str = "stable",
+        code: str = "ok",
     ) -> LoadRecord:
         return cls(
             form=form,
@@ -115,10 +132,11 @@ class LoadRecord(msgspec.Struct, frozen=True, kw_only=True):
             digest=manifest.digest,
             stages=stages,
             variant=variant,
+            code=code,
         )
 
     def labels(self) -> dict[str, str]:
-        return {"model": self.model, "version": str(self.version), "variant": self.variant, "form": self.form}
+        return {"model": self.model, "version": str(self.version or UNKNOWN), "variant": self.variant, "form": self.form}
 
 
 class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -184,22 +202,23 @@ class _Prometheus:
         return self._metrics[metric.name].labels(**labels)  # type: ignore[attr-defined]  # the three classes share no base
 
     def record(self, inference: InferenceRecord) -> None:
-        for metric, labels, value in observations(inference):
+        self._tell(observations(inference))
+
+    def loaded(self, load: LoadRecord) -> None:
+        self._tell(of_load(load))
+
+    def ran(self, run: RunRecord) -> None:
+        self._tell(of_run(run))
+
+    def _tell(self, seen: list[Observation]) -> None:
+        for metric, labels, value in seen:
             at = self._at(metric, labels)
             if metric.kind == "counter":
                 at.inc(value)  # type: ignore[attr-defined]
+            elif metric.kind == "gauge":
+                at.set(value)  # type: ignore[attr-defined]
             else:
                 at.observe(value)  # type: ignore[attr-defined]
-
-    def loaded(self, load: LoadRecord) -> None:
-        self._set(of_load(load))
-
-    def ran(self, run: RunRecord) -> None:
-        self._set(of_run(run))
-
-    def _set(self, seen: list[Observation]) -> None:
-        for metric, labels, value in seen:
-            self._at(metric, labels).set(value)  # type: ignore[attr-defined]
 
 
 def observations(inference: InferenceRecord) -> list[Observation]:
@@ -219,9 +238,13 @@ def observations(inference: InferenceRecord) -> list[Observation]:
 
 
 def of_load(load: LoadRecord) -> list[Observation]:
-    """The same of a load."""
+    """The same of a load, well or not, and of its end."""
     labels = load.labels()
     info = labels | {"provider": load.provider, "precision": load.precision, "digest": load.digest[:12]}
+    if load.code == FREED:
+        return [(MODEL_INFO, info, 0.0)]
+    if load.code != "ok":
+        return [(MODEL_LOAD_FAILURES, labels | {"code": load.code}, 1.0)]
     stages = [(MODEL_LOAD_SECONDS, labels | {"stage": stage}, seconds) for stage, seconds in load.stages.items()]
     return [*stages, (MODEL_INFO, info, 1.0)]
 

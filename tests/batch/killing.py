@@ -94,6 +94,22 @@ def kill_actors(times: int, chance: random.Random, killed: list[int]) -> Callabl
     return work
 
 
+def pause_the_first_until_there_are_two() -> Callable[[threading.Event], None]:
+    """The actor that scores first stands still, once it has been made, until there is another."""
+
+    def work(over: threading.Event) -> None:
+        first: psutil.Process | None = None
+        deadline = time.monotonic() + 60
+        while not over.wait(0.05) and len(alive := scorers()) < 2 and time.monotonic() < deadline:
+            if first is None and alive and "__init__" not in alive[0].cmdline()[0]:
+                first = alive[0]
+                first.suspend()
+        if first is not None:
+            first.resume()
+
+    return work
+
+
 def kill_the_greedy(path: Path, most: int, killed: list[int]) -> Callable[[threading.Event], None]:
     """What the kernel does when memory runs out: whoever reads the file and has more than `most` resident bytes is killed."""
 

@@ -7,14 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from batch.pool import Cluster, Pool, Resources, size_pool
-from tests.batch.workbench import Workbench, assert_each_row_once, read_rows
-from triform import testing
+from tests.batch.killing import meanwhile, pause_the_first_until_there_are_two
+from tests.batch.workbench import Workbench, assert_each_row_once
 from triform.errors import ConfigurationError
 
 ROOT = Path(__file__).parents[2]
@@ -101,18 +98,13 @@ def actors_started() -> int:
     return sum(bool(actor.pid) for actor in list_actors(there, limit=1000) if "PartScorer" in actor.class_name)
 
 
-def test_a_pool_grows_with_its_work_and_waits_for_no_node(workbench: Workbench, ray_cluster: Any, tmp_path: Path) -> None:
+def test_a_pool_grows_with_its_work_and_waits_for_no_node(workbench: Workbench, ray_cluster: Any) -> None:
     """From one actor to what the cluster has; MAX is beyond that, as in a cluster whose autoscaler may add nodes."""
-    slow = testing.slow(tmp_path / "slow.onnx", layers=400, width=512)
-    repository = testing.repository(tmp_path / "slow", {"slow": slow})
-    rows = pa.FixedSizeListArray.from_arrays(np.zeros(100 * 512, np.float32), 512)
-    workbench.input.mkdir()
-    for i in range(30):  # half a second of work in each: one actor would need far longer than a second takes to start
-        pq.write_table(pa.table({"x": rows, "id": np.arange(i * 100, i * 100 + 100)}), workbench.input / f"{i:02d}.parquet")
+    workbench.write_some(40)
     before = actors_started()
-    there = {"repository": str(repository.root), "model": "slow", "keep": ()}
-    summary = workbench.run(actors="1:40", address=ray_cluster.get_runtime_context().gcs_address, **there)
-    assert sorted(read_rows(f"{summary.folder}/data")["id"].to_pylist()) == list(range(3000))
+    with meanwhile(pause_the_first_until_there_are_two()):
+        summary = workbench.run(actors="1:40", address=ray_cluster.get_runtime_context().gcs_address)
+    assert_each_row_once(summary.folder, 4000)
     assert 2 <= actors_started() - before <= 4
     assert "asked for" not in workbench.said
 
@@ -121,6 +113,7 @@ FRACTIONS = """
 import sys
 import ray
 from pathlib import Path
+from tests.batch.killing import meanwhile, pause_the_first_until_there_are_two
 from tests.batch.workbench import Workbench, assert_each_row_once
 from tests.batch.test_pool import actors_started
 

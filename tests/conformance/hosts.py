@@ -15,6 +15,7 @@ from tests.conformance.server import serve
 from tests.ray_apps.hosts import running
 from tests.ray_apps.ports import SERVE_PORTS
 from triform.http import HttpRequest
+from triform.telemetry import Telemetry
 
 
 class Answer(NamedTuple):
@@ -28,9 +29,9 @@ class Send(Protocol):
 
 
 @contextmanager
-def in_process(repository: Path, **options: Any) -> Iterator[Send]:
+def in_process(repository: Path, telemetry: Telemetry | None = None, **options: Any) -> Iterator[Send]:
     """`http.py` itself; options are those of `surface`."""
-    handle = surface(repository, **options).handle
+    handle = surface(repository, telemetry=telemetry, **options).handle
 
     def send(method: str, path: str, headers: Mapping[str, str] | None = None, body: bytes = b"") -> Answer:
         path, _, query = path.partition("?")
@@ -72,9 +73,9 @@ def aws_lambda(repository: Path, event: str = "http-v2", **environ: str) -> Iter
 
 
 @contextmanager
-def asgi(repository: Path, **args: Any) -> Iterator[Send]:
+def asgi(repository: Path, telemetry: Telemetry | None = None, **args: Any) -> Iterator[Send]:
     """The Serve form's ASGI application with dynamic batching, without a server; `args` are those of `build_app`."""
-    with running(repository, **args) as app:
+    with running(repository, telemetry, **args) as app:
 
         def send(method: str, path: str, headers: Mapping[str, str] | None = None, body: bytes = b"") -> Answer:
             raw = [(k.lower().encode("latin-1"), v.encode("latin-1")) for k, v in (headers or {}).items()]

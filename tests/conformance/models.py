@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from onnx import helper
+import numpy as np
+from onnx import TensorProto, helper
 
 from triform import testing
 from triform.access import Access
@@ -37,6 +38,7 @@ def build(folder: Path) -> Path:
     text     x BYTES[rows] -> y BYTES[rows], as it came
     lookup   x INT64[rows] -> y FP32[rows] = 10 * x for 0..9; any other x makes the run fail
     flights  columns distance, hour (null: NaN), carrier -> p_on_time, p_late, outcome: the larger, airline
+    close    x FP32[rows, 3] -> y FP32[rows, 3] = x, and 2**-20 more in runs of more than two rows
     """
     repository = folder / "models"
     files = {
@@ -45,6 +47,7 @@ def build(folder: Path) -> Path:
         "text": testing.identity(folder / "text.onnx", "BYTES"),
         "lookup": testing.lookup(folder / "lookup.onnx"),
         "flights": _flights(folder / "flights.onnx"),
+        "close": _close(folder / "close.onnx"),
     }
     testing.repository(repository, files, config={"flights": FLIGHTS})
     return repository
@@ -70,6 +73,19 @@ def _flights(path: Path) -> Path:
         testing.value("who", "BYTES", ["N"]),
     ]
     return testing.save(path, nodes, inputs, outputs)
+
+
+def _close(path: Path) -> Path:
+    """What vectorised kernels do to many a real model's last bits, by a rule that holds on every machine."""
+    nodes = [
+        helper.make_node("Shape", ["x"], ["rows"], start=0, end=1),
+        helper.make_node("Greater", ["rows", "two"], ["many"]),
+        helper.make_node("Cast", ["many"], ["one"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["one", "little"], ["moved"]),
+        helper.make_node("Add", ["x", "moved"], ["y"]),
+    ]
+    constants = {"two": np.array([2]), "little": np.array([2**-20], np.float32)}
+    return testing.save(path, nodes, [testing.value("x", "FP32", ["N", 3])], [testing.value("y", "FP32", ["N", 3])], constants)
 
 
 def surface(

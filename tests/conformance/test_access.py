@@ -21,8 +21,8 @@ from tests.conformance.hosts import Answer, Send, asgi, aws_lambda, in_process, 
 from triform.access import Access
 from triform.api_keys import KeyFile, KeyRing, new_key
 from triform.audit import AuditFile, Entry, verify
-from triform.http import LIVE, ROUTES
 from triform.nonces import MemoryNonces
+from triform.routes import LIVE, ROUTES
 from triform.signing import Parts, sign
 
 PREDICT, INFER = "/v1/models/linear:predict", "/v2/models/linear/infer"

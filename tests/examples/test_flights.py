@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -17,9 +22,12 @@ from batch import job
 from batch.cli import run_folder
 from batch.job import Summary
 from batch.spec import JobSpec
+from examples import demo
 from examples.flights import build, evaluate, online
 from examples.flights.data import read_partitions
 from examples.flights.mapping import read_columns
+from infra.local.gateway import local_gateway
+from triform.errors import TriformError
 from triform.predictor import Predictor
 from triform.releases import ReleaseLog
 from triform.repository import open_repository
@@ -124,9 +132,33 @@ def test_the_same_data_gives_the_same_digests(flights: Path, tmp_path: Path) -> 
 
 
 def test_the_local_lambda_answers_as_the_batch_does(flights: Path, scored: Summary) -> None:
-    asked = online.ask(flights, Path(scored.data), flights=200)
-    assert len(asked.answers) == 200
-    assert asked.agree
-    assert asked.init > 0
-    if open_repository(flights / "repository").package("flight-delay", 1).manifest.row_independence.kind == "exact":
-        assert asked.equal == 200
+    asked_for = online.choose(flights, Path(scored.data), flights=100)
+    assert len(asked_for.records) == len(asked_for.batch) == 100
+    with local_gateway(environ={"TRIFORM_REPOSITORY": str(flights / "repository")}, max_concurrency=1) as gateway:
+        for ask in online.ask_json, online.ask_binary:
+            asked = ask("Lambda", gateway.url.removeprefix("http://"), asked_for)
+            assert asked.agrees(asked_for)
+            assert (asked.millis > 0).all()
+
+
+def test_the_demo_ends_with_an_error_where_the_forms_disagree(flights: Path, scored: Summary) -> None:
+    asked_for = online.choose(flights, Path(scored.data), flights=4)
+    bound, millis = asked_for.bound[2], np.array([9, 1, 2, 3])
+    one_bit = online.Asked("Serve", "gRPC", np.nextafter(asked_for.batch, np.float32(2)), millis)
+    assert (one_bit.agrees(asked_for), one_bit.equal(asked_for)) == (True, 0)
+    far = online.Asked("Serve", "gRPC", asked_for.batch + np.float32([0, 0, 3 * bound, 0]), millis)
+    assert far.equal(asked_for) == 3
+    told = io.StringIO()
+    with pytest.raises(TriformError, match=r"^Serve \(gRPC\) and batch disagree by "):
+        demo.print_agreement(asked_for, [one_bit, far], Console(file=told, width=120))
+    assert "3 of 4" in told.getvalue()
+
+
+@pytest.mark.slow  # a Ray of its own, and all of the example
+def test_the_demo(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "examples.demo", "--to", tmp_path / "flights"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = re.findall(r"^│ (\w+)\s+│ ([\w ]+?)\s+│ \d+ of 1000", done.stdout, re.MULTILINE)
+    protocols = ["REST JSON", "REST binary"]
+    assert rows == [("Lambda", p) for p in protocols] + [("Serve", p) for p in (*protocols, "gRPC")]

@@ -13,7 +13,8 @@ import pytest
 from handlers._boot import Booted
 from handlers._function import Function
 from handlers._identity import identity_of
-from tests.handlers.conftest import context, golden
+from tests.handlers.conftest import context
+from tests.handlers.starting import golden_event as golden
 from triform.api_keys import KeyRing, new_key
 
 KEY, KEPT = new_key({"infer"})
@@ -126,8 +127,9 @@ def test_nothing_is_read_for_a_stranger(closed: Callable[..., Function], tmp_pat
     """Nobody listens at the reference: who came so far as to ask for it is told 503."""
     function = closed(TRIFORM_REFERENCE_PREFIXES="http://127.0.0.1:9/in/")
     reference = {"x-triform-input": "http://127.0.0.1:9/in/rows.json"}
-    assert function(of("url", {}, reference), context())["statusCode"] == 401
-    assert function(of("url", {}, {**reference, "authorization": f"Bearer {KEY}"}), context())["statusCode"] == 503
+    assert function({**of("url", {}, reference), "body": None}, context())["statusCode"] == 401
+    known = of("url", {}, {**reference, "authorization": f"Bearer {KEY}"})
+    assert function({**known, "body": None}, context())["statusCode"] == 503
 
 
 def test_who_asked_is_in_the_log_and_refusals_are_counted_once(

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import pytest
 
 from ray_apps.arguments import Arguments
 from ray_apps.asgi import AsgiApp
@@ -18,6 +22,7 @@ from tests.ray_apps.ports import SERVE_PORTS
 from triform.telemetry import Silent, Telemetry
 
 Headers = Sequence[tuple[bytes, bytes]]
+CACHE = tempfile.mkdtemp(prefix="cache-")  # no test writes into the developer's own
 
 
 class Response(NamedTuple):
@@ -35,8 +40,13 @@ class RunningApp:
 
     def request(self, method: str, path: str, headers: Headers = (), body: Sequence[bytes] = (b"",), **scope: Any) -> Response:
         """The answer to a body that comes in these pieces."""
-        call = asyncio.run_coroutine_threadsafe(call_app(self.app, method, path, headers, body, **scope), self.loop)
-        return call.result(60)
+        return self.begin(method, path, headers, body, **scope).result(60)
+
+    def begin(
+        self, method: str, path: str, headers: Headers = (), body: Sequence[bytes] = (b"",), **scope: Any
+    ) -> Future[Response]:
+        """The same, still to come."""
+        return asyncio.run_coroutine_threadsafe(call_app(self.app, method, path, headers, body, **scope), self.loop)
 
 
 async def call_app(
@@ -68,11 +78,12 @@ def running(
     repository: Path, telemetry: Telemetry | None = None, environ: Mapping[str, str] | None = None, **args: Any
 ) -> Iterator[RunningApp]:
     arguments = Arguments.of({"repository": str(repository), "default_model": DEFAULT, "allow_anonymous": True, **args})
-    hosted = host(arguments, arguments.settings(environ or {}), telemetry or Silent())
+    hosted = host(arguments, arguments.settings({"TRIFORM_CACHE": CACHE, **(environ or {})}), telemetry or Silent())
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
     try:
+        loop.call_soon_threadsafe(hosted.live.start)
         yield RunningApp(AsgiApp(hosted.surface, timeout=arguments.timeout_s, at_end=hosted.drain), loop)
         asyncio.run_coroutine_threadsafe(hosted.drain(), loop).result(60)
     finally:
@@ -82,21 +93,27 @@ def running(
 
 
 @contextmanager
-def served(repository: Path, *, below: str = "/", **args: Any) -> Iterator[tuple[str, int, str]]:
-    """Host, port and name of the application on the cluster that this process is connected to; `below` a path of its own."""
+def served(repository: Path, prefix: str = "/", name: str | None = None, **args: Any) -> Iterator[tuple[str, int]]:
+    """Host and port of the application on the cluster that this process is connected to, below a prefix of its own.
+
+    Several with gRPC need the application's name in a request's metadata.
+    """
     from ray import serve
 
     from ray_apps.predict import GRPC, build_app
 
-    name = f"predict-{uuid.uuid4().hex[:8]}"
+    name = name or f"predict-{uuid.uuid4().hex[:8]}"
     loopback = {"num_cpus": 0, "drain_s": 0, "allow_anonymous": True}
     given = {"repository": str(repository), "default_model": DEFAULT, **loopback, **args}
     serve.start(
         http_options={"host": "127.0.0.1", "port": SERVE_PORTS.http},
         grpc_options={"port": SERVE_PORTS.grpc, "grpc_servicer_functions": [GRPC], "enable_reflection": False},
     )
-    serve.run(build_app(given), name=name, route_prefix=below)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRIFORM_CACHE", CACHE)
+        app = build_app(given)
+    serve.run(app, name=name, route_prefix=prefix)
     try:
-        yield "127.0.0.1", SERVE_PORTS.http, name
+        yield "127.0.0.1", SERVE_PORTS.http
     finally:
         serve.delete(name)

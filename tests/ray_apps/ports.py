@@ -1,42 +1,7 @@
-"""Ports for this session's Ray Serve, which no other of the machine has, and what stands in the environment before Ray starts."""
+"""Ports for this session's Ray Serve, which no other of the machine has."""
 
 from __future__ import annotations
 
-import random
-import socket
-from contextlib import suppress
-from pathlib import Path
-from typing import NamedTuple
-
-from ray_apps.environment import serve_environment
-
-
-class Ports(NamedTuple):
-    http: int
-    grpc: int
-    metrics: int
-    stats: int
-
-    def environment(self, folder: Path) -> dict[str, str]:
-        settings = serve_environment(
-            folder,
-            metrics_port=self.metrics,
-            stats_port=self.stats,
-            replica_ports=(self.http % 4000 + 10_000, self.grpc % 4000 + 15_000),
-        )
-        return settings | {"RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0"}  # else each shutdown takes half a minute
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens at, below those that the kernel gives out: between now and their use no connection takes one."""
-    held: list[socket.socket] = []
-    while len(held) < count:
-        with suppress(OSError):
-            held.append(socket.create_server(("", random.randrange(22_000, 32_000))))  # noqa: S311 - no secret
-    ports = [s.getsockname()[1] for s in held]
-    for server in held:
-        server.close()
-    return ports
-
+from ray_apps.ports import Ports, free_ports
 
 SERVE_PORTS = Ports(*free_ports(4))

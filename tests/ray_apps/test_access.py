@@ -14,14 +14,13 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tests.conformance.test_access import ANSWER, GOOD, PREDICT, Guard, guard
 from tests.ray_apps.hosts import served
 from tests.ray_apps.ports import SERVE_PORTS
-from triform.http import LIVE
+from triform.routes import LIVE
 
-BELOW = "/guarded"
+BELOW, NAME = "/guarded", "guarded"
 
 
 class Guarded(NamedTuple):
     guard: Guard
-    application: str
     stub: Any
 
     def send(self, method: str, path: str, headers: dict[str, str], body: bytes = b"") -> tuple[int, bytes, dict[str, str]]:
@@ -45,10 +44,10 @@ def guarded(ray_cluster: Any, online_models: Path, tmp_path_factory: pytest.Temp
         "audit": str(made.audit),
     }
     with (
-        served(online_models, below=BELOW, **args) as (_, _, application),
+        served(online_models, BELOW, NAME, **args),
         grpc.insecure_channel(f"127.0.0.1:{SERVE_PORTS.grpc}") as channel,
     ):
-        yield Guarded(made, application, service_pb2_grpc.GRPCInferenceServiceStub(channel))
+        yield Guarded(made, service_pb2_grpc.GRPCInferenceServiceStub(channel))
 
 
 def test_http(guarded: Guarded) -> None:
@@ -73,7 +72,7 @@ def test_http(guarded: Guarded) -> None:
 def test_grpc(guarded: Guarded) -> None:
     x = {"name": "x", "datatype": "FP32", "shape": [1, 3], "contents": {"fp32_contents": [1, 2, 3]}}
     request = service_pb2.ModelInferRequest(model_name="linear", inputs=[x])
-    to, key = ("application", guarded.application), ("authorization", guarded.guard.bearer("infer")["Authorization"])
+    to, key = ("application", NAME), ("authorization", guarded.guard.bearer("infer")["Authorization"])
     assert guarded.stub.ServerLive(service_pb2.ServerLiveRequest(), metadata=[to], timeout=60).live
     answer = guarded.stub.ModelInfer(request, metadata=[to, key], timeout=60)
     assert list(answer.outputs[0].contents.fp32_contents) == [14.0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import queue
 from collections.abc import Iterator
 from typing import Any
@@ -10,8 +11,10 @@ import grpc
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
+from ray import cloudpickle
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from ray_apps import messages
 from ray_apps.messages import MESSAGES
 from tests.ray_apps.ports import SERVE_PORTS
 from triform.signature import BY_OIP, DATATYPES
@@ -55,6 +58,19 @@ def test_our_messages_are_those_that_clients_have() -> None:
         known = {f.name: f for f in theirs.DESCRIPTOR.fields}
         for field in made.DESCRIPTOR.fields:
             assert (field.number, field.type) == (known[field.name].number, known[field.name].type), f"{name}.{field.name}"
+
+
+@pytest.mark.parametrize("pickled", [pickle, cloudpickle], ids=["pickle", "cloudpickle"])
+def test_messages_go_through_rays_proxy_in_python(pickled: Any) -> None:
+    """Which pickles them, and answers while no replica is up."""
+    for made in MESSAGES.values():
+        assert pickled.loads(pickled.dumps(made())) == made()
+    asked = MESSAGES["ModelInferRequest"](model_name="m", raw_input_contents=[RAW])
+    asked.inputs.add(**X)
+    asked.parameters["k"].int64_param = 3
+    assert pickled.loads(pickled.dumps(asked)) == asked
+    with pytest.raises(AttributeError, match="has no attribute 'Nothing'"):
+        messages.Nothing  # noqa: B018
 
 
 def test_health_and_metadata(client: Any) -> None:

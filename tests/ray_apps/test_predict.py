@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import logging
 import os
+import re
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -78,18 +79,36 @@ def test_what_is_counted_is_exported_by_ray(address: tuple[str, int], ray_cluste
     port = ray_cluster.nodes()[0]["MetricsExportPort"]
     wanted = [
         'ray_triform_requests_total{', 'ray_triform_request_seconds_bucket{', 'stage="execute"', 'code="model_not_found"',
-        'ray_triform_model_info{', 'model="linear"',
+        'ray_triform_model_info{', 'model="linear"', 'ray_triform_batch_rows_bucket{',
     ]  # fmt: skip
     deadline = time.monotonic() + 90
     while True:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as page:
             lines = [line for line in page.read().decode().splitlines() if line.startswith("ray_triform_")]
         lacking = [text for text in wanted if not any(text in line for line in lines)]
-        if not lacking:
+        if not lacking and histogram_is_whole(lines, "ray_triform_request_seconds", "ray_triform_requests_total"):
             break
         assert time.monotonic() < deadline, f"{lacking} not among {len(lines)} lines"
         time.sleep(0.5)
     assert not any("request_id" in line or "nobody" in line for line in lines)
+
+
+def histogram_is_whole(lines: list[str], name: str, requests: str) -> bool:
+    """Whether a histogram reads as Prometheus has them, and has seen each of the requests."""
+    seen: dict[str, list[tuple[dict[str, str], float]]] = {}
+    for line in lines:
+        metric, _, rest = line.partition("{")
+        labels, _, value = rest.rpartition("} ")
+        seen.setdefault(metric, []).append((dict(re.findall(r'(\w+)="([^"]*)"', labels)), float(value)))
+    assert {f"{name}_bucket", f"{name}_sum", f"{name}_count"} <= set(seen)
+    mine = [(labels, value) for labels, value in seen[f"{name}_bucket"] if labels["model"] == "linear"]
+    by_bound = sorted((float(labels["le"]), value) for labels, value in mine)
+    values = [value for _, value in by_bound]
+    assert values == sorted(values)
+    total = sum(value for labels, value in seen[f"{name}_count"] if labels["model"] == "linear")
+    assert by_bound[-1] == (float("inf"), values[-1])
+    answered = sum(value for labels, value in seen[requests] if labels["model"] == "linear")
+    return len({labels["le"] for labels, _ in mine}) == 17 and values[-1] == total == answered > 0
 
 
 def test_replicas_listen_on_loopback_only_where_serve_does(address: tuple[str, int]) -> None:
@@ -99,7 +118,7 @@ def test_replicas_listen_on_loopback_only_where_serve_does(address: tuple[str, i
         for c in psutil.net_connections("tcp")
         if c.status == "LISTEN" and c.pid in mine and "ray::" in psutil.Process(c.pid).name()
     ]
-    replicas = [c for c in ports if 11000 <= c.laddr.port < 21000]
+    replicas = [c for c in ports if c.laddr.port in SERVE_PORTS.replicas[0]]
     assert replicas
     assert {c.laddr.ip for c in replicas} == {"127.0.0.1"}
 

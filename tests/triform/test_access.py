@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import logging
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -13,7 +14,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from triform import access
 from triform.access import ANONYMOUS, INFER, OPERATE, Access, Browsers, Caller, check_closed, open_access
 from triform.api_keys import SIGNED, KeyRing, new_key
 from triform.audit import AuditFile, Entry, verify
@@ -135,13 +135,13 @@ def test_an_expired_key_is_told_to_its_holder_alone() -> None:
 def test_a_known_and_an_unknown_key_are_compared_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     """And the comparison is `hmac.compare_digest`, over 32 bytes each."""
     compared: list[tuple[int, int]] = []
-    real = access.hmac.compare_digest
+    real = hmac.compare_digest
 
     def compare(one: bytes, other: bytes) -> bool:
         compared.append((len(one), len(other)))
         return real(one, other)
 
-    monkeypatch.setattr(access.hmac, "compare_digest", compare)
+    monkeypatch.setattr(hmac, "compare_digest", compare)
     caller_of(door(), request(bearer(KEY)))
     stranger = new_key({INFER})[0]
     wrong = signed()._replace(body=b"altered")

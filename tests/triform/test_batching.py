@@ -6,6 +6,7 @@ import asyncio
 import random
 import threading
 import time
+import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -15,9 +16,11 @@ import numpy as np
 import pytest
 
 from triform import testing
-from triform.batching import Answer, DynamicBatcher
+from triform.batching import Answer, Batched, DynamicBatcher
 from triform.errors import DeadlineExceeded, Overloaded, RunFailed
+from triform.features import Features
 from triform.predictor import Predictor
+from triform.service import Served
 from triform.signature import Array
 
 BAD = 99  # the model has ten entries
@@ -311,5 +314,26 @@ def test_one_answer_of_a_run_is_its_first(lookup: Predictor, gate: Gate) -> None
         await settle()
         gate.open.set()
         assert [(a.batch_rows, a.first) for a in await asyncio.gather(*tasks)] == [(1, True), (3, True), (3, False), (3, False)]
+
+    within(test())
+
+
+def test_a_version_that_is_served_no_more_is_let_go_after_its_last_request(
+    predictors: Callable[[str], Predictor], gate: Gate
+) -> None:
+    async def test() -> None:
+        batched, old, new = Batched(gate), predictors("lookup"), predictors("centred")
+        batcher = weakref.ref(batched.batcher(old))
+        running = asyncio.create_task(batched(Served(old, Features(old.signature, old.manifest.config)), x(1), None))
+        await settle()
+        batched.retain([new])
+        assert batched.batcher(old) is batcher(), "it has work"
+        gate.open.set()
+        assert (await running).outputs["y"].tolist() == [10.0]
+        await settle()
+        batched.retain([old])
+        assert batcher() is not None
+        batched.retain([new])
+        assert batcher() is None
 
     within(test())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
 
@@ -61,6 +62,23 @@ def test_a_run_that_raised_is_forgotten_too() -> None:
     with watchdog.guard(due, _soon() + 0.05):
         assert _until(lambda: due.terminate)
     assert not failed.terminate
+
+
+def test_runs_that_have_ended_leave_nothing_behind() -> None:
+    """Their deadlines may be a minute away: at thousands a second all of them would be held that long."""
+
+    class Options:
+        terminate = False
+
+    watchdog, held = Watchdog(), Options()
+    with watchdog.guard(held, _never()):
+        with watchdog.guard(ended := Options(), _never() + 1):
+            gone = weakref.ref(ended)
+        del ended
+    assert gone() is None
+    gone = weakref.ref(held)
+    del held
+    assert gone() is None
 
 
 def test_many_runs_share_one_thread() -> None:

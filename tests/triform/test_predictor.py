@@ -214,6 +214,14 @@ def test_loading_tells_how_long_each_stage_took(predictors: Callable[[str], Pred
     assert all(0 < s < 60 for s in seconds.values())
 
 
+def test_a_session_that_no_longer_answers_as_it_did_is_noticed(packages: Callable[[str], ModelPackage]) -> None:
+    predictor = Predictor.load(packages("lookup"))
+    predictor.check()
+    predictor._session = Predictor.load(packages("slow"))._session
+    with pytest.raises(RunFailed):
+        predictor.check()
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("limit", [None, 1 << 30])
 def test_the_gpu_answers_as_the_cpu(limit: int | None, packages: Callable[[str], ModelPackage]) -> None:

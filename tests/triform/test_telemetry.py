@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from triform.telemetry import VOCABULARY, InferenceRecord, LoadRecord, Silent, prometheus
+from triform.telemetry import FREED, VOCABULARY, InferenceRecord, LoadRecord, Silent, prometheus
 
 LABELS = {"model": "flight-delay", "version": "2", "variant": "canary", "form": "serve"}
 RECORD = InferenceRecord(
@@ -83,6 +84,25 @@ def test_a_load_is_told() -> None:
     info = {"provider": "cuda", "precision": "float32", "digest": "0123456789ab"}
     assert registry.get_sample_value("triform_model_info", labels | info) == 1
     assert registry.get_sample_value("triform_model_load_seconds", labels | {"stage": "verify"}) == 0.5
+
+
+def test_a_load_that_failed_and_one_that_ended_are_told() -> None:
+    registry = CollectorRegistry()
+    backend = prometheus(registry)
+    backend.loaded(LOAD)
+    backend.loaded(msgspec.structs.replace(LOAD, code=FREED))
+    for _ in range(2):
+        backend.loaded(LoadRecord(form="serve", model="m", version=2, code="digest_mismatch"))
+    backend.loaded(LoadRecord(form="serve", model="m", version=None, code="store_unavailable"))
+    labels = {"model": "m", "version": "1", "variant": "stable", "form": "serve"}
+    info = {"provider": "cuda", "precision": "float32", "digest": "0123456789ab"}
+    assert registry.get_sample_value("triform_model_info", labels | info) == 0
+    failures = {
+        (labels["version"], labels["code"], value)
+        for name, labels, value in scraped(registry)
+        if name == "triform_model_load_failures_total"
+    }
+    assert failures == {("2", "digest_mismatch", 2.0), ("unknown", "store_unavailable", 1.0)}
 
 
 def test_a_request_without_a_model_is_unknown_and_ids_make_no_series() -> None:

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import binascii
 from base64 import b64decode
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import msgspec
 import numpy as np
 
 from triform.errors import InvalidInput, InvalidRequest
-from triform.protocols.bodies import Call, Encoded, by_columns, convert, plain, read_json, write_json
+from triform.protocols.bodies import Call, Encoded, by_columns, check_values, convert, from_columns, plain, read_json, write_json
 from triform.service import Served
 from triform.signature import Array, TensorMetadata
 
@@ -78,7 +78,9 @@ def records_call(records: Sequence[Any], served: Served, say: Say) -> Call:
 
 
 def _from_records(records: Sequence[Any], served: Served) -> dict[str, Array]:
-    return served.features.from_records([_record(row, record) for row, record in enumerate(records)])
+    columns = frozenset(served.features.columns)
+    check_values(len(records) * len(columns))
+    return served.features.from_records([_record(row, record, columns) for row, record in enumerate(records)])
 
 
 def columns_call(columns: Any, served: Served, say: Say) -> Call:
@@ -99,7 +101,7 @@ def columns_call(columns: Any, served: Served, say: Say) -> Call:
 
 def table_call(columns: Mapping[str, Sequence[Any] | Array], served: Served, say: Say) -> Call:
     """The call that lists of values make, by the columns that model.toml maps; the answer has columns, too."""
-    return Call(served.features.from_columns(columns), lambda outputs: say(served.features.to_columns(outputs)))
+    return Call(from_columns(columns, served), lambda outputs: say(served.features.to_columns(outputs)))
 
 
 def _names(inputs: Sequence[TensorMetadata]) -> str:
@@ -112,13 +114,14 @@ def _of_row(row: int, record: Any, inputs: Sequence[TensorMetadata]) -> Mapping[
     return record
 
 
-def _record(row: int, record: Any) -> Mapping[str, Any]:
+def _record(row: int, record: Any, columns: Collection[str]) -> Mapping[str, Any]:
+    """The record with the {"b64": ...} in its columns decoded; what is in no column may be anything."""
     if not isinstance(record, dict):
         raise InvalidInput(f"row {row}: expected an object of named columns, as row 0 is", row=row)
     if dict not in set(map(type, record.values())):
         return record
     try:
-        return {name: _bytes_in(value) for name, value in record.items()}
+        return {name: _bytes_in(value) for name, value in record.items() if name in columns}
     except InvalidInput as error:
         raise InvalidInput(f"row {row}: {error}", row=row) from None
 

@@ -1,0 +1,49 @@
+"""Whether the sessions of a replica still answer: one golden row through each, in a thread of its own, for a bounded time."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Final
+
+from triform.errors import DeadlineExceeded, RunFailed, TriformError
+from triform.service import Models
+
+SHARE: Final = 0.05  # of the time, at most, that checks take
+
+
+class Health:
+    """`seconds`: that one look at all sessions may take."""
+
+    def __init__(self, models: Models, *, seconds: float) -> None:
+        self._models = models
+        self._seconds = seconds
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="triform-health")
+        self._look: Future[None] | None = None
+        self._next = 0.0
+
+    async def check(self) -> None:
+        """Raises `RunFailed` where a session failed or gave another answer, `DeadlineExceeded` where it gave none in time.
+
+        A look that takes long is not taken each time. One that never came back is not followed by another.
+        """
+        if self._look is None or (self._look.done() and (self._look.exception() is not None or time.monotonic() >= self._next)):
+            self._look = self._thread.submit(self._look_at_all)
+        try:
+            await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(self._look)), self._seconds)
+        except TimeoutError:
+            raise DeadlineExceeded(f"a model has not answered its golden row in {self._seconds:g} s") from None
+
+    def _look_at_all(self) -> None:
+        began = time.monotonic()
+        for predictor in self._models.predictors():
+            try:
+                predictor.check(deadline=began + self._seconds)
+            except TriformError as error:
+                raise RunFailed(f"{predictor.manifest.ref} does not answer its golden row as it did: {error}") from error
+        ended = time.monotonic()
+        self._next = ended + (ended - began) / SHARE
+
+    def end(self) -> None:
+        self._thread.shutdown(wait=False)

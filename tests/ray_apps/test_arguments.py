@@ -1,0 +1,92 @@
+"""What `build_app` takes of accelerators, for all models and for one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ray_apps.arguments import Arguments
+from triform.batching import BatchOptions
+from triform.errors import ConfigurationError
+from triform.runtime import RuntimeOptions
+
+HERE = {"repository": "models", "allow_anonymous": True}
+GPU = {**HERE, "num_gpus": 0.25, "gpu_mem_limit": 6 << 30}
+
+
+def runtime(model: str = "m", environ: dict[str, str] | None = None, **args: Any) -> RuntimeOptions:
+    arguments = Arguments.of(args)
+    return arguments.runtime(arguments.settings(environ or {}), model)
+
+
+def test_without_a_word_models_run_on_the_cpu() -> None:
+    assert runtime(**HERE) == RuntimeOptions()
+
+
+def test_a_share_of_a_gpu_means_cuda_unless_told_otherwise() -> None:
+    assert runtime(**GPU) == RuntimeOptions(provider="cuda", gpu_mem_limit=6 << 30)
+    assert runtime(**GPU, provider="tensorrt").provider == "tensorrt"
+    assert runtime(**GPU, provider="cpu").provider == "cpu"
+    assert runtime(**GPU, environ={"TRIFORM_PROVIDER": "auto"}).provider == "auto"
+
+
+def test_a_model_has_its_own_options_and_the_rest_of_all_models() -> None:
+    own = {
+        "provider": "tensorrt",
+        "gpu_mem_limit": 2 << 30,
+        "slots": 2,
+        "provider_options": {"tensorrt": {"trt_fp16_enable": "1"}},
+    }
+    args = {**GPU, "engine_cache": "/engines", "provider_options": {"cuda": {"use_tf32": "0"}}, "overrides": {"big": own}}
+    assert runtime(**args) == RuntimeOptions(
+        provider="cuda", gpu_mem_limit=6 << 30, engine_cache="/engines", provider_options={"cuda": {"use_tf32": "0"}}
+    )
+    assert runtime("big", **args) == RuntimeOptions(
+        provider="tensorrt",
+        gpu_mem_limit=2 << 30,
+        engine_cache="/engines",
+        provider_options={"tensorrt": {"trt_fp16_enable": "1"}},
+    )
+    options = Arguments.of(args).overrides["big"]
+    assert isinstance(options, BatchOptions)
+    assert options.slots == 2
+
+
+def test_the_environment_says_what_the_arguments_do_not() -> None:
+    environ = {"TRIFORM_ENGINE_CACHE": "/engines", "TRIFORM_REQUIRED_PROVIDERS": "CUDAExecutionProvider"}
+    options = runtime(**GPU, environ=environ)
+    assert (options.engine_cache, options.required_providers) == ("/engines", ("CUDAExecutionProvider",))
+    assert runtime(**GPU, environ=environ, required_providers=["CPUExecutionProvider"]).required_providers == (
+        "CPUExecutionProvider",
+    )
+
+
+def test_what_a_replica_asks_ray_for() -> None:
+    slice_ = {**HERE, "num_gpus": 1, "num_cpus": 2, "resources": {"mig-1g.10gb": 1}, "accelerator_type": "H100"}
+    assert Arguments.of(slice_).ray_actor_options() == {
+        "num_cpus": 2.0,
+        "num_gpus": 1.0,
+        "resources": {"mig-1g.10gb": 1.0},
+        "accelerator_type": "H100",
+    }
+    assert "accelerator_type" not in Arguments.of(HERE).ray_actor_options()
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        ({"provider": "cuda"}, "provider cuda needs num_gpus above 0"),
+        ({"overrides": {"m": {"provider": "cuda"}}}, r"overrides\.m: provider cuda needs num_gpus above 0"),
+        ({"num_gpus": 0.25}, "num_gpus below 1 shares a GPU: gpu_mem_limit"),
+        ({"num_gpus": 1.5, "provider": "cuda"}, "num_gpus: expected a share of one GPU or whole ones, got 1.5"),
+        ({"provider": "rocm"}, "provider"),
+        ({"resources": {"mig": 0}}, "resources"),
+        ({"overrides": {"m": {"gpu_mem_limit": 0}}}, "gpu_mem_limit"),
+        ({"provider_options": {"cuda": {"use_tf32": 0}}}, "provider_options"),
+        ({"provider_options": {"rocm": {}}}, "provider_options|rocm"),
+    ],
+)
+def test_what_can_not_be_is_named(args: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"^args: .*({told})"):
+        Arguments.of({**HERE, **args}).settings({})
