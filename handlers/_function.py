@@ -15,10 +15,11 @@ from typing import Any
 
 from handlers._boot import Booted
 from handlers._events import INPUT, OUTPUT, Source, check_fits, source_of
+from handlers._identity import identity_of
 from handlers._references import References
 from handlers._telemetry import Context
 from triform.errors import DeadlineExceeded, InvalidRequest, TriformError
-from triform.http import REQUEST_ID, HttpRequest, HttpResponse
+from triform.http import REQUEST_ID, HttpRequest, HttpResponse, at_once
 from triform.protocols.bodies import write_json
 from triform.telemetry import InferenceRecord
 
@@ -39,7 +40,7 @@ class Function:
             source = source_of(event, self.booted.service.models.the_default)
             request: HttpRequest | None = None
             try:
-                request = source.request()
+                request = self._identified(event, source.request())
                 response = self._respond(request, context)
             except TriformError as error:
                 response = self._refuse(error, request, context)
@@ -51,12 +52,19 @@ class Function:
                 self._record(fault, response, started)
             return self._fitting(source, request, response, context)
 
+    def _identified(self, event: Any, request: HttpRequest) -> HttpRequest:
+        """With the caller whom AWS vouches for, if it does for one; else his key or signature decides."""
+        identity, access = identity_of(event), self.booted.surface.access
+        return request if identity is None or access is None else request._replace(caller=access.of_platform(identity))
+
     def _respond(self, request: HttpRequest, context: Context) -> HttpResponse:
         left = context.get_remaining_time_in_millis() / 1000 - self.booted.settings.deadline_margin
         if left <= 0:
             raise DeadlineExceeded("the function has too little time left to answer")
         deadline = time.monotonic() + left
         source, target = _named(request, INPUT), _named(request, OUTPUT)
+        if source is not None or target is not None:
+            request = at_once(self.booted.surface.admit(request))  # before anything is read for him
         if target is not None:
             self.references.check(target)  # before the work
             headers = [(name, value) for name, value in request.headers if name.lower() != "accept-encoding"]

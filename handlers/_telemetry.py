@@ -183,6 +183,7 @@ class Powertools:
             "service": "triform",
             **self._keys,
             "request_id": record.request_id,
+            "caller": record.caller,
             "model": record.model,
             "version": record.version,
             "variant": record.variant,

@@ -32,6 +32,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 def serve(
     repository: Annotated[str | None, typer.Option(help="The model repository; else TRIFORM_REPOSITORY")] = None,
     model: Annotated[list[str] | None, typer.Option(help="A model to serve, several times for several; else all")] = None,
+    allow_anonymous: Annotated[bool, typer.Option("--allow-anonymous", help="Let in who has no credentials")] = False,
     args: Annotated[str | None, typer.Option(help="A JSON file with further arguments of build_app")] = None,
     host: Annotated[str, typer.Option(help="The address to listen on for HTTP")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="The port for HTTP", min=1, max=65535)] = 8000,
@@ -49,6 +50,8 @@ def serve(
         given["repository"] = repository
     if model:
         given["models"] = model
+    if allow_anonymous:
+        given["allow_anonymous"] = True
     Arguments.of(given).settings(os.environ)
     listening = {"--port": (host, port), "--grpc-port": (host, grpc_port), "--metrics-port": ("", metrics_port)}
     for option, address in {**listening, "--stats-port": ("", stats_port)}.items():

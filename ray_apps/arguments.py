@@ -7,9 +7,11 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
+from triform.access import check_closed
 from triform.batching import BatchOptions
 from triform.errors import ConfigurationError
 from triform.http import Limits
+from triform.nonces import MEMORY
 from triform.runtime import RuntimeOptions
 from triform.settings import PREFIX, Settings
 
@@ -59,6 +61,12 @@ class Arguments(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     engine_cache: str | None = None  # the folder for TensorRT's engines
     provider_options: ProviderOptions = {}
     overrides: dict[str, ModelOptions] = {}  # by model
+    allow_anonymous: bool | None = None  # without it callers need credentials
+    api_keys_file: str | None = None  # on each node
+    nonces: str | None = None  # of signed requests: memory, or a Redis that all replicas ask
+    hosts: tuple[str, ...] | None = None  # the names that browsers may call this by
+    origins: tuple[str, ...] | None = None  # the pages that may
+    audit: str | None = None  # a file on each node
     request_bytes: Bytes = Limits().request
     unpacked_bytes: Bytes = Limits().unpacked
     response_bytes: Bytes = Limits().response
@@ -93,7 +101,10 @@ class Arguments(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     def settings(self, environ: Mapping[str, str]) -> Settings:
         """With the environment where nothing was said. Raises `ConfigurationError`."""
-        named = ("repository", "default_model", "provider", "required_providers", "threads", "gpu_mem_limit", "engine_cache")
+        named = (
+            "repository", "default_model", "provider", "required_providers", "threads", "gpu_mem_limit", "engine_cache",
+            "allow_anonymous", "api_keys_file", "nonces", "hosts", "origins", "audit",
+        )  # fmt: skip
         given = {name: getattr(self, name) for name in named}
         if self.num_gpus and f"{PREFIX}PROVIDER" not in environ:
             given["provider"] = self.provider or "cuda"
@@ -101,6 +112,12 @@ class Arguments(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         if settings.repository is None:
             raise ConfigurationError("args: 'repository' is missing, and TRIFORM_REPOSITORY is not set")
         self._check_gpus(settings)
+        check_closed(settings)
+        most = self.autoscaling.max_replicas if self.autoscaling is not None else self.num_replicas or 1
+        if settings.nonces == MEMORY and most > 1:
+            raise ConfigurationError(
+                "args: 'nonces' in memory are for one replica: several share a Redis, redis://host:port/number"
+            )
         return settings
 
     def runtime(self, settings: Settings, model: str) -> RuntimeOptions:

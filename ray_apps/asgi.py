@@ -1,6 +1,6 @@
 """`triform.http` as an ASGI application: no framework, a body is never read beyond its limit.
 
-    scope, receive -> HttpRequest -> HttpSurface.handle_async -> HttpResponse -> send
+    scope -> HttpRequest -> HttpSurface.greet -> receive -> HttpSurface.handle_async -> HttpResponse -> send
 
 A caller who goes away is the server's to notice: it cancels the call, and with it what waits for the model. Specification: ASGI
 3.0, HTTP connection scope and lifespan.
@@ -49,12 +49,14 @@ class AsgiApp:
 
     async def _http(self, scope: Message, receive: Receive, send: Send) -> None:
         deadline = time.monotonic() + self.timeout
-        body = await _read(receive, self.surface.limits.request)
-        if body is None:
-            return
         headers = [(name.decode(LATIN), value.decode(LATIN)) for name, value in scope["headers"]]
-        request = HttpRequest(scope["method"], _path(scope), headers, body)
-        response = await self.surface.handle_async(request, deadline=deadline)
+        query = scope.get("query_string", b"").decode(LATIN)
+        response = await self.surface.greet(HttpRequest(scope["method"], _path(scope), headers, b"", query, _client(scope)))
+        if isinstance(response, HttpRequest):
+            body = await _read(receive, self.surface.limits.request)
+            if body is None:
+                return
+            response = await self.surface.handle_async(response._replace(body=body), deadline=deadline)
         if self._told_by_server and (REQUEST_ID, response.headers[REQUEST_ID]) in headers:
             del response.headers[REQUEST_ID]
         await _answer(response, send, length=scope["method"] != "HEAD")
@@ -96,6 +98,12 @@ def _path(scope: Message) -> str:
     path: str = scope["raw_path"].decode(LATIN) if scope.get("raw_path") is not None else quote(scope["path"])
     root = scope.get("root_path", "")
     return path.removeprefix(root) if root and root != "/" else path
+
+
+def _client(scope: Message) -> str:
+    """The address that the request came from. Behind HAProxy uvicorn puts X-Forwarded-For in its place, and 0 for the port."""
+    host, port = scope.get("client") or ("", None)
+    return f"forwarded for {host}" if port == 0 else host
 
 
 async def _answer(response: HttpResponse, send: Send, *, length: bool) -> None:

@@ -182,6 +182,39 @@ def pushgateway(debian: Callable[..., Path], tmp_path: Path) -> Iterator[str]:
             process.wait(10)
 
 
+@pytest.fixture(scope="session")
+def redis_server(debian: Callable[..., Path]) -> Iterator[str]:
+    """A Redis of its own on a socket: its address."""
+    for package in "libjemalloc2", "liblzf1", "redis-tools":
+        debian("", package=package)
+    program = debian("redis-server", package="redis-server")
+    libraries = ":".join(map(str, (program.parent.parent / "lib").glob("*-linux-gnu")))
+    with tempfile.TemporaryDirectory(prefix="redis-") as folder:  # a socket's path has some hundred characters at most
+        at = Path(folder) / "redis.sock"
+        command = [program, "--port", "0", "--unixsocket", at, "--save", "", "--dir", folder, "--logfile", f"{folder}/log"]
+        process = subprocess.Popen(command, env={**os.environ, "LD_LIBRARY_PATH": libraries})
+        try:
+            _await_socket(at, process)
+            yield f"unix://{at}"
+        finally:
+            process.terminate()
+            process.wait(10)
+
+
+def _await_socket(at: Path, process: subprocess.Popen[bytes], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while True:
+        with socket.socket(socket.AF_UNIX) as client:
+            try:
+                client.connect(str(at))
+            except OSError:
+                assert process.poll() is None, f"it ended with {process.returncode}"
+                assert time.monotonic() < deadline, f"{at} does not answer"
+                time.sleep(0.02)
+            else:
+                return
+
+
 def _await(url: str, process: subprocess.Popen[bytes], seconds: float = 20.0) -> None:
     deadline = time.monotonic() + seconds
     while True:

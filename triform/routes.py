@@ -6,11 +6,15 @@ method, path -> find -> the route, and what the path says: {"model": "flights", 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from triform.errors import MethodNotAllowed, RouteNotFound
 
+if TYPE_CHECKING:
+    from triform.api_keys import Role
+
 Chosen = Mapping[str, str]
+LIVE: Final = "/v2/health/live"  # for everybody
 
 
 class Route(NamedTuple):
@@ -19,6 +23,7 @@ class Route(NamedTuple):
     method: str
     template: str
     operation: str
+    role: Role = "infer"  # that its caller needs
 
 
 def _models_of(protocol: str, *operations: tuple[str, str, str], alias: bool = False) -> list[Route]:
@@ -35,7 +40,7 @@ ROUTES: Final = (
     *_models_of("v2", ("POST", "/infer", "v2_infer")),
     *_models_of("v1", ("POST", ":predict", "v1_predict"), alias=True),
     Route("POST", "/invocations", "invocations"),
-    Route("GET", "/v2/health/live", "v2_live"),
+    Route("GET", LIVE, "v2_live"),
     Route("GET", "/v2/health/ready", "v2_ready"),
     Route("GET", "/ping", "ping"),
     Route("GET", "/v2", "v2_server"),

@@ -93,6 +93,7 @@ class InferenceRecord(msgspec.Struct, frozen=True, kw_only=True):
     stages: Mapping[str, float] = {}
     dead_letters: Mapping[str, int] = {}  # rows by error code
     request_id: str = ""  # for the log, never a label
+    caller: str = ""  # the same
 
     def labels(self) -> dict[str, str]:
         return {"model": self.model, "version": str(self.version or UNKNOWN), "variant": self.variant, "form": self.form}

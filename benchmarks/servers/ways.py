@@ -137,7 +137,7 @@ def _triform(python: str, place: Place, ports: Ports) -> list[str]:
         "--metrics-port": ports.metrics, "--stats-port": ports.stats, "--replica-ports": REPLICA_PORTS,
         "--folder": place.work, "--cpus": CPUS,
     }  # fmt: skip
-    return [python, "-m", "ray_apps", *(str(part) for option in options.items() for part in option)]
+    return [python, "-m", "ray_apps", "--allow-anonymous", *(str(part) for option in options.items() for part in option)]
 
 
 def _module(name: str) -> Callable[[str, Place, Ports], list[str]]:

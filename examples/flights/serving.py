@@ -49,7 +49,8 @@ class LocalServe:
             http_options={"host": HOST, "port": self._ports.http},
             grpc_options={"port": self._ports.grpc, "grpc_servicer_functions": [GRPC], "enable_reflection": False},
         )
-        target = RunTarget(build_app({"repository": str(repository.absolute()), "num_cpus": 0, "drain_s": 0}), name=APP)
+        args = {"repository": str(repository.absolute()), "num_cpus": 0, "drain_s": 0, "allow_anonymous": True}
+        target = RunTarget(build_app(args), name=APP)
         serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
 
     def wait(self, seconds: float = 120.0) -> float:

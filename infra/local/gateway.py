@@ -113,9 +113,10 @@ def local_gateway(
 ) -> Iterator[Gateway]:
     """A gateway on loopback, its provisioned environments started; every process ends with the block.
 
-    `kind`: http-v2, rest, alb, alb-multi or url. `environ`: settings beside those of this process. `options`: `FunctionConfig`'s.
+    `kind`: http-v2, rest, alb, alb-multi or url. `environ`: settings beside those of this process; there is no authorizer here,
+    so callers are let in without one unless it says TRIFORM_ALLOW_ANONYMOUS=false. `options`: `FunctionConfig`'s.
     """
-    config = FunctionConfig(environ={**os.environ, **(environ or {})}, **options)
+    config = FunctionConfig(environ={"TRIFORM_ALLOW_ANONYMOUS": "true", **os.environ, **(environ or {})}, **options)
     gateway = Gateway(kind, config, port, echo=echo)
     try:
         gateway.environments.provision()

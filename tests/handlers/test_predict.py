@@ -194,7 +194,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Function:
     """y FP32[rows, 10000] of x FP32[rows, 1]: answers that grow past every limit."""
     folder = tmp_path_factory.mktemp("wide")
     testing.repository(folder / "models", {"wide": testing.linear(folder / "wide.onnx", features=1, outputs=10_000)})
-    return Function(boot({"TRIFORM_REPOSITORY": str(folder / "models")}))
+    return Function(boot({"TRIFORM_REPOSITORY": str(folder / "models"), "TRIFORM_ALLOW_ANONYMOUS": "true"}))
 
 
 @pytest.mark.parametrize("kind", HTTP)
@@ -235,7 +235,8 @@ def test_too_little_time_left_for_a_direct_invocation(function: Function) -> Non
 
 def test_a_run_is_ended_before_the_platform_would_kill_it(tmp_path: Any) -> None:
     testing.repository(tmp_path / "models", {"slow": testing.slow(tmp_path / "slow.onnx", layers=2000)})
-    function = Function(boot({"TRIFORM_REPOSITORY": str(tmp_path / "models"), "TRIFORM_DEADLINE_MARGIN": "2"}))
+    settings = {"TRIFORM_DEADLINE_MARGIN": "2", "TRIFORM_ALLOW_ANONYMOUS": "true"}
+    function = Function(boot({"TRIFORM_REPOSITORY": str(tmp_path / "models"), **settings}))
     x = np.ones((2_000, 256), np.float32)
     tensor = {"name": "x", "datatype": "FP32", "shape": list(x.shape), "parameters": {"binary_data_size": x.nbytes}}
     head = json.dumps({"inputs": [tensor], "outputs": [{"name": "y", "parameters": {"binary_data": True}}]}).encode()

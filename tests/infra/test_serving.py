@@ -96,11 +96,19 @@ def test_ray_starts_with_the_settings_that_make_serve_fast() -> None:
     kept = {ours.cache, ours.engine_cache}
     folders = {mount["mountPath"] for mount in HEAD["spec"]["containers"][0]["volumeMounts"]}
     assert all(any(Path(str(folder)).is_relative_to(mount) for mount in folders) for folder in kept)
+    assert not ours.allow_anonymous
+    assert ours.api_keys_file is not None
+    keys = Path(ours.api_keys_file).parent
+    for pod in [HEAD, *WORKERS]:
+        (mount,) = [one for one in pod["spec"]["containers"][0]["volumeMounts"] if one["mountPath"] == str(keys)]
+        (volume,) = [one for one in pod["spec"]["volumes"] if one["name"] == mount["name"]]
+        assert (mount["readOnly"], volume["secret"]["defaultMode"] & 0o027) == (True, 0)  # which is what `triform doctor` wants
     assert CLUSTER["rayVersion"] == version("ray")
 
 
 def test_ray_and_build_app_read_the_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRIFORM_REPOSITORY", "models")
+    monkeypatch.setenv("TRIFORM_API_KEYS_FILE", "keys.json")
     read = ServeDeploySchema.model_validate(CONFIG)
     assert read.model_dump(exclude_unset=True, mode="json") == CONFIG
     (app,) = read.applications

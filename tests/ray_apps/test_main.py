@@ -57,7 +57,7 @@ def test_a_start_that_fails_says_why_in_a_line(tmp_path: Path) -> None:
 def test_it_answers_what_is_in_flight_when_it_is_told_to_end(tmp_path: Path) -> None:
     http_port, grpc_port, metrics_port, stats_port = free_ports(4)
     arguments = tmp_path / "args.json"
-    arguments.write_text('{"num_cpus": 0, "overrides": {"slow": {"max_queue_rows": 1000000}}}')
+    arguments.write_text('{"num_cpus": 0, "allow_anonymous": true, "overrides": {"slow": {"max_queue_rows": 1000000}}}')
     models = {"linear": testing.linear(tmp_path / "linear.onnx"), "slow": testing.slow(tmp_path / "slow.onnx")}
     testing.repository(tmp_path / "models", models)
     options = {
