@@ -11,12 +11,13 @@ import grpc
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from tests.conformance.test_access import ANSWER, GOOD, PREDICT, Guard, guard
+from tests.conformance.test_access import Guard, guard
 from tests.ray_apps.hosts import served
 from tests.ray_apps.ports import SERVE_PORTS
 from triform.routes import LIVE
 
 BELOW, NAME = "/guarded", "guarded"
+PREDICT, GOOD, ANSWER = "/v1/models/text:predict", b'{"instances": ["a"]}', b'{"predictions":["a"]}'
 
 
 class Guarded(NamedTuple):
@@ -36,15 +37,9 @@ class Guarded(NamedTuple):
 @pytest.fixture(scope="module")
 def guarded(ray_cluster: Any, online_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
     made = guard(tmp_path_factory.mktemp("guard"))
-    args = {
-        "models": ["linear"],
-        "allow_anonymous": False,
-        "api_keys_file": str(made.file),
-        "nonces": "memory",
-        "audit": str(made.audit),
-    }
+    access = {"allow_anonymous": False, "api_keys_file": str(made.file), "nonces": "memory", "audit": str(made.audit)}
     with (
-        served(online_models, BELOW, NAME, **args),
+        served(online_models, BELOW, NAME, models=["text"], default_model="text", **access),
         grpc.insecure_channel(f"127.0.0.1:{SERVE_PORTS.grpc}") as channel,
     ):
         yield Guarded(made, service_pb2_grpc.GRPCInferenceServiceStub(channel))
@@ -70,12 +65,12 @@ def test_http(guarded: Guarded) -> None:
 
 
 def test_grpc(guarded: Guarded) -> None:
-    x = {"name": "x", "datatype": "FP32", "shape": [1, 3], "contents": {"fp32_contents": [1, 2, 3]}}
-    request = service_pb2.ModelInferRequest(model_name="linear", inputs=[x])
+    x = {"name": "x", "datatype": "BYTES", "shape": [1], "contents": {"bytes_contents": [b"a"]}}
+    request = service_pb2.ModelInferRequest(model_name="text", inputs=[x])
     to, key = ("application", NAME), ("authorization", guarded.guard.bearer("infer")["Authorization"])
     assert guarded.stub.ServerLive(service_pb2.ServerLiveRequest(), metadata=[to], timeout=60).live
     answer = guarded.stub.ModelInfer(request, metadata=[to, key], timeout=60)
-    assert list(answer.outputs[0].contents.fp32_contents) == [14.0]
+    assert list(answer.outputs[0].contents.bytes_contents) == [b"a"]
     streamed = list(guarded.stub.ModelStreamInfer(iter([request, request]), metadata=[to, key], timeout=60))
     assert [answer.error_message for answer in streamed] == ["", ""]
     for metadata in [to], [to, ("authorization", "Bearer nonsense")]:

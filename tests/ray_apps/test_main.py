@@ -35,7 +35,7 @@ def test_a_bad_start_names_what_is_wrong(tmp_path: Path) -> None:
 def test_a_port_that_is_taken_is_named_before_ray_starts(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        command = [sys.executable, "-m", "ray_apps", "--repository", tmp_path, "--port", str(port)]
+        command = [sys.executable, "-m", "ray_apps", "--allow-anonymous", "--repository", tmp_path, "--port", str(port)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"configuration: --port: cannot listen on 127.0.0.1, port {port}: ")
@@ -45,7 +45,8 @@ def test_a_port_that_is_taken_is_named_before_ray_starts(tmp_path: Path) -> None
 def test_a_start_that_fails_says_why_in_a_line(tmp_path: Path) -> None:
     ports = free_ports(4)
     options = ["--port", "--grpc-port", "--metrics-port", "--stats-port"]
-    command = [sys.executable, "-m", "ray_apps", "--repository", tmp_path, "--replica-ports", "33000", "--cpus", "2"]
+    command = [sys.executable, "-m", "ray_apps", "--allow-anonymous", "--repository", tmp_path]
+    command += ["--replica-ports", "33000", "--cpus", "2"]
     command += [str(part) for option in zip(options, ports, strict=True) for part in option]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     told = done.stderr.splitlines()[-1]
