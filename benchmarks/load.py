@@ -3,7 +3,7 @@ do not wait for answers.
 
     closed_loop: wrk, one thread          -> Load: requests, seconds, median and 99th percentile
     open_loop: this process, Poisson      -> Load: the same, each latency from the moment that the request was due
-    one_by_one: this process, one client
+    one_by_one: this process, one client of whatever kind
 
 In a closed loop a slow answer holds back the next question, so what waits is not seen; in the open one it is.
 """
@@ -16,7 +16,7 @@ import socket
 import subprocess
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -130,22 +130,15 @@ def open_loop(address: tuple[str, int], ask: Ask, due: Sequence[float], *, conne
     return _load(latencies, time.perf_counter() - started)
 
 
-def one_by_one(address: tuple[str, int], ask: Ask, seconds: float) -> Load:
-    """One client, on one connection, as often as it can."""
-    raw = ask.raw(f"{address[0]}:{address[1]}")
-    connection = Connection(address)
+def one_by_one(call: Callable[[], object], seconds: float) -> Load:
+    """`call`, which sends a request and waits for its answer, as often as it can."""
     latencies = []
     started = ended = time.perf_counter()
-    try:
-        while ended - started < seconds:
-            began = time.perf_counter()
-            connection.send(raw)
-            while not connection.receive():
-                pass
-            ended = time.perf_counter()
-            latencies.append(ended - began)
-    finally:
-        connection.socket.close()
+    while ended - started < seconds:
+        began = time.perf_counter()
+        call()
+        ended = time.perf_counter()
+        latencies.append(ended - began)
     return _load(latencies, ended - started)
 
 

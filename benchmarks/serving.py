@@ -19,23 +19,19 @@ from __future__ import annotations
 import argparse
 import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
-import onnxruntime as ort
-
-from benchmarks import plot
+from benchmarks import batched, latency, plot
 from benchmarks.environments import debian
 from benchmarks.load import PACKAGES, Load, LoadFailed, closed_loop
 from benchmarks.report import Report
-from benchmarks.servers.models import TINY, packaged
+from benchmarks.servers.models import TINY, example, packaged
 from benchmarks.servers.running import ServerFailed
-from benchmarks.servers.ways import WAYS, Place, Way
+from benchmarks.servers.ways import WAYS, Place, Way, installed
 
 CLIENTS = (1, 8, 32)
 MOST = CLIENTS[-1]
@@ -83,44 +79,33 @@ def _servers(text: str) -> list[str]:
 
 def prepare(options: argparse.Namespace, report: Report) -> None:  # noqa: ARG001 - modes are called alike
     """only make what the runs need: environments, wrk, models"""
-    prepared(options)
-
-
-def prepared(options: argparse.Namespace) -> tuple[dict[str, str], dict[str, str]]:
-    """The Python of each server, and the reasons of those that cannot be installed."""
     debian(*PACKAGES)
+    installed(options.only, options.root)
     packaged(options.root, "tiny", TINY)
-    pythons, failed = {}, {}
-    for name in options.only:
-        try:
-            pythons[name] = WAYS[name].python(options.root)
-        except subprocess.CalledProcessError as error:
-            failed[name] = f"does not install: {(error.stderr or '').strip().splitlines()[-1:] or error}"
-            print(f"{name}: {failed[name]}", flush=True)
-    return pythons, failed
+    batched.model(options.root)
 
 
 def compare(options: argparse.Namespace, report: Report) -> None:
-    pythons, failed = prepared(options)
+    pythons, failed = installed(options.only, options.root)
     model, repository = packaged(options.root, "tiny", TINY)
     rounds: Rounds = {name: [] for name in pythons}
     for number in range(options.rounds):
         for name, python in pythons.items():
-            if name in failed:
-                continue
             try:
                 with tempfile.TemporaryDirectory(prefix="serving-") as work:
                     seen = measure(WAYS[name], python, Place(model, repository, Path(work)), options.seconds)
             except (ServerFailed, LoadFailed) as error:
-                failed[name] = str(error)
+                failed[name] = f"round {number + 1}: {error}"
                 print(f"{name}: {error}", flush=True)
                 continue
             rounds[name].append(seen)
             rates = ", ".join(f"{clients}: {one.load.rate:,.0f}/s" for (how, clients), one in seen.items() if how == "JSON")
             print(f"round {number + 1} of {options.rounds}, {name:12} {rates}", flush=True)
     for encoding in "JSON", "binary":
-        tell(rounds, failed, encoding, report)
+        tell(rounds, encoding, report)
     goals(rounds, report)
+    if failed:
+        report.table("Not measured", ["server", "why"], [[WAYS[name].title, reason] for name, reason in failed.items()])
     if options.plot:
         draw(rounds, options.plot)
 
@@ -143,23 +128,13 @@ def measure(way: Way, python: str, place: Place, seconds: int) -> dict[Key, Seen
     return seen
 
 
-def example(model: Path, rows: int = 1) -> tuple[Any, Any]:
-    """Rows and what the model answers, both float32."""
-    session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
-    x = np.random.default_rng(1).standard_normal((rows, session.get_inputs()[0].shape[1])).astype(np.float32)
-    return x, session.run(["y"], {"x": x})[0]
-
-
-def tell(rounds: Rounds, failed: Mapping[str, str], encoding: str, report: Report) -> None:
+def tell(rounds: Rounds, encoding: str, report: Report) -> None:
     """One table: a row for each server, medians over the rounds."""
     rows = []
     for name, seen in rounds.items():
-        if encoding not in WAYS[name].encodings:
+        if encoding not in WAYS[name].encodings or not seen:
             continue
         cells = [WAYS[name].title]
-        if not seen:
-            rows.append([*cells, *[""] * (3 * len(CLIENTS) + 3)])
-            continue
         for clients in CLIENTS:
             loads = [one[encoding, clients].load for one in seen]
             cells += [f"{statistics.median(load.rate for load in loads):,.0f}"]
@@ -177,8 +152,6 @@ def tell(rounds: Rounds, failed: Mapping[str, str], encoding: str, report: Repor
         columns += [f"{clients} client{'s' * (clients > 1)}: req/s", "p50 ms", "p99 ms"]
     columns += ["CPU us", "spread", "Triform's times"]
     report.table(f"One row, {encoding}; CPU, spread and ratio with {MOST} clients", columns, rows)
-    if failed and encoding == "JSON":
-        report.table("Not measured", ["server", "why"], [[WAYS[name].title, reason] for name, reason in failed.items()])
 
 
 def times(rounds: Rounds, name: str, encoding: str = "JSON") -> float | None:
@@ -211,6 +184,10 @@ def draw(rounds: Rounds, folder: Path) -> None:
 
 MODES: Mapping[str, Callable[[argparse.Namespace, Report], None]] = {
     "prepare": prepare,
+    "batching": batched.batching,
+    "rows": latency.by_rows,
+    "open-loop": latency.arrivals,
+    "scaling": batched.scaling,
 }
 
 

@@ -39,10 +39,11 @@ class Encoding(NamedTuple):
 
 
 class Running:
-    """A server that answers, at `address`."""
+    """A server that answers, at `address`, and some over gRPC at `grpc`."""
 
-    def __init__(self, process: subprocess.Popen[bytes], port: int) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], port: int, grpc_port: int) -> None:
         self.address = (HOST, port)
+        self.grpc = (HOST, grpc_port)
         self._tree = Tree(process.pid, driver_scores=True)
 
     def cpu(self) -> float:
@@ -61,17 +62,23 @@ class Running:
 
 @contextmanager
 def running(
-    command: Sequence[str], port: int, *, environ: Mapping[str, str], check: Callable[[Running], None], log: Path
+    command: Sequence[str],
+    ports: tuple[int, int],
+    *,
+    environ: Mapping[str, str],
+    check: Callable[[Running], None],
+    log: Path,
 ) -> Iterator[Running]:
     """The server that the command starts, once `check` (which may raise `OSError` as long as it is not up) has passed.
 
-    In a session of its own, so that Ctrl-C reaches this process alone, which ends it. Raises `ServerFailed`.
+    `ports`: for HTTP and gRPC. In a session of its own, so that Ctrl-C reaches this process alone, which ends the server. Raises
+    `ServerFailed`.
     """
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, env={**os.environ, **environ}, cwd=ROOT, stdout=output, stderr=output, start_new_session=True
         )
-    server = Running(process, port)
+    server = Running(process, *ports)
     try:
         _await(server, process, check, log)
         yield server

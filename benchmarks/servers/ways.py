@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import random
-import socket
+import subprocess
 import sys
 import sysconfig
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,14 +17,12 @@ import orjson
 
 from benchmarks.environments import ROOT, environment
 from benchmarks.load import Ask
-from benchmarks.servers.running import Encoding, Running, check_answer, running
-from ray_apps.environment import serve_environment
+from benchmarks.servers.running import Encoding, Running, ServerFailed, check_answer, running
+from ray_apps.ports import Ports, free_ports
 
 MODEL = "perceptron"
 JSON = {"content-type": "application/json"}
 HEADER_LENGTH = "inference-header-content-length"
-NO_DRAINING = {"RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0"}  # else each end takes half a minute
-REPLICA_PORTS = 24_000  # where the 2,000 ports of Ray Serve's replicas begin
 CPUS = 4  # logical ones, of each Ray
 
 
@@ -36,13 +33,6 @@ class Place(NamedTuple):
     repository: Path
     work: Path
     args: Mapping[str, Any] = {}  # of Triform's application
-
-
-class Ports(NamedTuple):
-    http: int
-    grpc: int
-    metrics: int
-    stats: int
 
 
 class Way(NamedTuple):
@@ -62,30 +52,39 @@ class Way(NamedTuple):
 
     @contextmanager
     def started(self, python: str, place: Place, x: Any, y: Any) -> Iterator[Running]:
-        """The server, once it answers the rows `x` with `y` in each of its encodings. Raises `ServerFailed`."""
+        """The server, once it answers the rows `x` with `y` in each of its encodings. Raises `ServerFailed` if it fails twice."""
+        with ExitStack() as stack:
+            try:
+                server = stack.enter_context(self._running(python, place, x, y))
+            except ServerFailed as error:
+                print(f"{self.title}: {error}; once more", flush=True)
+                server = stack.enter_context(self._running(python, place, x, y))
+            yield server
+
+    def _running(self, python: str, place: Place, x: Any, y: Any) -> AbstractContextManager[Running]:
         ports = Ports(*free_ports(4))
         environ = {"BENCH_MODEL": str(place.model), "PYTHONPATH": str(ROOT), "BENTOML_DO_NOT_TRACK": "True"}
-        environ |= {"RAY_USAGE_STATS_ENABLED": "0", **NO_DRAINING, **self.environ(place, ports)}
+        environ |= {"RAY_USAGE_STATS_ENABLED": "0", **self.environ(place, ports)}
 
         def check(server: Running) -> None:
             for encoding in self.encodings.values():
                 check_answer(server, encoding, x, y)
 
-        command = self.command(python, place, ports)
-        with running(command, ports.http, environ=environ, check=check, log=place.work / "server.log") as server:
-            yield server
+        command, log = self.command(python, place, ports), place.work / "server.log"
+        return running(command, (ports.http, ports.grpc), environ=environ, check=check, log=log)
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens at, below those that the kernel gives out to connections."""
-    held: list[socket.socket] = []
-    while len(held) < count:
-        with suppress(OSError):
-            held.append(socket.create_server(("127.0.0.1", random.randrange(27_000, 32_000))))
-    ports = [one.getsockname()[1] for one in held]
-    for one in held:
-        one.close()
-    return ports
+def installed(names: Sequence[str], root: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """The Python of each server, and the reasons of those that do not install."""
+    pythons, failed = {}, {}
+    for name in names:
+        try:
+            pythons[name] = WAYS[name].python(root)
+        except subprocess.CalledProcessError as error:
+            last = (error.stderr or "").strip().splitlines()[-1:]
+            failed[name] = f"does not install: {last[0] if last else error}"
+            print(f"{name}: {failed[name]}", flush=True)
+    return pythons, failed
 
 
 def inference_protocol(path: str, **asked: Any) -> dict[str, Encoding]:
@@ -132,11 +131,8 @@ OIP = inference_protocol(INFER, parameters={"binary_data_output": True})
 def _triform(python: str, place: Place, ports: Ports) -> list[str]:
     args = place.work / "args.json"
     args.write_text(json.dumps(place.args))
-    options = {
-        "--repository": place.repository, "--args": args, "--port": ports.http, "--grpc-port": ports.grpc,
-        "--metrics-port": ports.metrics, "--stats-port": ports.stats, "--replica-ports": REPLICA_PORTS,
-        "--folder": place.work, "--cpus": CPUS,
-    }  # fmt: skip
+    options = {"--repository": place.repository, "--args": args, "--port": ports.http, "--grpc-port": ports.grpc}
+    options |= {"--cpus": CPUS, "--grace": 0}
     return [python, "-m", "ray_apps", "--allow-anonymous", *(str(part) for option in options.items() for part in option)]
 
 
@@ -145,9 +141,8 @@ def _module(name: str) -> Callable[[str, Place, Ports], list[str]]:
 
 
 def _fast_serve(place: Place, ports: Ports) -> Mapping[str, str]:
-    """The settings that `python -m ray_apps` makes."""
-    replicas = (REPLICA_PORTS, REPLICA_PORTS + 1000)
-    return serve_environment(place.work, metrics_port=ports.metrics, stats_port=ports.stats, replica_ports=replicas)
+    """The settings that `python -m ray_apps` makes, on ports that nobody else has."""
+    return ports.environment(place.work)
 
 
 def _uvicorn(python: str, _: Place, ports: Ports) -> list[str]:
@@ -187,7 +182,7 @@ def _same_python(*_: object) -> Mapping[str, str]:
 
 
 WAYS: Mapping[str, Way] = {
-    "triform": Way("Triform on Ray Serve", _triform, OIP),
+    "triform": Way("Triform on Ray Serve", _triform, OIP, environ=_fast_serve),
     "ray-asgi": Way("raw ASGI on Ray Serve, HAProxy", _module("ray_asgi"), OIP, environ=_fast_serve),
     "uvicorn": Way("raw ASGI on uvicorn", _uvicorn, OIP),
     "ray-fastapi": Way("Ray Serve, the usual way (FastAPI)", _module("ray_fastapi"), plain_json("/predict", lambda told: told)),

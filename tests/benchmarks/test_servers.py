@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks import serving
 from benchmarks.load import Load
-from benchmarks.servers.models import TINY, packaged, perceptron
+from benchmarks.servers.models import TINY, example, packaged, perceptron
 from benchmarks.servers.running import ServerFailed, running
 from benchmarks.servers.ways import WAYS, Place
 
@@ -25,7 +25,7 @@ def place(tmp_path: Path) -> Place:
 
 
 def test_a_server_is_checked_in_each_encoding_measured_and_ended(place: Place) -> None:
-    x, y = serving.example(place.model)
+    x, y = example(place.model)
     with WAYS["uvicorn"].started(sys.executable, place, x, y) as server:
         process = psutil.Process(server._tree._root.pid)
         result, cpu = server.measured(lambda: "what the load came to")
@@ -34,7 +34,7 @@ def test_a_server_is_checked_in_each_encoding_measured_and_ended(place: Place) -
 
 
 def test_a_wrong_answer_is_told_and_the_server_ended(place: Place) -> None:
-    x, y = serving.example(place.model)
+    x, y = example(place.model)
     with pytest.raises(ServerFailed, match=r"it answers .* the model"), WAYS["uvicorn"].started(sys.executable, place, x, y + 1):
         pytest.fail("it was taken for right")
     line = "benchmarks.servers.raw_asgi:app"
@@ -49,7 +49,7 @@ def test_a_server_that_does_not_start_says_why(tmp_path: Path) -> None:
 
     with (
         pytest.raises(ServerFailed, match="it ended with 1; its log ends: no model here"),
-        running(command, 1, environ={}, check=nobody, log=tmp_path / "log"),
+        running(command, (1, 2), environ={}, check=nobody, log=tmp_path / "log"),
     ):
         pytest.fail("it runs")
 
@@ -63,7 +63,7 @@ def test_children_of_a_server_are_ended_too(tmp_path: Path) -> None:
             raise ConnectionRefusedError
 
     others = psutil.Process().children(recursive=True)
-    with running([sys.executable, "-c", parent], 1, environ={}, check=has_a_child, log=tmp_path / "log"):
+    with running([sys.executable, "-c", parent], (1, 2), environ={}, check=has_a_child, log=tmp_path / "log"):
         started = [p for p in psutil.Process().children(recursive=True) if p not in others]
         assert len(started) == 2
     assert not [p for p in started if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
@@ -72,7 +72,7 @@ def test_children_of_a_server_are_ended_too(tmp_path: Path) -> None:
 def test_the_packaged_model_is_the_one_that_peers_get(tmp_path: Path) -> None:
     model, repository = packaged(tmp_path, "tiny", TINY)
     assert (repository / "perceptron/1/model.onnx").read_bytes() == model.read_bytes()
-    x, y = serving.example(model, 4)
+    x, y = example(model, 4)
     assert (x.shape, y.shape) == ((4, 30), (4, 1))
     hidden = x
     for i in range(3):

@@ -1,0 +1,116 @@
+"""Two modes of `benchmarks/serving.py` with a model that takes 10 ms for 16 rows, which dynamic batching is for.
+
+batching: raw runs of 16 rows, one after another, in this process | 48 clients with a row each | arrivals at 70% of the raw rows/s
+scaling:  1 and 2 replicas, of this model and of the tiny one
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.load import Ask, Load, closed_loop, open_loop, poisson
+from benchmarks.report import Report
+from benchmarks.servers.models import TINY, example, lasting, open_session, packaged, run_seconds
+from benchmarks.servers.running import Running
+from benchmarks.servers.ways import MODEL, WAYS, Place
+
+ROWS, SECONDS = 16, 0.010  # of a run
+CLIENTS = 3 * ROWS  # a run's worth is being run, another waits, the third is on its way
+SHARE = 0.7
+REPLICAS = (1, 2)
+ARGS = {"overrides": {MODEL: {"max_rows": ROWS}}}
+
+
+class Round(NamedTuple):
+    """Seconds of raw runs of 1 row and of `ROWS`; Triform under clients that wait, and under arrivals that do not."""
+
+    one: float
+    run: float
+    closed: Load
+    open: Load
+
+    @property
+    def share(self) -> float:
+        """Of the raw rows a second."""
+        return self.closed.rate / (ROWS / self.run)
+
+
+def model(root: Path) -> tuple[Path, Path]:
+    return lasting(root, ROWS, SECONDS)
+
+
+@contextmanager
+def triform(files: tuple[Path, Path], args: dict[str, Any], encoding: str) -> Iterator[tuple[Running, Ask, Path]]:
+    """Triform with the model, and a request of one row."""
+    x, y = example(files[0])
+    way = WAYS["triform"]
+    with tempfile.TemporaryDirectory(prefix="serving-") as work:
+        place = Place(*files, Path(work), args)
+        with way.started(sys.executable, place, x, y) as server:
+            yield server, way.encodings[encoding].ask(x), place.work
+
+
+def batching(options: argparse.Namespace, report: Report) -> None:
+    """a model of 10 ms: throughput against raw batches, latency at 70%% load"""
+    files = model(options.root)
+    session = open_session(files[0])
+    rounds = []
+    for number in range(options.rounds):
+        one, run = run_seconds(session, 1, options.seconds / 2), run_seconds(session, ROWS, options.seconds)
+        with triform(files, ARGS, "binary") as (server, ask, work):
+            closed_loop(server.address, ask, clients=CLIENTS, seconds=1, work=work)
+            closed = closed_loop(server.address, ask, clients=CLIENTS, seconds=options.seconds, work=work)
+            due = poisson(SHARE * ROWS / run, options.seconds, seed=number)
+            rounds.append(Round(one, run, closed, open_loop(server.address, ask, due)))
+        print(f"round {number + 1} of {options.rounds}: {rounds[-1].share:.2f} of raw", flush=True)
+    run = _median(rounds, "run")
+    shares = [one.share for one in rounds]
+    late = statistics.median(one.open.p99 / one.run for one in rounds)
+    told = [
+        ["raw run of 1 row", f"{_median(rounds, 'one') * 1e3:.1f} ms", ""],
+        [f"raw run of {ROWS} rows", f"{run * 1e3:.1f} ms, {ROWS / run:,.0f} rows/s", ""],
+        [f"Triform, {CLIENTS} clients", f"{statistics.median(one.closed.rate for one in rounds):,.0f} rows/s", ""],
+        ["of the raw rows/s", f"{statistics.median(shares):.2f} ({min(shares):.2f} to {max(shares):.2f})", "0.95"],
+        ["p50, p99 with these clients", _latency([one.closed for one in rounds]), ""],
+        [f"p50, p99 of arrivals at {SHARE:.0%} of the raw rows/s", _latency([one.open for one in rounds]), ""],
+        [f"that p99, of a run of {ROWS}", f"{late:.2f}", "< 2"],
+    ]
+    report.table(f"A model of {run * 1e3:.0f} ms, {ROWS} rows a run at most", ["", "seen", "goal"], told)
+
+
+def scaling(options: argparse.Namespace, report: Report) -> None:
+    """1 and 2 replicas"""
+    models = {f"{SECONDS * 1e3:.0f} ms for {ROWS} rows": (model(options.root), ARGS, "binary")}
+    models["tiny"] = (packaged(options.root, "tiny", TINY), {}, "JSON")
+    rates: dict[tuple[str, int], list[float]] = {(name, count): [] for name in models for count in REPLICAS}
+    for number in range(options.rounds):
+        for (name, count), seen in rates.items():
+            files, args, encoding = models[name]
+            with triform(files, {**args, "num_replicas": count}, encoding) as (server, ask, work):
+                clients = CLIENTS * count
+                closed_loop(server.address, ask, clients=clients, seconds=1, work=work)
+                seen.append(closed_loop(server.address, ask, clients=clients, seconds=options.seconds, work=work).rate)
+            print(f"round {number + 1} of {options.rounds}, {name}, {count} replica(s): {seen[-1]:,.0f}/s", flush=True)
+    rows = []
+    for name in models:
+        one, two = (rates[name, count] for count in REPLICAS)
+        ratio = statistics.median(b / a for a, b in zip(one, two, strict=True))
+        rows.append([name, f"{statistics.median(one):,.0f}", f"{statistics.median(two):,.0f}", f"{ratio:.2f}"])
+    columns = ["model", "1 replica: req/s", "2 replicas: req/s", "times"]
+    report.table(f"Replicas, one row a request, {CLIENTS} clients for each", columns, rows)
+
+
+def _median(rounds: Sequence[Round], field: str) -> float:
+    return statistics.median(getattr(one, field) for one in rounds)
+
+
+def _latency(loads: Sequence[Load]) -> str:
+    p50, p99 = (statistics.median(getattr(load, p) for load in loads) * 1e3 for p in ("p50", "p99"))
+    return f"{p50:.1f}, {p99:.1f} ms"
