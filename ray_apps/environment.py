@@ -26,7 +26,6 @@ GRPC_BYTES: Final = 64 << 20  # of one gRPC message; Serve's own limit is 2 GiB
 TUNED: Final[Mapping[str, str]] = {
     **FAST,
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",  # else HAProxy logs each request, and a process in Python parses the lines
-    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # Serve's own are 5: on a busy machine HAProxy is killed before it is up
     "RAY_SERVE_REQUEST_LATENCY_BUCKETS_MS": "0.25,0.5,1,2,5,10,20,50,100,200,500,1000,2000,5000,10000,60000",
     "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(GRPC_BYTES),
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(GRPC_BYTES),
