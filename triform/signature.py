@@ -163,8 +163,6 @@ def cast(value: Any, tensor: TensorMetadata, *, booleans: bool = True) -> Array:
         return array
     if array.dtype.kind not in "biuf":
         raise InvalidInput(f"input '{tensor.name}': expected {tensor.datatype}, got {_kind(array)}", input=tensor.name)
-    if _are_small(array, tensor.dtype):
-        return array.astype(tensor.dtype)
     bad = unrepresentable(array, tensor.dtype)
     if bad is not None and bad.any():
         raise _changed(array, np.argwhere(bad)[0], tensor)
@@ -192,6 +190,8 @@ def _as_array(value: Any, tensor: TensorMetadata, booleans: bool) -> Array:
             told = "booleans" if refused == {bool} else "text"
             raise InvalidInput(f"input '{tensor.name}': expected {tensor.datatype}, got {told}", input=tensor.name)
         array = np.asarray(value)
+        if _are_small(array, tensor.dtype):
+            return array.astype(tensor.dtype)
         return _unrounded(np.asarray(value, dtype=object), array, tensor) if _may_be_rounded(array, tensor.dtype) else array
     except (ValueError, OverflowError) as error:
         raise InvalidInput(
@@ -219,7 +219,7 @@ def _may_be_rounded(array: Array, target: np.dtype[Any]) -> bool:
     """Whether numbers that numpy made an array of may have been integers that a float or 64 bits do not hold."""
     if array.dtype.kind != "f":
         return array.dtype.kind == "O"
-    return not _are_small(array, target) and bool((np.abs(array) >= _WHOLE.get(target, 2.0**53)).any())
+    return bool((np.abs(array) >= _WHOLE.get(target, 2.0**53)).any())
 
 
 # The numbers below which a float of this type holds every integer.
