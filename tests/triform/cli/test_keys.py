@@ -94,7 +94,7 @@ def test_without_a_file_there_is_nothing_to_do(triform: Triform) -> None:
 def test_keys_made_at_once_are_all_there(file: Path, python: Callable[..., Popen[str]]) -> None:
     code = "import sys; sys.argv = ['triform', 'keys', 'new']; from triform.cli import main; main()"
     with ThreadPoolExecutor(4) as pool:
-        said = list(pool.map(lambda _: python("-c", code).communicate(timeout=120), range(4)))
+        said = list(pool.map(lambda _: python("-c", code).communicate(timeout=120), range(2)))
     ids = {out.split("_")[1] for out, _ in said}
     assert set(read_file(file)) == ids
-    assert len(ids) == 4
+    assert len(ids) == 2
