@@ -89,7 +89,7 @@ def until(happened: Callable[[], bool], seconds: float = 120.0) -> None:
         time.sleep(0.05)
 
 
-async def open_loop(address: tuple[str, int], path: str, body: bytes, *, rate: float, seconds: float) -> list[Seen]:
+async def open_loop(address: tuple[str, int], path: str, body: bytes = b"", *, rate: float, seconds: float) -> list[Seen]:
     """So many requests a second, whether the ones before are answered or not; over connections that are kept."""
     idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
     seen: list[Seen] = []
@@ -103,7 +103,10 @@ async def open_loop(address: tuple[str, int], path: str, body: bytes, *, rate: f
         writer.write(head.encode() + body)
         lines = (await reader.readuntil(b"\r\n\r\n")).decode().lower().split("\r\n")
         headers = dict(line.split(": ", 1) for line in lines[1:] if line)
-        content = await reader.readexactly(int(headers["content-length"]))
+        if "content-length" in headers:
+            content = await reader.readexactly(int(headers["content-length"]))
+        else:
+            content = await reader.readuntil(b"0\r\n\r\n")  # chunks
         seen.append(Seen(int(lines[0].split()[1]), headers.get("x-triform-model", ""), content, began, time.monotonic() - began))
         idle.append((reader, writer))
 

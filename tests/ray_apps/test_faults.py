@@ -24,9 +24,10 @@ from triform import testing
 
 LINEAR, SLOW = "/v1/models/linear:predict", "/v2/models/slow/infer"
 BODY = b'{"instances": [[1, 2, 3]]}'
-MILLION = 1_000_000
-ROWS = 8
-WIDE = bytes(4 * 256 * ROWS)  # of `slow`, in binary: some ten milliseconds of a core
+SERVES_OWN = b"dropped due to backpressure"  # its refusal, where thousands are under way at once
+ROUNDS, CLIENTS, TWENTIES = 20, 4, 625  # times twenty requests: a million
+ROWS = 32
+WIDE = bytes(4 * 256 * ROWS)  # of `slow`, in binary
 
 
 def replicas() -> list[int]:
@@ -79,42 +80,49 @@ def is_retryable(seen: Seen) -> bool:
     return seen.status == 0 or (seen.status == 503 and orjson.loads(seen.body)["code"] == "unavailable")
 
 
-def overloaded(seen: list[Seen]) -> list[Seen]:
+@pytest.mark.slow  # a minute of five times too much
+def test_five_times_too_much_is_answered_or_refused_at_once(ray_cluster: Any, tmp_path: Path) -> None:
+    name = f"slow-{uuid.uuid4().hex[:8]}"
+    testing.repository(tmp_path / "models", {name: testing.slow(tmp_path / "slow.onnx", layers=1000)})
+    path = f"/{name}/v2/models/{name}/infer"
+    options = {"default_model": name, "overrides": {name: {"max_rows": ROWS, "max_queue_rows": 32 * ROWS}}}
+    with served(tmp_path / "models", f"/{name}", name, **options) as address:
+        with load(address, path, WIDE, 4, headers={"inference-header-content-length": "0"}) as asking:
+            asking.until(lambda seen: len(seen) > 80)
+        warm = asking.seen[20:]
+        capacity = len(warm) / (warm[-1].began + warm[-1].seconds - warm[0].began)
+
+        async def too_much() -> tuple[list[Seen], list[Seen]]:
+            live = open_loop(address, f"/{name}/v2/health/live", rate=20, seconds=60)
+            return tuple(await asyncio.gather(open_loop(address, path, WIDE, rate=5 * capacity, seconds=60), live))
+
+        seen, live = asyncio.run(too_much())
+        after = asyncio.run(open_loop(address, path, WIDE, rate=capacity / 4, seconds=10))
+        refused = refusals(seen)
+        late = [s.began - after[0].began for s in refusals(after)]
+        print(
+            f"capacity {capacity:.0f}/s; sent {len(seen)}: {len(seen) - len(refused)} answered, {len(refused)} refused; p99 of "
+            f"these {p99(refused) * 1e3:.1f} ms, of liveness beside them {p99(live) * 1e3:.1f} ms; afterwards {len(late)} "
+            f"refused, the last after {max(late, default=0.0):.1f} s"
+        )
+        assert len(seen) == int(300 * capacity)
+        assert len(refused) > len(seen) / 2
+        assert p99(refused) < max(0.05, 2 * p99(live)), "no slower than what asks for nothing, on a machine that is not ours"
+        assert max(late, default=0.0) <= 5
+        told = Counter(s.status for s in (*asking.seen, *seen, *after) if SERVES_OWN not in s.body)
+        until(lambda: counted(ray_cluster, name) == {"ok": told[200], "overloaded": told[429]})
+
+
+def refusals(seen: list[Seen]) -> list[Seen]:
+    """All others were answered."""
     refused = [s for s in seen if s.status == 429]
-    assert {orjson.loads(s.body)["code"] for s in refused} <= {"overloaded"}
+    assert {orjson.loads(s.body)["code"] for s in refused if SERVES_OWN not in s.body} <= {"overloaded"}
     assert all(s.status in (200, 429) for s in seen), Counter(s.status for s in seen)
     return refused
 
 
 def p99(seen: list[Seen]) -> float:
     return sorted(s.seconds for s in seen)[int(len(seen) * 0.99)]
-
-
-@pytest.mark.slow  # a minute of five times too much
-def test_five_times_too_much_is_answered_or_refused_at_once(ray_cluster: Any, tmp_path: Path) -> None:
-    name = f"slow-{uuid.uuid4().hex[:8]}"
-    testing.repository(tmp_path / "models", {name: testing.slow(tmp_path / "slow.onnx")})
-    path = f"/{name}/v2/models/{name}/infer"
-    options = {"default_model": name, "overrides": {name: {"max_rows": ROWS, "max_queue_rows": 8 * ROWS}}}
-    with served(tmp_path / "models", f"/{name}", name, **options) as address:
-        with load(address, path, WIDE, 4, headers={"inference-header-content-length": "0"}) as asking:
-            asking.until(lambda seen: len(seen) > 300)
-        warm = asking.seen[100:]
-        capacity = len(warm) / (warm[-1].began + warm[-1].seconds - warm[0].began)
-        seen = asyncio.run(open_loop(address, path, WIDE, rate=5 * capacity, seconds=60))
-        after = asyncio.run(open_loop(address, path, WIDE, rate=capacity / 2, seconds=10))
-        refused = overloaded(seen)
-        late = [s.began - after[0].began for s in overloaded(after)]
-        print(
-            f"capacity {capacity:.0f}/s; sent {len(seen)}: {len(seen) - len(refused)} answered, {len(refused)} refused, p99 of "
-            f"these {p99(refused) * 1e3:.1f} ms; afterwards {len(late)} refused, the last after {max(late, default=0.0):.1f} s"
-        )
-        assert len(seen) == int(300 * capacity)
-        assert len(refused) > len(seen) / 2
-        assert p99(refused) < 0.05
-        assert max(late, default=0.0) <= 5
-        sent = Counter(s.status for s in (*asking.seen, *seen, *after))
-        until(lambda: counted(ray_cluster, name) == {"ok": sent[200], "overloaded": sent[429]})
 
 
 def counted(ray_cluster: Any, model: str) -> dict[str, int]:
@@ -145,13 +153,13 @@ def test_memory_does_not_grow_with_the_requests(ray_cluster: Any, online_models:
     with served(online_models, f"/{name}", name) as address:
         (pid,) = set(replicas()) - others
         process, resident = psutil.Process(pid), []
-        for _ in range(20):
-            with ThreadPoolExecutor(4) as clients:
-                statuses = sum(clients.map(lambda _: pipelined(address, mixed, MILLION // 80 // 20), range(4)), Counter())
-            assert statuses.total() == MILLION // 20
+        for _ in range(ROUNDS):
+            with ThreadPoolExecutor(CLIENTS) as clients:
+                statuses = sum(clients.map(lambda _: pipelined(address, mixed, TWENTIES), range(CLIENTS)), Counter())
+            assert statuses.total() == CLIENTS * TWENTIES * 20
             assert set(statuses) == {200, 400, 404, 422}, statuses
             resident.append(process.memory_info().rss >> 20)
-    print("resident, in MiB, every 50,000 requests:", *resident)
+    print(f"resident, in MiB, every {CLIENTS * TWENTIES * 20} requests:", *resident)
     assert max(resident[-4:]) - max(resident[4:8]) < 16
 
 
