@@ -27,9 +27,9 @@ MAX_DIMS: Final = 32  # of a tensor
 IN_JSON: Final = b",:[{"
 _NESTED: Final = (dict, list)
 _KEY: Final = re.compile(rb'"[ \t\r\n]*:')
-_DIGITS: Final = bytes.maketrans(b"123456789", b"000000000")
-_LONG: Final = b"0" * 20  # what an integer beyond 64 bits has at least
-_LONG_NEGATIVE: Final = b"-" + b"0" * 19
+_ZEROS: Final = bytes.maketrans(b"123456789", b"000000000")
+_LONG: Final = b"0" * 19  # digits that an integer beyond 64 bits has at least; without a sign it has one more
+_RUN: Final = re.compile(b"0*")
 
 
 class Encoded(NamedTuple):
@@ -97,8 +97,13 @@ def _may_double_a_key(value: Any, body: bytes) -> bool:
 
 
 def _may_have_long_integers(body: bytes) -> bool:
-    digits = body.translate(_DIGITS) if len(body) >= len(_LONG) else b""
-    return _LONG in digits or _LONG_NEGATIVE in digits
+    """Whether many digits stand in a row that are none of a fraction's."""
+    zeros, end = body.translate(_ZEROS), 0
+    while (at := zeros.find(_LONG, end)) >= 0:
+        before, end = zeros[at - 1 : at], _RUN.match(zeros, at).end()  # type: ignore[union-attr]  # it matches anywhere
+        if before == b"-" or (before != b"." and end - at > len(_LONG)):
+            return True
+    return False
 
 
 def _keys(value: Any, most: int) -> int:

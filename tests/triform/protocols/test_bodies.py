@@ -6,8 +6,9 @@ import numpy as np
 import orjson
 import pytest
 
+from tests.calls import calls_of
 from triform.errors import AnswerTooLarge, InfiniteOutput, InvalidRequest, PayloadTooLarge
-from triform.protocols import tensors
+from triform.protocols import bodies, tensors
 from triform.protocols.bodies import IN_JSON, MAX_VALUES, plain, read_json, write_json
 
 
@@ -69,6 +70,16 @@ def test_another_one_is_refused(number: str, around: str) -> None:
 )
 def test_digits_that_are_no_such_integer_are_fine(body: bytes) -> None:
     assert read_json(body) == orjson.loads(body)
+
+
+def test_the_slower_parser_is_asked_only_where_it_may_be_needed() -> None:
+    """Floats near 0 have as many digits in a row."""
+    for body, times in (
+        (b"[0.00012345678901234567, -0.0000123456789012345678]", 0),
+        (b"[1234567890123456789]", 0),
+        (b"[-1234567890123456789]", 1),
+    ):
+        assert calls_of(bodies._look_closely, lambda body=body: read_json(body)) == times  # type: ignore[misc]
 
 
 BODIES = {"numbers": b"1,", "lists": b"[],", "objects": b"{},", "keys": b'{"a":1},', "text": b'",",'}
