@@ -8,11 +8,13 @@ A caller who goes away is the server's to notice: it cancels the call, and with 
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 from urllib.parse import quote
 
+from triform.errors import BodyTimeout
 from triform.http import REQUEST_ID, HttpRequest, HttpResponse, HttpSurface
 
 Message = MutableMapping[str, Any]
@@ -49,12 +51,18 @@ class AsgiApp:
 
     async def _http(self, scope: Message, receive: Receive, send: Send) -> None:
         deadline = time.monotonic() + self.timeout
-        body = await _read(receive, self.surface.limits.request)
-        if body is None:
-            return
         headers = [(name.decode(LATIN), value.decode(LATIN)) for name, value in scope["headers"]]
-        request = HttpRequest(scope["method"], _path(scope), headers, body)
-        response = await self.surface.handle_async(request, deadline=deadline)
+        try:
+            async with asyncio.timeout(self.timeout):
+                body = await _read(receive, self.surface.limits.request)
+        except TimeoutError:
+            response = self.surface.refuse(BodyTimeout(f"the body did not come within {self.timeout:g} s"), headers)
+            response.headers["connection"] = "close"  # what would still come is not read
+        else:
+            if body is None:
+                return
+            request = HttpRequest(scope["method"], _path(scope), headers, body)
+            response = await self.surface.handle_async(request, deadline=deadline)
         if self._told_by_server and (REQUEST_ID, response.headers[REQUEST_ID]) in headers:
             del response.headers[REQUEST_ID]
         await _answer(response, send, length=scope["method"] != "HEAD")
