@@ -18,6 +18,7 @@ from typing import Final, Literal, NamedTuple
 import msgspec
 
 from handlers._telemetry import ON_DEMAND, LambdaTelemetry, open_telemetry
+from triform.access import open_access
 from triform.errors import ConfigurationError, DigestMismatch
 from triform.http import HttpSurface, Limits
 from triform.package import Verification
@@ -79,7 +80,7 @@ def boot(environ: Mapping[str, str]) -> Booted:
         models.add(pin.model, pin.version, load, aliases=pin.aliases, now=pin in eager)
     limits = Limits(request=settings.reference_bytes, unpacked=_unpacked(environ))
     service = InferenceService(models)
-    return Booted(service, HttpSurface(service, limits), settings, telemetry)
+    return Booted(service, HttpSurface(service, limits, open_access(settings, public=True)), settings, telemetry)
 
 
 def open_pins(settings: Settings) -> tuple[ModelRepository, list[Pin]]:

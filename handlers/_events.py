@@ -15,10 +15,11 @@ import os
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Final, Protocol
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import orjson
 
+from triform.access import values
 from triform.errors import AnswerTooLarge, InvalidRequest
 from triform.http import MODEL, REQUEST_ID, HttpRequest, HttpResponse
 
@@ -65,7 +66,8 @@ class HttpApi:
         context = _object(self.event, "requestContext")
         method = _text(_object(context, "http"), "method", "requestContext.http.")
         path = _below_proxy(self.event, _without_stage(_text(self.event, "rawPath"), context.get("stage")))
-        return HttpRequest(method, path, _headers(self.event), _body(self.event))
+        query, client = self.event.get("rawQueryString"), _object(context, "http").get("sourceIp")
+        return HttpRequest(method, path, _headers(self.event), _body(self.event), str(query or ""), str(client or ""))
 
     def answer(self, response: HttpResponse) -> dict[str, Any]:
         return {"statusCode": response.status, "headers": response.headers, **_said(response)}
@@ -85,7 +87,9 @@ class RestApi:
 
     def request(self) -> HttpRequest:
         path = _below_proxy(self.event, _text(self.event, "path"))
-        return HttpRequest(_text(self.event, "httpMethod"), path, _headers(self.event), _body(self.event))
+        headers, body, query = _headers(self.event), _body(self.event), urlencode(_queries(self.event))  # which came decoded
+        client = _object(_object(self.event, "requestContext"), "identity").get("sourceIp")
+        return HttpRequest(_text(self.event, "httpMethod"), path, headers, body, query, str(client or ""))
 
     def answer(self, response: HttpResponse) -> dict[str, Any]:
         return {"statusCode": response.status, "headers": response.headers, **_said(response)}
@@ -105,8 +109,10 @@ class LoadBalancer:
         return isinstance(context, dict) and "elb" in context
 
     def request(self) -> HttpRequest:
-        path = _text(self.event, "path")
-        return HttpRequest(_text(self.event, "httpMethod"), path, _headers(self.event), _body(self.event))
+        path, headers = _text(self.event, "path"), _headers(self.event)
+        query = "&".join(f"{name}={value}" for name, value in _queries(self.event))  # as it came
+        client = ",".join(values(headers, "x-forwarded-for")).rpartition(",")[2].strip()  # the last is the balancer's own word
+        return HttpRequest(_text(self.event, "httpMethod"), path, headers, _body(self.event), query, client)
 
     def answer(self, response: HttpResponse) -> dict[str, Any]:
         from http import HTTPStatus
@@ -232,13 +238,17 @@ def _headers(event: Event) -> list[tuple[str, str]]:
     return list(_pairs(_object(event, "multiValueHeaders") or _object(event, "headers")))
 
 
-def _pairs(headers: Event) -> Iterator[tuple[str, str]]:
-    for name, values in headers.items():
-        for value in values if isinstance(values, list) else [values]:
+def _queries(event: Event) -> list[tuple[str, str]]:
+    return list(_pairs(_object(event, "multiValueQueryStringParameters") or _object(event, "queryStringParameters")))
+
+
+def _pairs(named: Event) -> Iterator[tuple[str, str]]:
+    for name, many in named.items():
+        for value in many if isinstance(many, list) else [many]:
             if value is None:
                 continue
             if not isinstance(value, str):
-                raise InvalidRequest(f"the event's header {str(name)[:80]} is no text")
+                raise InvalidRequest(f"the event's header or parameter {str(name)[:80]} is no text")
             yield name, value
 
 

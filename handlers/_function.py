@@ -15,10 +15,11 @@ from typing import Any
 
 from handlers._boot import Booted
 from handlers._events import INPUT, OUTPUT, Source, check_fits, source_of
+from handlers._identity import identity_of
 from handlers._references import References
 from handlers._telemetry import Context
-from triform.errors import DeadlineExceeded, TriformError
-from triform.http import HttpRequest, HttpResponse
+from triform.errors import DeadlineExceeded, InvalidRequest, TriformError
+from triform.http import REQUEST_ID, HttpRequest, HttpResponse, at_once
 from triform.protocols.bodies import write_json
 from triform.telemetry import InferenceRecord
 
@@ -39,7 +40,7 @@ class Function:
             source = source_of(event, self.booted.service.models.the_default)
             request: HttpRequest | None = None
             try:
-                request = source.request()
+                request = self._identified(event, source.request())
                 response = self._respond(request, context)
             except TriformError as error:
                 response = self._refuse(error, request, context)
@@ -51,19 +52,30 @@ class Function:
                 self._record(fault, response, started)
             return self._fitting(source, request, response, context)
 
+    def _identified(self, event: Any, request: HttpRequest) -> HttpRequest:
+        """With the caller whom AWS vouches for, if it does for one; else his key or signature decides."""
+        identity, access = identity_of(event), self.booted.surface.access
+        return request if identity is None or access is None else request._replace(caller=access.of_platform(identity))
+
     def _respond(self, request: HttpRequest, context: Context) -> HttpResponse:
         left = context.get_remaining_time_in_millis() / 1000 - self.booted.settings.deadline_margin
         if left <= 0:
             raise DeadlineExceeded("the function has too little time left to answer")
         deadline = time.monotonic() + left
         source, target = _named(request, INPUT), _named(request, OUTPUT)
+        if source is not None or target is not None:
+            request = at_once(self.booted.surface.admit(request))  # before anything is read for him
         if target is not None:
             self.references.check(target)  # before the work
             headers = [(name, value) for name, value in request.headers if name.lower() != "accept-encoding"]
             request = request._replace(headers=headers)
         if source is not None:
+            if request.body:
+                raise InvalidRequest("expected an input by reference or one in the request itself, not both")
             request = request._replace(body=self.references.read(source, deadline))
         response = self.booted.surface.handle(request, deadline=deadline, request_id=context.aws_request_id)
+        if response.status >= 400 and not self.booted.telemetry.recorded:  # no inference, so nothing else tells of it
+            log.info("request %s was answered %d", response.headers[REQUEST_ID], response.status)
         if target is None or response.status != 200:
             return response
         self.references.write(target, response.body, deadline)
@@ -91,7 +103,7 @@ class Function:
             telemetry.amend(error.code)
             return
         seconds = time.perf_counter() - started
-        request_id = response.headers["x-request-id"]
+        request_id = response.headers[REQUEST_ID]
         telemetry.record(InferenceRecord(form="lambda", code=error.code, seconds=seconds, request_id=request_id))
 
 

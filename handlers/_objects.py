@@ -9,13 +9,16 @@ tell of nothing to do. Shapes: AWS, "Event message structure".
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
-from urllib.parse import unquote_plus
+from typing import Any, Final, NamedTuple
+from urllib.parse import unquote_to_bytes
 
 import msgspec
 import orjson
 
 from triform.errors import InvalidRequest
+
+# What an event of another shape comes to; a ValueError is one of msgspec's, a body that is no JSON, or a key that is no UTF-8.
+_UNREADABLE: Final = (TypeError, KeyError, AttributeError, ValueError)
 
 
 class Notice(NamedTuple):
@@ -69,7 +72,7 @@ def deliveries(event: Any) -> list[Delivery]:
         if isinstance(records, list) and records and records[0].get("eventSource") == "aws:sqs":
             return [_of_message(msgspec.convert(record, _Message)) for record in records]
         return [Delivery(None, list(_notices(event)))]
-    except (TypeError, KeyError, AttributeError, msgspec.ValidationError) as error:
+    except _UNREADABLE as error:
         raise InvalidRequest("this is no event of S3, nor of a queue that S3 sends to") from error
 
 
@@ -77,7 +80,7 @@ def _of_message(message: _Message) -> Delivery:
     try:
         content = orjson.loads(message.body)
         return Delivery(message.message_id, [] if _is_test(content) else list(_notices(content)))
-    except (ValueError, TypeError, KeyError, msgspec.ValidationError):  # a UnicodeError is a ValueError
+    except _UNREADABLE:
         return Delivery(message.message_id, None)
 
 
@@ -87,6 +90,6 @@ def _is_test(event: Any) -> bool:
 
 def _notices(event: Any) -> Iterator[Notice]:
     for record in msgspec.convert(event["Records"], list[_Record]):
-        key = unquote_plus(record.s3.object.key, errors="strict")
+        key = unquote_to_bytes(record.s3.object.key.replace("+", " ")).decode()
         if "ObjectRemoved" not in record.event_name and not key.endswith("/"):  # consoles make "folders" so
             yield Notice(record.s3.bucket.name, key)

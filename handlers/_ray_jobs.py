@@ -15,7 +15,7 @@ import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Annotated, Any, Final
 from urllib.parse import quote, urlsplit
 
 import msgspec
@@ -30,14 +30,17 @@ NO_USE: Final = frozenset({2, 4})  # exit codes of `python -m batch run` after w
 _HERE: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
+Milliseconds = Annotated[int, msgspec.Meta(ge=0, le=253_402_300_799_000)]  # of Unix time, up to the year 9999
+
+
 class Job(msgspec.Struct, frozen=True):
-    """A job as the API tells of it; times are Unix time in milliseconds."""
+    """A job as the API tells of it."""
 
     submission_id: str
     status: str  # PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED
     message: str | None = None
-    start_time: int | None = None
-    end_time: int | None = None
+    start_time: Milliseconds | None = None
+    end_time: Milliseconds | None = None
     driver_exit_code: int | None = None
 
     @property
@@ -83,14 +86,13 @@ class RayJobs:
     def begin(self, name: str, entrypoint: str, *, attempts: int = 1) -> Job:
         """The job of that name: the one there is, or a new one. One that failed is followed by `name-2` and so on, `attempts` in
         all; the last is returned as it is. Of many who begin it at once one wins, and the others get its job."""
-        found: Job | None = None
-        for attempt in range(1, attempts + 1):
-            own = name if attempt == 1 else f"{name}-{attempt}"
-            found = self.find(own) or self._submit(own, entrypoint)
-            if not found.may_be_tried_again:
-                return found
-        assert found is not None, "one attempt at least"  # noqa: S101 - for the type checker
-        return found
+        job = self.find(name) or self._submit(name, entrypoint)
+        for attempt in range(2, attempts + 1):
+            if not job.may_be_tried_again:
+                break
+            own = f"{name}-{attempt}"
+            job = self.find(own) or self._submit(own, entrypoint)
+        return job
 
     def find(self, name: str) -> Job | None:
         """The job; None if there is none of that name."""

@@ -7,7 +7,6 @@ models stay: they are what the copy is for.
 from __future__ import annotations
 
 import gc
-import random
 from collections.abc import Callable
 
 from handlers._boot import Booted
@@ -17,6 +16,8 @@ def register(booted: Booted, *forget: Callable[[], None]) -> None:
     """Registers the hooks where Lambda's runtime has them; `forget` drops connections."""
     if booted.telemetry.initialization != "snap-start":
         return
+    import random
+
     from snapshot_restore_py import (  # type: ignore[import-untyped]  # it ships no types
         register_after_restore,
         register_before_snapshot,

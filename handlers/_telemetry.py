@@ -10,21 +10,24 @@ raises still was the first.
 
 from __future__ import annotations
 
+import json
+import logging
 import math
 import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from logging import INFO
 from typing import Any, Final, Protocol
 
 import msgspec
 import orjson
 
-from triform.errors import ConfigurationError
+from triform.errors import ConfigurationError, TriformError, by_code
 from triform.telemetry import (
     COLD_STARTS,
+    FAULTS,
+    UNKNOWN,
     InferenceRecord,
     LoadRecord,
     Metric,
@@ -35,6 +38,7 @@ from triform.telemetry import (
     of_run,
 )
 
+log = logging.getLogger("triform.handlers")
 NAMESPACE: Final = "Triform"
 ON_DEMAND: Final = "on-demand"
 MOST_VALUES: Final = 100  # of one metric in one EMF object
@@ -52,8 +56,15 @@ class Context(Protocol):
 class LambdaTelemetry:
     """Implements `Telemetry` for one environment. Without a `backend` nothing is written."""
 
-    def __init__(self, *, initialization: str = ON_DEMAND, backend: Powertools | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        initialization: str = ON_DEMAND,
+        function: tuple[str, str] = (UNKNOWN, UNKNOWN),
+        backend: Powertools | None = None,
+    ) -> None:
         self.initialization = initialization
+        self.function = function  # its name and version
         self.cold_start = False  # of the invocation under way
         self.invocations = 0
         self._backend = backend
@@ -86,7 +97,10 @@ class LambdaTelemetry:
 
     @contextmanager
     def invocation(self, context: Context | None) -> Iterator[None]:
-        """One invocation of the function; whatever it counted is written when the block is left."""
+        """One invocation of the function; whatever it counted is written when the block is left.
+
+        An error that is raised inside goes on, to the platform; the log names it.
+        """
         self.cold_start = self.invocations == 0 and self.initialization == ON_DEMAND
         first = self.invocations == 0
         self.invocations += 1
@@ -94,6 +108,9 @@ class LambdaTelemetry:
             self._backend.enter(context, cold_start=self.cold_start)
         try:
             yield
+        except TriformError as error:
+            log.warning("the invocation failed: %s", error.code)
+            raise
         finally:
             self._flush(first=first)
 
@@ -105,11 +122,20 @@ class LambdaTelemetry:
         seen: list[Observation] = [o for record in records for o in observations(record)]
         seen += [o for load in loads for o in of_load(load)]
         seen += [o for run in runs for o in of_run(run)]
+        if faults := sum(_is_fault(record.code) for record in records):
+            name, version = self.function
+            seen.append((FAULTS, {"form": "lambda", "function": name, "function_version": version}, float(faults)))
         if first:
             seen.append((COLD_STARTS, {"form": "lambda", "initialization": self.initialization}, 1.0))
         for load in loads:
             self._backend.log_load(load)
         self._backend.write(records, seen)
+
+
+def _is_fault(code: str) -> bool:
+    """Whether a record's code is an error of ours that no second try helps: what a new version must not bring."""
+    error = by_code(code)
+    return error.code == code and error.http_status >= 500 and not error.retryable
 
 
 def open_telemetry(kind: str, environ: Mapping[str, str]) -> LambdaTelemetry:
@@ -123,7 +149,8 @@ def open_telemetry(kind: str, environ: Mapping[str, str]) -> LambdaTelemetry:
         raise ConfigurationError(
             f"telemetry: emf needs {error.name}: add the powertools layer (triform[lambda]), or set TRIFORM_TELEMETRY=none"
         ) from error
-    return LambdaTelemetry(initialization=initialization, backend=backend)
+    function = environ.get("AWS_LAMBDA_FUNCTION_NAME", UNKNOWN), environ.get("AWS_LAMBDA_FUNCTION_VERSION", UNKNOWN)
+    return LambdaTelemetry(initialization=initialization, function=function, backend=backend)
 
 
 class Powertools:
@@ -156,6 +183,7 @@ class Powertools:
             "service": "triform",
             **self._keys,
             "request_id": record.request_id,
+            "caller": record.caller,
             "model": record.model,
             "version": record.version,
             "variant": record.variant,
@@ -173,10 +201,10 @@ class Powertools:
     def write(self, records: list[InferenceRecord], seen: list[Observation]) -> None:
         """In one write: a log record for each request, and EMF objects, one a set of dimensions (more for many values)."""
         now = time.time()
-        told = [self._told(record, now) for record in records] if self._logger.log_level <= INFO else []
+        told = [self._told(record, now) for record in records] if self._logger.log_level <= logging.INFO else []
         blobs = [] if self._disabled() else list(self._blobs(seen, int(now * 1e3)))
         if told or blobs:
-            sys.stdout.write(b"".join(orjson.dumps(line) + b"\n" for line in (*told, *blobs)).decode())
+            sys.stdout.write("".join(f"{_line(line)}\n" for line in (*told, *blobs)))
             sys.stdout.flush()
 
     def _blobs(self, seen: list[Observation], now: int) -> Iterator[dict[str, Any]]:
@@ -208,7 +236,10 @@ class Powertools:
 
 def _line(fields: dict[str, Any]) -> str:
     """A log record as JSON: NaN becomes null, what breaks lines is escaped."""
-    return orjson.dumps(fields, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+    try:
+        return orjson.dumps(fields, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+    except TypeError:  # half a surrogate pair: it is escaped, too
+        return json.dumps(fields, default=str)
 
 
 def _unit(metric: Metric) -> str:

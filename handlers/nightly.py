@@ -85,7 +85,7 @@ class Function:
     def _told(self, partition: str | None, name: str, job: Job | None, due: datetime) -> dict[str, Any]:
         status = job.status if job is not None else MISSING
         began = datetime.fromtimestamp(job.start_time / 1000, UTC) if job is not None and job.start_time else due
-        late = datetime.now(UTC) - min(due, began) > timedelta(seconds=self.settings.nightly_seconds)
+        late = (datetime.now(UTC) - min(due, began)).total_seconds() > self.settings.nightly_seconds
         if status == "SUCCEEDED" and job is not None:
             self._record("ok", job.seconds)
         elif status in FAILED and job is not None:
@@ -103,8 +103,16 @@ class Function:
 
 
 def partition_of(pattern: str, due: datetime) -> str:
-    """The partition of the day before, as `strftime` fills the pattern. Raises `ConfigurationError`."""
-    partition = (due - timedelta(days=1)).strftime(pattern)
+    """The partition of the day before, as `strftime` fills the pattern.
+
+    Raises `ConfigurationError` for the pattern, `InvalidRequest` for a time before which there is no day.
+    """
+    try:
+        partition = (due - timedelta(days=1)).strftime(pattern)
+    except OverflowError:
+        raise InvalidRequest(f"time: there is no day before {due.date()}") from None
+    except ValueError:  # a directive that this platform does not have, half a surrogate pair
+        partition = ""
     if not _PARTITION.fullmatch(partition):
         raise ConfigurationError(f"TRIFORM_NIGHTLY_PARTITION: {pattern[:80]!r} does not give name=value")
     return partition
@@ -129,9 +137,9 @@ def _due(event: Mapping[str, Any]) -> datetime:
         return datetime.now(UTC)
     try:
         due = datetime.fromisoformat(text)
-    except (TypeError, ValueError):
+        return (due if due.tzinfo else due.replace(tzinfo=UTC)).astimezone(UTC)
+    except (TypeError, ValueError, OverflowError):  # the last one: in UTC it lies outside the years 1 to 9999
         raise InvalidRequest("time: expected a date and time as in ISO 8601") from None
-    return (due if due.tzinfo else due.replace(tzinfo=UTC)).astimezone(UTC)
 
 
 def start(environ: Mapping[str, str]) -> Function:

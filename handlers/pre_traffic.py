@@ -74,7 +74,7 @@ class Function:
         with self.telemetry.invocation(context):
             try:
                 hook = msgspec.convert(event, Hook)
-            except msgspec.ValidationError as error:
+            except ValueError as error:  # msgspec's, or half a surrogate pair in a key
                 raise InvalidRequest(f"this is no event of a CodeDeploy hook: {error}") from None
             status: Status = "Failed"
             try:

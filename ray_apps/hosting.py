@@ -6,6 +6,7 @@ Arguments, Settings -> repository -> Models -> Batched (threads) -> InferenceSer
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import time
@@ -19,6 +20,7 @@ from typing import NamedTuple
 from ray_apps.arguments import Arguments
 from ray_apps.health import Health
 from ray_apps.live import Live
+from triform.access import open_access
 from triform.batching import Batched
 from triform.errors import ConfigurationError, PackageError, VersionNotFound
 from triform.following import Follower, Node
@@ -71,7 +73,8 @@ def host(arguments: Arguments, settings: Settings, telemetry: Telemetry) -> Host
     threads = ThreadPoolExecutor(MOST_THREADS, thread_name_prefix="triform-run")
     batched = Batched(threads, arguments.overrides)
     live = Live(followers, node, models, batched, load, everything=not refs)
-    surface = HttpSurface(InferenceService(models, batched), arguments.limits())
+    access = open_access(settings, asyncio.to_thread, public=False)
+    surface = HttpSurface(InferenceService(models, batched), arguments.limits(), access)
     return Hosted(surface, batched, threads, live, Health(models, seconds=arguments.health_timeout_s))
 
 

@@ -20,6 +20,7 @@ from triform.errors import TriformError
 from triform.following import Follower, Load, Node, tell
 from triform.repository import Ref
 from triform.service import Models
+from triform.telemetry import UNKNOWN
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ class Live:
     async def _discover(self) -> None:
         while True:
             await self._pause()
-            for name in await self._try("", self._node.names) or ():
+            for name in await self._try(UNKNOWN, self._node.names) or ():
                 if name not in self._followers:
                     self._followers[name] = Follower(Ref(name), self._node, self._models, self._load)
                     self._begin(self._followers[name])

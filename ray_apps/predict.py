@@ -14,11 +14,12 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from ray import serve
-from ray.serve.config import BackpressureConfig
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, BackpressureConfig
 from ray.serve.schema import LoggingConfig
 
 from ray_apps.arguments import Arguments
 from ray_apps.asgi import AsgiApp
+from ray_apps.autoscaling import QUEUE
 from ray_apps.environment import draining_seconds, missing
 from ray_apps.grpc import OpenInference
 from ray_apps.hosting import Hosted, host
@@ -29,6 +30,8 @@ from triform.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
 
+POLICY: Final = "ray_apps.autoscaling:LoadPolicy"
+LOOK_BACK: Final = 12.0  # seconds that a decision looks back: Serve wants more than the 10 between two reports of its own
 HEALTH_MARGIN: Final = 5.0  # seconds for Serve's own part in a look at a replica
 GRPC: Final = "ray_apps.messages.add_to_server"  # for Serve's grpc_options
 
@@ -58,6 +61,10 @@ class Predict(OpenInference):
         """Asked by Serve; what it raises takes the replica out of HAProxy, and three times in a row gets it replaced."""
         await self.hosted.health.check()
 
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Asked by Serve, for the policy."""
+        return {QUEUE: self.hosted.batched.waiting_seconds}
+
     async def leave(self) -> None:
         """The application is about to end: callers are told to go elsewhere, and answered as before."""
         self.surface.service.models.leaving = True
@@ -72,7 +79,7 @@ def build_app(args: Mapping[str, Any]) -> serve.Application:
     deployment = serve.deployment(
         serve.ingress()(Predict),
         name="predict",
-        num_replicas=arguments.num_replicas,
+        **_scale(arguments),
         max_ongoing_requests=arguments.max_ongoing_requests,
         max_queued_requests=arguments.max_queued_requests,
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
@@ -84,3 +91,22 @@ def build_app(args: Mapping[str, Any]) -> serve.Application:
         logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),  # its access log is made even if off
     )
     return deployment.bind(arguments, settings)
+
+
+def _scale(arguments: Arguments) -> dict[str, Any]:
+    scaling = arguments.autoscaling
+    if scaling is None:
+        return {"num_replicas": arguments.num_replicas or 1}
+    policy = {"policy_function": POLICY, "policy_kwargs": {"target_queue_s": scaling.target_queue_s}}
+    config = AutoscalingConfig(
+        min_replicas=scaling.min_replicas,
+        initial_replicas=max(1, scaling.min_replicas),  # one that does not start is told of by the deployment, not by a caller
+        max_replicas=scaling.max_replicas,
+        target_ongoing_requests=scaling.target_ongoing_requests,
+        upscale_delay_s=scaling.upscale_delay_s,
+        downscale_delay_s=scaling.downscale_delay_s,
+        downscale_to_zero_delay_s=scaling.to_zero_delay_s,
+        look_back_period_s=LOOK_BACK,
+        policy=AutoscalingPolicy(**policy),
+    )
+    return {"autoscaling_config": config}

@@ -29,7 +29,7 @@ from triform.telemetry import (
 
 log = logging.getLogger(__name__)
 
-PER_REQUEST: Final = ("request_id", "model", "version", "variant", "code", "rows", "batch_rows", "seconds")
+PER_REQUEST: Final = ("request_id", "model", "version", "variant", "code", "rows", "batch_rows", "seconds", "caller")
 EVERY_SECONDS: Final = 5.0
 
 

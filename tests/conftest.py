@@ -10,7 +10,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         params = getattr(item, "callspec", None)
         if "ray_cluster" in getattr(item, "fixturenames", ()) or (params and params.params.get("send") == "serve"):
             item.add_marker(pytest.mark.xdist_group("ray"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Reports travel between processes as UTF-8: half a surrogate that a test logged is written as text."""
+    report = yield
+    report.sections = [(name, said.encode(errors="backslashreplace").decode()) for name, said in report.sections]
+    return report
 
 
 @pytest.fixture(autouse=True)
@@ -172,6 +180,39 @@ def pushgateway(debian: Callable[..., Path], tmp_path: Path) -> Iterator[str]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait(10)
+
+
+@pytest.fixture(scope="session")
+def redis_server(debian: Callable[..., Path]) -> Iterator[str]:
+    """A Redis of its own on a socket: its address."""
+    for package in "libjemalloc2", "liblzf1", "redis-tools":
+        debian("", package=package)
+    program = debian("redis-server", package="redis-server")
+    libraries = ":".join(map(str, (program.parent.parent / "lib").glob("*-linux-gnu")))
+    with tempfile.TemporaryDirectory(prefix="redis-") as folder:  # a socket's path has some hundred characters at most
+        at = Path(folder) / "redis.sock"
+        command = [program, "--port", "0", "--unixsocket", at, "--save", "", "--dir", folder, "--logfile", f"{folder}/log"]
+        process = subprocess.Popen(command, env={**os.environ, "LD_LIBRARY_PATH": libraries})
+        try:
+            _await_socket(at, process)
+            yield f"unix://{at}"
+        finally:
+            process.terminate()
+            process.wait(10)
+
+
+def _await_socket(at: Path, process: subprocess.Popen[bytes], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while True:
+        with socket.socket(socket.AF_UNIX) as client:
+            try:
+                client.connect(str(at))
+            except OSError:
+                assert process.poll() is None, f"it ended with {process.returncode}"
+                assert time.monotonic() < deadline, f"{at} does not answer"
+                time.sleep(0.02)
+            else:
+                return
 
 
 def _await(url: str, process: subprocess.Popen[bytes], seconds: float = 20.0) -> None:

@@ -116,6 +116,11 @@ class DynamicBatcher:
         """Whether nothing waits or runs."""
         return not self._running
 
+    @property
+    def waiting_seconds(self) -> float:
+        """How long the head of the queue has waited; 0 where nobody waits."""
+        return self._clock() - self._queue[0].since if self._queue else 0.0
+
     async def drain(self) -> None:
         """Waits until nothing waits or runs."""
         while self._running:
@@ -258,6 +263,11 @@ class Batched:
             )
             self._batchers[predictor] = found
         return found
+
+    @property
+    def waiting_seconds(self) -> float:
+        """The longest that anybody has waited for any model."""
+        return max((batcher.waiting_seconds for batcher in self._batchers.values()), default=0.0)
 
     def retain(self, predictors: Collection[Predictor]) -> None:
         """Lets go of every other predictor, but for one that still has work."""

@@ -16,6 +16,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from triform.errors import DeadlineExceeded
+
+
+def check(deadline: float | None, what: str) -> None:
+    """Raises `DeadlineExceeded` where it passed before `what`."""
+    if deadline is not None and time.monotonic() >= deadline:
+        raise DeadlineExceeded(f"the deadline passed before {what}")
+
 
 class Watchdog:
     """Holds the running deadlines in a heap; thread-safe. Deadlines are seconds of `time.monotonic()`."""

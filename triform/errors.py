@@ -10,6 +10,8 @@
     │   ├── ReferenceNotAllowed     an input or output that callers may not name            reference_not_allowed
     │   ├── UnsupportedMediaType    a body in a format or encoding nobody here reads        unsupported_media_type
     │   └── NotAcceptable           no format that the caller accepts                       not_acceptable
+    ├── Unauthenticated             no credentials, or wrong ones                           unauthenticated
+    ├── Forbidden                   the caller is known, and may not do this                forbidden
     ├── NotFound                    nothing of that name                                    not_found
     │   ├── ModelNotFound           no such model in the repository                         model_not_found
     │   ├── VersionNotFound         no such version of the model                            version_not_found
@@ -115,6 +117,20 @@ class UnsupportedMediaType(InvalidRequest):
 class NotAcceptable(InvalidRequest):
     code = "not_acceptable"
     http_status = 406
+
+
+class Unauthenticated(TriformError):
+    """The message tells nobody whether a key exists: only who holds its secret learns that it has expired."""
+
+    code = "unauthenticated"
+    http_status = 401
+    grpc_status = "UNAUTHENTICATED"
+
+
+class Forbidden(TriformError):
+    code = "forbidden"
+    http_status = 403
+    grpc_status = "PERMISSION_DENIED"
 
 
 class NotFound(TriformError):

@@ -8,7 +8,7 @@ a row. A null gets what its column declares: "nan", a value, or the row's refusa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -208,7 +208,9 @@ def _together(columns: Sequence[Any]) -> Any:
 
 def _filled_column(column: Column, columns: Mapping[str, Sequence[Any] | Array], rows: int, feature: Feature) -> Any:
     """The column's values, its nulls replaced by its policy."""
-    values = columns.get(column.name, [None] * rows)
+    if column.name not in columns:
+        return np.full(rows, _present(None, column, 0, feature), feature.tensor.dtype)
+    values = columns[column.name]
     if isinstance(values, np.ndarray) or None not in values:
         return values
     return [_present(value, column, row, feature) for row, value in enumerate(values)]
@@ -225,17 +227,22 @@ def _lists(feature: Feature, records: Sequence[Mapping[str, Any]]) -> Array:
     for row, record in enumerate(records):
         if (value := record.get(column.name)) is None:
             raise _missing(column, row)
-        values.append(_filled(value, column, row, feature))
+        values.append(_filled(value, column, row, feature, len(tensor.row_shape)))
     with suppress(InvalidInput):
         array = cast(values, tensor)
         if _fits(array.shape[1:], tensor):
             return array
-    for row, value in enumerate(values):
-        shape = _shape(value)
-        if shape is None or shape != _shape(values[0]) or not _fits(shape, tensor):
-            raise InvalidInput(
-                f"row {row}: column '{column.name}': expected {tensor}, got a row of another shape", input=column.name, row=row
-            )
+    shape = _shape(values[0])
+    wanted = shape if shape is not None and _fits(shape, tensor) else None
+
+    def fault(some: Sequence[Any]) -> bool:
+        return wanted is None or _shape(some) != (len(some), *wanted)
+
+    if fault(values):
+        row = _first(values, fault)
+        raise InvalidInput(
+            f"row {row}: column '{column.name}': expected {tensor}, got a row of another shape", input=column.name, row=row
+        )
     return _cast(values, column, feature)
 
 
@@ -244,21 +251,20 @@ def _fits(shape: tuple[int, ...], tensor: TensorMetadata) -> bool:
     return len(shape) == len(wanted) and all(w in (have, -1) or isinstance(w, str) for have, w in zip(shape, wanted, strict=True))
 
 
-def _filled(value: Any, column: Column, row: int, feature: Feature) -> Any:
-    """The list with its nulls replaced by the column's policy."""
-    if not isinstance(value, list):
+def _filled(value: Any, column: Column, row: int, feature: Feature, depth: int) -> Any:
+    """The list with its nulls replaced by the column's policy, as deep as the tensor is; what is deeper will not fit."""
+    if not isinstance(value, list) or depth == 0:
         return value
     if value and isinstance(value[0], list):
-        return [_filled(v, column, row, feature) for v in value]
+        return [_filled(v, column, row, feature, depth - 1) for v in value]
     return [_present(v, column, row, feature) for v in value] if None in value else value
 
 
 def _shape(value: Any) -> tuple[int, ...] | None:
     try:
-        shape: tuple[int, ...] = np.shape(value)
+        return np.asarray(value, dtype=object).shape  # not of text: numpy makes each as long as the longest
     except ValueError:
         return None
-    return shape
 
 
 def _values(column: Column, records: Sequence[Mapping[str, Any]], feature: Feature) -> list[Any]:
@@ -295,11 +301,24 @@ def _cast(values: Any, column: Column, feature: Feature) -> Array:
         raise InvalidInput(f"{told if row is None else f'row {row}: {told}'}", input=column.name, row=row) from error
 
 
-def _culprit(values: list[Any], tensor: TensorMetadata) -> int | None:
-    """The first row that makes no tensor by itself."""
-    for row, value in enumerate(values):
+def _culprit(values: Sequence[Any], tensor: TensorMetadata) -> int | None:
+    """A row that makes no tensor by itself, the first one unless rows before it make none together."""
+
+    def fault(some: Sequence[Any]) -> bool:
         try:
-            cast([value], tensor)
+            cast(some, tensor)
         except InvalidInput:
-            return row
-    return None
+            return True
+        return False
+
+    row = _first(values, fault)
+    return row if fault(values[row : row + 1]) else None
+
+
+def _first(values: Sequence[Any], fault: Callable[[Sequence[Any]], bool]) -> int:
+    """The first row at fault, by halving: `fault` says whether there is one among some rows."""
+    start, stop = 0, len(values)
+    while stop - start > 1:
+        middle = (start + stop) // 2
+        start, stop = (start, middle) if fault(values[start:middle]) else (middle, stop)
+    return start

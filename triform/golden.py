@@ -13,7 +13,6 @@ import itertools
 import os
 import sys
 import time
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -66,10 +65,9 @@ def _members(key: str, array: Array) -> dict[str, Array]:
 def read(path: Path) -> Golden:
     """Reads the npz. Raises `PackageError` for anything that is not plain arrays, or unpacks to more than 256 MB."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            if sum(i.file_size for i in archive.infolist()) > MAX_GOLDEN_BYTES:
-                raise PackageError(f"{path.name} unpacks to more than {MAX_GOLDEN_BYTES >> 20} MB")
         with np.load(path, allow_pickle=False) as stored:
+            if sum(member.file_size for member in stored.zip.infolist()) > MAX_GOLDEN_BYTES:
+                raise PackageError(f"{path.name} unpacks to more than {MAX_GOLDEN_BYTES >> 20} MB")
             members = {key: stored[key] for key in stored.files}
         if odd := [key for key, member in members.items() if not isinstance(member, np.ndarray)]:
             raise ValueError(f"{odd[0]} is no array")

@@ -1,7 +1,7 @@
 """The HTTP surface, the same on every host: a request in, a response out. No web framework, no sockets.
 
-    HttpRequest -> ROUTES -> body (limits, gzip) -> protocol -> service.py -> protocol -> gzip -> HttpResponse
-                                                     any TriformError -> {"error": ..., "code": ...} with its status
+    HttpRequest -> access.py -> routes.py -> body (limits, gzip) -> protocol -> service.py -> protocol -> gzip -> HttpResponse
+                                                        any TriformError -> {"error": ..., "code": ...} with its status
 
 A host gives the request as it came and sends the response as it is. Names of headers are compared without case; the path is
 percent-decoded here. Each answer carries its request id, and the exact version that made it.
@@ -13,22 +13,26 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import unquote
 
 import msgspec
 
+from triform.access import CHALLENGE, OVERRIDE, Access, Caller, values
 from triform.content import by_weight, is_utf8, media_type, pack, unpack
+from triform.deadlines import check
 from triform.errors import (
     AnswerTooLarge,
+    Forbidden,
     InvalidRequest,
     MethodNotAllowed,
     Overloaded,
     PayloadTooLarge,
     RouteNotFound,
     TriformError,
+    Unauthenticated,
     UnsupportedMediaType,
     UnsupportedMethod,
     VersionNotFound,
@@ -36,9 +40,11 @@ from triform.errors import (
 from triform.protocols import invocations, oip, tfs
 from triform.protocols.bodies import JSON, Call, Encoded, write_json
 from triform.repository import VERSION
+from triform.routes import LIVE, Chosen, Route, find
 from triform.service import Exchange, InferenceService, Served
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 REQUEST_ID: Final = "x-request-id"
 MODEL: Final = "x-triform-model"
@@ -49,12 +55,18 @@ _DIGITS: Final = re.compile(r"[0-9]{1,15}")
 
 
 class HttpRequest(NamedTuple):
-    """`path` percent-encoded, without the query; `headers` in the order they came, a repeated one twice."""
+    """`path` percent-encoded, without the query; `headers` in the order they came, a repeated one twice.
+
+    `client`: the address that it came from. `caller`: where the host knows him, and not from headers.
+    """
 
     method: str
     path: str
     headers: Sequence[tuple[str, str]] = ()
     body: bytes = b""
+    query: str = ""
+    client: str = ""
+    caller: Caller | None = None
 
 
 class HttpResponse(NamedTuple):
@@ -69,42 +81,6 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     request: int = 16 << 20
     unpacked: int = 64 << 20
     response: int = 64 << 20
-
-
-class Route(NamedTuple):
-    """`operation` is the name of the method of `HttpSurface` that answers, and the operationId in openapi.json."""
-
-    method: str
-    template: str
-    operation: str
-
-    def pattern(self) -> re.Pattern[str]:
-        return re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>[^/:]+)", re.escape(self.template)))
-
-
-def _models_of(protocol: str, *operations: tuple[str, str, str], alias: bool = False) -> list[Route]:
-    """The routes of a model, of one of its versions and, in a protocol that has them, of an alias."""
-    chosen = ["", "/versions/{version}"] + (["/labels/{alias}"] if alias else [])
-    return [
-        Route(method, f"/{protocol}/models/{{model}}{which}{rest}", operation)
-        for method, rest, operation in operations
-        for which in chosen
-    ]
-
-
-ROUTES: Final = (
-    *_models_of("v2", ("POST", "/infer", "v2_infer")),
-    *_models_of("v1", ("POST", ":predict", "v1_predict"), alias=True),
-    Route("POST", "/invocations", "invocations"),
-    Route("GET", "/v2/health/live", "v2_live"),
-    Route("GET", "/v2/health/ready", "v2_ready"),
-    Route("GET", "/ping", "ping"),
-    Route("GET", "/v2", "v2_server"),
-    *_models_of("v2", ("GET", "/ready", "v2_model_ready"), ("GET", "", "v2_model")),
-    *_models_of("v1", ("GET", "/metadata", "v1_metadata"), ("GET", "", "v1_status"), alias=True),
-    *_models_of("v1", ("POST", ":classify", "v1_classify"), ("POST", ":regress", "v1_regress"), alias=True),
-    Route("GET", "/openapi.json", "openapi"),
-)
 
 
 class Received(NamedTuple):
@@ -122,14 +98,14 @@ class Received(NamedTuple):
 
     def header(self, name: str) -> str | None:
         """The value of a header that may stand once. Raises `InvalidRequest` where it stands twice."""
-        values = [value for key, value in self.http.headers if key.lower() == name]
-        if len(values) > 1:
+        given = values(self.http.headers, name)
+        if len(given) > 1:
             raise InvalidRequest(f"the header {name} is given twice")
-        return values[0].strip() if values else None
+        return given[0] if given else None
 
     def listed(self, name: str) -> str:
         """The value of a header that is a list, in one line or several; "" where there is none."""
-        return ",".join(value for key, value in self.http.headers if key.lower() == name)
+        return ",".join(values(self.http.headers, name))
 
     def media_type(self, *expected: str) -> tuple[str, dict[str, str]]:
         """Of the body: the type, "" where it is not said, and its parameters. Raises `UnsupportedMediaType`."""
@@ -141,23 +117,21 @@ class Received(NamedTuple):
         return kind, parameters
 
 
-Chosen = Mapping[str, str]
-
-
 class HttpSurface:
-    """What a host calls. Thread-safe. What came of each inference request is in the service's telemetry."""
+    """What a host calls. Thread-safe. What came of each inference request is in the service's telemetry, and so is each request
+    that no path or method takes, or that its caller may not make. Without `access` nobody is asked who he is."""
 
-    def __init__(self, service: InferenceService, limits: Limits | None = None) -> None:
+    def __init__(self, service: InferenceService, limits: Limits | None = None, access: Access | None = None) -> None:
         self.service = service
         self.limits = limits or Limits()
-        self._routes = [(route, route.pattern()) for route in ROUTES]
+        self.access = access
 
     def handle(self, http: HttpRequest, *, deadline: float | None = None, request_id: str | None = None) -> HttpResponse:
         """Answers a request; never raises. `deadline`: a `time.monotonic()`; `request_id`: the host's, if the caller has none.
 
         For a service that never waits (`service.run_here`): the model runs in this thread.
         """
-        return _at_once(self.handle_async(http, deadline=deadline, request_id=request_id))
+        return at_once(self.handle_async(http, deadline=deadline, request_id=request_id))
 
     async def handle_async(
         self, http: HttpRequest, *, deadline: float | None = None, request_id: str | None = None
@@ -165,10 +139,10 @@ class HttpSurface:
         """The same on an event loop, for a service whose models run elsewhere. What it raises is its cancellation."""
         received = Received(http, request_id_of(http.headers, request_id), deadline, time.perf_counter(), {})
         try:
-            operation, chosen = self._find(http)
-            answer = operation(received, chosen)
-            status, encoded = answer if isinstance(answer, tuple) else await answer
+            status, encoded = await self._answer(received)
         except TriformError as error:
+            if isinstance(error, BEFORE):
+                self.service.refused(received.request_id, error, received.started)
             if error.http_status >= 500:
                 log.warning("request %s: %s", received.request_id, error.code, exc_info=error, extra=received.logged())
             status, encoded = _failure(error)
@@ -180,60 +154,96 @@ class HttpSurface:
         headers[REQUEST_ID] = received.request_id
         return HttpResponse(status, headers, b"" if http.method == "HEAD" else body)
 
+    async def greet(self, http: HttpRequest) -> HttpRequest | HttpResponse:
+        """For a host that has not read the body yet: the request with its caller, or a refusal that needs no body."""
+        started = time.perf_counter()
+        if self.access is None or unquote(http.path) == LIVE:
+            return http
+        try:
+            return await self.access.authenticate_head(http)
+        except TriformError as error:
+            response = self.refuse(error, http.headers)
+            self.service.refused(response.headers[REQUEST_ID], error, started)
+            return response
+
     def refuse(self, error: TriformError, headers: Sequence[tuple[str, str]] = (), request_id: str | None = None) -> HttpResponse:
         """The answer to a request that its host found at fault; `headers` are the request's."""
         status, encoded = _failure(error)
         told = {"content-type": encoded.content_type, **encoded.headers, REQUEST_ID: request_id_of(headers, request_id)}
         return HttpResponse(status, told, encoded.body)
 
-    def _find(self, http: HttpRequest) -> tuple[Callable[[Received, Chosen], Answer | Awaitable[Answer]], Chosen]:
-        path, method = unquote(http.path), "GET" if http.method == "HEAD" else http.method
-        allowed = []
-        for route, pattern in self._routes:
-            if (match := pattern.fullmatch(path)) is None:
-                continue
-            if route.method == method:
-                return getattr(self, route.operation), match.groupdict()
-            allowed += ["GET", "HEAD"] if route.method == "GET" else [route.method]
-        if allowed:
-            raise MethodNotAllowed(f"{http.method[:20]!r} is not for this path: use {allowed[0]}", allowed=", ".join(allowed))
-        raise RouteNotFound("no such path")
+    async def admit(self, http: HttpRequest) -> HttpRequest:
+        """The request with its caller, who may do what it asks: for a host that acts on it before `handle` does.
+
+        Raises as `Access.authenticate` and `authorize`, `RouteNotFound`, `MethodNotAllowed`.
+        """
+        if self.access is not None:
+            http = await self.access.authenticate(http)
+            route, chosen = find(http.method, unquote(http.path))
+            await self.access.authorize(http, route.operation, route.role, self._model(route, chosen))
+        return http
+
+    async def _answer(self, received: Received) -> Answer:
+        http, access, path = received.http, self.access, unquote(received.http.path)
+        if access is None or path == LIVE:
+            return await self._operate(received, *find(http.method, path), http)
+        http = await access.authenticate(http)
+        route, chosen = find(http.method, path)
+        model = self._model(route, chosen)
+        return await access.attend(http, route.operation, route.role, model, partial(self._operate, received, route, chosen))
+
+    async def _operate(self, received: Received, route: Route, chosen: Chosen, http: HttpRequest) -> Answer:
+        operation: Callable[[Received, Chosen], Answer | Awaitable[Answer]] = getattr(self, route.operation)
+        answer = operation(received._replace(http=http), chosen)
+        return answer if isinstance(answer, tuple) else await answer
+
+    def _model(self, route: Route, chosen: Chosen) -> str | None:
+        return chosen.get("model") or (self.service.models.default_name() if route.operation == "invocations" else None)
 
     def v2_infer(self, received: Received, chosen: Chosen) -> Awaitable[Answer]:
-        def decode(served: Served) -> Call:
+        def decode(body: bytes, served: Served) -> Call:
             received.media_type(JSON, FORM, BINARY)
-            return oip.decode(self._body(received), _header_length(received), served)
+            return oip.decode(body, _header_length(received), served)
 
         return self._infer(received, chosen, decode)
 
     def v1_predict(self, received: Received, chosen: Chosen) -> Awaitable[Answer]:
-        def decode(served: Served) -> Call:
+        def decode(body: bytes, served: Served) -> Call:
             received.media_type(JSON, FORM)
-            return tfs.decode(self._body(received), served)
+            return tfs.decode(body, served)
 
         return self._infer(received, chosen, decode)
 
     def invocations(self, received: Received, chosen: Chosen) -> Awaitable[Answer]:
-        def decode(served: Served) -> Call:
+        def decode(body: bytes, served: Served) -> Call:
             kind = received.media_type(*invocations.MEDIA_TYPES)
-            return invocations.decode(self._body(received), kind, by_weight(received.listed("accept")), served)
+            return invocations.decode(body, kind, by_weight(received.listed("accept")), served)
 
         return self._infer(received, chosen, decode)
 
-    async def _infer(self, received: Received, chosen: Chosen, decode: Callable[[Served], Call]) -> Answer:
-        with self.service.exchange(received.request_id, deadline=received.deadline, started=received.started) as exchange:
-            served = exchange.choose(chosen.get("model"), version=version_of(chosen.get("version")), alias=chosen.get("alias"))
+    async def _infer(self, received: Received, chosen: Chosen, decode: Callable[[bytes, Served], Call]) -> Answer:
+        caller = received.http.caller.id if received.http.caller else ""
+        with self.service.exchange(
+            received.request_id, deadline=received.deadline, started=received.started, caller=caller
+        ) as exchange:
+            served = exchange.choose(chosen.get("model"), version=_version(received, chosen), alias=chosen.get("alias"))
             received.told[MODEL] = served.manifest.ref
-            encoded = await self.answer(exchange, partial(decode, served))
+            with exchange.stage("decode"):
+                body = self._body(received)
+            encoded = await self.answer(exchange, partial(decode, body, served))
         return 200, encoded
 
     async def answer(self, exchange: Exchange, decode: Callable[[], Call]) -> Encoded:
-        """The way of a request whose version is chosen, whatever its protocol. Raises what each step does; `AnswerTooLarge`."""
+        """The way of a request whose version is chosen, whatever its protocol. No step is begun after the deadline.
+
+        Raises what each step does, `DeadlineExceeded`, and `AnswerTooLarge`.
+        """
         with exchange.stage("decode"):
             call = decode()
         outputs = await exchange.infer(call.inputs)
         with exchange.stage("encode"):
             encoded = call.encode(outputs)
+        check(exchange.deadline, "the answer was sent")
         if len(encoded.body) > self.limits.response:
             raise AnswerTooLarge(
                 f"the answer has {len(encoded.body)} bytes, {self.limits.response} are allowed: send fewer rows at a time, "
@@ -298,14 +308,16 @@ class HttpSurface:
 
 
 Answer = tuple[int, Encoded]
+# What ends a request before there is an exchange that records it.
+BEFORE: Final = (Unauthenticated, Forbidden, RouteNotFound, MethodNotAllowed, UnsupportedMethod)
 
 
-def _at_once(answer: Coroutine[Any, Any, HttpResponse]) -> HttpResponse:
+def at_once(answer: Coroutine[Any, Any, T]) -> T:
     """What a coroutine returns that never waits."""
     try:
         answer.send(None)
     except StopIteration as finished:
-        response: HttpResponse = finished.value
+        response: T = finished.value
         return response
     answer.close()
     raise RuntimeError("this service's models run elsewhere: use handle_async")
@@ -318,6 +330,8 @@ def _json(value: Any, status: int = 200) -> Answer:
 def _failure(error: TriformError) -> Answer:
     """The answer that tells of an error: its message and code, nothing of where it was raised."""
     headers = {"allow": error.allowed} if isinstance(error, MethodNotAllowed) and error.allowed else {}
+    if isinstance(error, Unauthenticated):
+        headers["www-authenticate"] = CHALLENGE
     if error.retryable and (error.http_status >= 500 or error.http_status == Overloaded.http_status):
         headers["retry-after"] = "1"
     return error.http_status, Encoded(write_json({"error": told(error), "code": error.code}), headers=headers)
@@ -343,6 +357,13 @@ def version_of(text: str | None) -> int | None:
     if not VERSION.fullmatch(text):
         raise VersionNotFound(f"{text[:40]!r} is no version: versions are positive integers")
     return int(text)
+
+
+def _version(received: Received, chosen: Chosen) -> int | None:
+    override = received.header(OVERRIDE)
+    if override is not None and ("version" in chosen or "alias" in chosen):
+        raise InvalidRequest(f"the path says which version is to answer, and {OVERRIDE} does, too: send one of them")
+    return version_of(override if override is not None else chosen.get("version"))
 
 
 def _header_length(received: Received) -> int | None:

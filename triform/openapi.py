@@ -1,6 +1,6 @@
 """The surface as an OpenAPI 3.1 document: generated, so that it cannot tell of another surface than there is.
 
-    http.ROUTES + the structs that requests are read into + those below (answers) + errors.py -> document() -> GET /openapi.json
+    routes.ROUTES + the structs that requests are read into + those below (answers) + errors.py -> document() -> GET /openapi.json
 
 Nothing else imports this module: a process that only answers does not pay for it.
 """
@@ -14,12 +14,14 @@ from typing import Annotated, Any, Final, Literal, NamedTuple
 import msgspec
 
 from triform import __version__, errors
+from triform.access import OVERRIDE
 from triform.errors import TriformError
-from triform.http import BINARY, FORM, MODEL, REQUEST_ID, ROUTES, Route
+from triform.http import BINARY, FORM, MODEL, REQUEST_ID
 from triform.package import NAME
 from triform.protocols import invocations, oip, tfs
 from triform.protocols.bodies import JSON
 from triform.repository import VERSION
+from triform.routes import ROUTES, Route
 
 Open = Annotated[Any, msgspec.Meta(description="numbers, text, booleans and null, nested as the tensor is")]
 Described = dict[str, Any]
@@ -182,7 +184,8 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
     "openapi": Operation("This document", {JSON: [Nothing]}),
 }
 _MEANINGS: Final = {
-    200: "The answer", 400: "The request cannot be right", 404: "Nothing of that name", 405: "Not for this path",
+    200: "The answer", 400: "The request cannot be right", 401: "No credentials, or wrong ones",
+    403: "Not for this caller", 404: "Nothing of that name", 405: "Not for this path",
     406: "No format that the caller accepts", 413: "Too large", 415: "A format or encoding that nobody here reads",
     422: "The model cannot answer these rows", 500: "A fault of the server", 503: "Not now", 504: "Time was up",
 }  # fmt: skip
@@ -197,6 +200,13 @@ _HEADER_LENGTH: Final[Described] = {
     "description": "The bytes of JSON before the tensors' bytes; 0: the body is the only input's bytes",
     "schema": {"type": "integer", "minimum": 0},
 }
+_OVERRIDE: Final[Described] = {
+    "name": OVERRIDE,
+    "in": "header",
+    "description": "The version that is to answer, where the path names none; needs the role `operate`",
+    "schema": {"type": "string", "pattern": f"^{VERSION.pattern}$"},
+}
+_TELLING: Final = {401: "www-authenticate", 405: "allow"}  # headers by status
 
 
 def document() -> Described:
@@ -218,7 +228,11 @@ def document() -> Described:
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "paths": paths,
+        "security": [{"key": []}, {}],
         "components": {
+            "securitySchemes": {
+                "key": {"type": "http", "scheme": "bearer", "description": "An API key, unless the host says less"}
+            },
             "schemas": {**schemas, **_one_of(schemas)},
             "responses": {f"{name}_{status}": told for name, some in answers.items() for status, told in some.items()},
         },
@@ -256,6 +270,7 @@ def _operation(route: Route, operation: Operation) -> Described:
     if BINARY in operation.requests:
         described["parameters"].append(_HEADER_LENGTH)
     if operation.requests:
+        described["parameters"].append(_OVERRIDE)
         content = {kind: {"schema": _schema(kind, [s] if s else None)} for kind, s in operation.requests.items()}
         described["requestBody"] = {"required": True, "content": content}
     described["responses"] = {
@@ -266,7 +281,8 @@ def _operation(route: Route, operation: Operation) -> Described:
 
 def _responses(operation: Operation) -> dict[str, Described]:
     """By status: the answer, and every error with its codes."""
-    kinds: Sequence[type[TriformError]] = (*operation.errors, errors.MethodNotAllowed, TriformError)
+    asked = () if operation is OPERATIONS["v2_live"] else (errors.Unauthenticated, errors.Forbidden)
+    kinds: Sequence[type[TriformError]] = (*operation.errors, *asked, errors.MethodNotAllowed, TriformError)
     codes: dict[int, set[str]] = {}
     for kind in kinds:
         codes.setdefault(kind.http_status, set()).add(kind.code)
@@ -294,8 +310,8 @@ def _headers(status: int, operation: Operation) -> Described:
         headers[MODEL] = {"description": "The version that answered, as model/version", "required": True, **text}
         if BINARY in operation.answers:
             headers[oip.HEADER_LENGTH] = {"description": _HEADER_LENGTH["description"], "schema": _HEADER_LENGTH["schema"]}
-    if status == 405:
-        headers["allow"] = {"required": True, **text}
+    if status in _TELLING:
+        headers[_TELLING[status]] = {"required": True, **text}
     return headers
 
 

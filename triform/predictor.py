@@ -17,7 +17,7 @@ import numpy as np
 
 from triform import golden
 from triform.accelerators import building, engine_folder, for_model
-from triform.deadlines import watchdog
+from triform.deadlines import check, watchdog
 from triform.errors import (
     ConfigurationError,
     DeadlineExceeded,
@@ -141,8 +141,7 @@ class Predictor:
         try:
             if deadline is None:
                 return self._run_session(self._session, self._outputs, feed, None)
-            if time.monotonic() >= deadline:
-                raise DeadlineExceeded("the deadline passed before the model ran")
+            check(deadline, "the model ran")
             with watchdog.guard(options, deadline):
                 return self._run_session(self._session, self._outputs, feed, options)
         except DeadlineExceeded:

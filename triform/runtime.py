@@ -150,17 +150,22 @@ def open_session(model: Path, options: RuntimeOptions, threads: int) -> Any:
     settings.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads sleep: neighbours need the CPU
     if options.required_providers:
         settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    refused = "see ONNX Runtime's log for the library it lacks"
     for providers in candidates(options):
-        try:
-            session = ort.InferenceSession(str(model), settings, providers=[(p, provider_options(p, options)) for p in providers])
+        if providers[0] != "CPUExecutionProvider":
+            ort.preload_dlls()  # CUDA from NVIDIA's wheels, where they are installed
+        chosen = [(p, provider_options(p, options)) for p in providers]
+        try:  # no fallback: a session on a GPU would go on, on the CPU, after the first error there
+            session = ort.InferenceSession(str(model), settings, providers=chosen, enable_fallback=0)
+        except (RuntimeError, ValueError) as error:  # what a provider raises that cannot start, or knows no such option
+            refused = brief(error)
+            continue
         except Exception as error:  # the binding raises a dozen unrelated classes; all mean "does not load"
             raise PackageError(f"ONNX Runtime cannot load {model.name}: {brief(error)}") from error
-        if providers[0] in session.get_providers():  # ONNX Runtime drops, with a log line, a provider that does not start
+        if providers[0] in session.get_providers():  # ONNX Runtime drops, with a log line, a provider whose libraries it lacks
             check_assignment(session, options.required_providers)
             return session
-    raise ProviderUnavailable(
-        f"provider: {options.provider} did not start on this machine: see ONNX Runtime's log for the library it lacks"
-    )
+    raise ProviderUnavailable(f"provider: {options.provider} did not start on this machine: {refused}")
 
 
 def check_assignment(session: Any, required: Sequence[str]) -> None:
@@ -178,10 +183,10 @@ def check_assignment(session: Any, required: Sequence[str]) -> None:
         )
 
 
-_NOISE: Final = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : |\S*/\S+|\S+\.(cc|h):\d+")
+_NOISE: Final = r"\[ONNXRuntimeError\] : \d+ : \w+ : |\S*/\S+|\S+\.(cc|h):\d+"
 
 
 def brief(error: BaseException, limit: int = 300) -> str:
     """An ONNX Runtime message on one line, without its source locations and file paths: fit for a client."""
-    text = " ".join(_NOISE.sub("", str(error)).split())
+    text = " ".join(re.sub(_NOISE, "", str(error)).split())
     return text if len(text) <= limit else text[: limit - 3] + "..."

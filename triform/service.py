@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 
+from triform.deadlines import check
 from triform.errors import AliasNotFound, InvalidRequest, ModelNotFound, ResourceExhausted, TriformError, VersionNotFound
 from triform.features import Features
 from triform.package import Manifest
@@ -188,12 +189,14 @@ class Models:
         """Whether callers may come: each model's stable version can answer, and will be able to."""
         return not self.leaving and all(self.is_ready(name) for name in self._models)
 
+    def default_name(self) -> str | None:
+        """The model of a request that names none, if there is one."""
+        return next(iter(self._models)) if self.default is None and len(self._models) == 1 else self.default
+
     def the_default(self) -> str:
-        """The model of a request that names none. Raises `InvalidRequest`."""
-        if self.default is not None:
-            return self.default
-        if len(self._models) == 1:
-            return next(iter(self._models))
+        """The same. Raises `InvalidRequest` where there is none."""
+        if (default := self.default_name()) is not None:
+            return default
         names = ", ".join(self.names()[:10]) or "none"
         raise InvalidRequest(f"the request names no model and TRIFORM_DEFAULT_MODEL is not set; models here: {names}")
 
@@ -218,10 +221,11 @@ class Models:
 class Exchange:
     """One request on its way. What it came to is recorded when `InferenceService.exchange` is left."""
 
-    def __init__(self, models: Models, execute: Execute, request_id: str, deadline: float | None) -> None:
+    def __init__(self, models: Models, execute: Execute, request_id: str, deadline: float | None, caller: str = "") -> None:
         self.models = models
         self._execute = execute
         self.request_id = request_id
+        self.caller = caller
         self.deadline = deadline
         self.served: Served | None = None
         self.rows = 0
@@ -236,7 +240,11 @@ class Exchange:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Counts the time until the block is left as that of the stage: decode, execute or encode."""
+        """Counts the time until the block is left as that of the stage: decode, execute or encode.
+
+        Raises `DeadlineExceeded` where there is no time left to begin it.
+        """
+        check(self.deadline, f"the stage '{name}'")
         started = time.perf_counter()
         try:
             yield
@@ -244,7 +252,10 @@ class Exchange:
             self.stages[name] = self.stages.get(name, 0.0) + time.perf_counter() - started
 
     async def infer(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
-        """The chosen version's answer; arrays of shape [rows, ...] by name. Raises as `Predictor.predict`, and `Overloaded`."""
+        """The chosen version's answer; arrays of shape [rows, ...] by name.
+
+        Raises as `Predictor.predict`, `Overloaded`, and `DeadlineExceeded`.
+        """
         assert self.served is not None, "choose comes first"  # noqa: S101 - a fault of ours
         with self.stage("decode"):
             checked = self.served.signature.validate(inputs)
@@ -265,13 +276,16 @@ class InferenceService:
         self.execute = execute
 
     @contextmanager
-    def exchange(self, request_id: str, *, deadline: float | None = None, started: float | None = None) -> Iterator[Exchange]:
+    def exchange(
+        self, request_id: str, *, deadline: float | None = None, started: float | None = None, caller: str = ""
+    ) -> Iterator[Exchange]:
         """One inference request, from `started` (`time.perf_counter()`; now) to the end of the block.
 
-        `deadline`: a `time.monotonic()` after which the run is ended. An error that is raised inside is recorded and goes on.
+        `deadline`: a `time.monotonic()` after which the run is ended; `caller`: who asks, for the log. An error that is raised
+        inside is recorded and goes on.
         """
         started = time.perf_counter() if started is None else started
-        exchange, code = Exchange(self.models, self.execute, request_id, deadline), "ok"
+        exchange, code = Exchange(self.models, self.execute, request_id, deadline, caller), "ok"
         try:
             yield exchange
         except TriformError as error:
@@ -292,6 +306,11 @@ class InferenceService:
         finally:
             self.models.telemetry.record(_record(exchange, code, time.perf_counter() - started))
 
+    def refused(self, request_id: str, error: TriformError, started: float) -> None:
+        """Records a request that was not let in, and so has no exchange."""
+        exchange = Exchange(self.models, self.execute, request_id, None)
+        self.models.telemetry.record(_record(exchange, error.code, time.perf_counter() - started))
+
 
 def _record(exchange: Exchange, code: str, seconds: float) -> InferenceRecord:
     """Only a model that is served here is named: what callers make up would grow the metrics without end."""
@@ -308,5 +327,6 @@ def _record(exchange: Exchange, code: str, seconds: float) -> InferenceRecord:
         stages=exchange.stages,
         dead_letters=exchange.dead_letters,
         request_id=exchange.request_id,
+        caller=exchange.caller,
         **request,
     )

@@ -61,6 +61,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     nightly_partition: str = "day=%Y-%m-%d"  # of the day before, by strftime
     nightly_seconds: float = 4 * 3600.0  # after the schedule's time; a night that is not done by then is late
     nightly_attempts: int = 3  # a job that failed is begun again
+    allow_anonymous: bool = False  # whether callers without credentials may infer
+    api_keys_file: str | None = None  # the file with the API keys' hashes; read again when it changes
+    api_keys: str | None = None  # the same as JSON, where a file cannot be had
+    nonces: str | None = None  # where those of signed requests are remembered: memory, or a Redis; None: none are taken
+    operators: tuple[str, ...] = ()  # who of an authorizer's callers may operate: patterns such as iam:arn:aws:iam::*:role/ops
+    hosts: tuple[str, ...] = ()  # the names that this host is called by
+    origins: tuple[str, ...] = ()  # the origins whose pages may ask
+    audit: str | None = None  # the file of the audit log; None: the process's own log
     target: str | None = None  # the version that handlers.pre_traffic tries: an ARN with a version
 
     @classmethod
@@ -83,6 +91,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigurationError(f"TRIFORM_DEADLINE_MARGIN: expected seconds, 0 to 900, got {settings.deadline_margin}")
         if settings.reference_bytes < 1:
             raise ConfigurationError(f"TRIFORM_REFERENCE_BYTES: expected a positive number, got {settings.reference_bytes}")
+        if settings.api_keys is not None and settings.api_keys_file is not None:
+            raise ConfigurationError("TRIFORM_API_KEYS: TRIFORM_API_KEYS_FILE is set, too: give one of them")
         try:
             settings.runtime()
             settings.check()

@@ -8,16 +8,18 @@ Axis 0 is the batch axis: `Signature.validate` checks that every input brings th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, Final, NamedTuple
+from collections.abc import Collection, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from triform.errors import InvalidInput, UnsupportedModel
 
-Array = NDArray[Any]
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Array = np.ndarray[Any, np.dtype[Any]]  # what NDArray[Any] is
 Dim = int | str
 ROWS: Final = "rows"  # how the batch axis is called in every packaged signature
 
@@ -102,11 +104,11 @@ class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Takes arrays of shape [rows, ...] by input name; returns them with the signature's dtypes (no copy where they
         fit already). Raises `InvalidInput`, naming the input, what was expected and what came.
         """
-        self._check_names(arrays)
+        self.check_names(arrays)
         sizes: dict[str, tuple[int, str]] = {}
         checked: dict[str, Array] = {}
         for tensor in self.inputs:
-            array = cast(arrays[tensor.name], tensor)
+            array = cast(arrays[tensor.name], tensor, booleans=False)
             _check_shape(array.shape, tensor, sizes)
             checked[tensor.name] = array
         rows = {a.shape[0] for a in checked.values()}
@@ -115,13 +117,14 @@ class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise InvalidInput(f"the inputs differ in their number of rows: {counts}")
         return checked
 
-    def _check_names(self, arrays: Mapping[str, Any]) -> None:
+    def check_names(self, names: Collection[str]) -> None:
+        """Raises `InvalidInput` for a name that is no input's, and for an input that is not named."""
         known = [t.name for t in self.inputs]
-        for name in arrays:
+        for name in names:
             if name not in known:
                 raise InvalidInput(f"no input is called {_quoted(name)}: expected {', '.join(known)}", input=name[:80])
         for name in known:
-            if name not in arrays:
+            if name not in names:
                 raise InvalidInput(f"input '{name}' is missing: expected {', '.join(known)}", input=name)
 
 
@@ -146,13 +149,14 @@ def _check_shape(shape: tuple[int, ...], tensor: TensorMetadata, sizes: dict[str
         raise InvalidInput(f"input '{tensor.name}': expected {tensor}, got shape {list(shape)}", input=tensor.name)
 
 
-def cast(value: Any, tensor: TensorMetadata) -> Array:
+def cast(value: Any, tensor: TensorMetadata, *, booleans: bool = True) -> Array:
     """`value` as an array of the tensor's dtype. Float rounding is allowed; nothing else may change.
 
     Refused with `InvalidInput`: overflow (a finite value that becomes infinite, an integer out of range), a fraction or NaN
-    for an integer, an integer beyond a float's mantissa, text for numbers and numbers for text.
+    for an integer, an integer beyond a float's mantissa, text for numbers and numbers for text. `booleans`: whether those in
+    lists are the numbers 0 and 1, as those of a typed array are.
     """
-    array = _as_array(value, tensor)
+    array = _as_array(value, tensor, booleans)
     if tensor.datatype == "BYTES":
         return _as_text(array, tensor.name)
     if array.dtype == tensor.dtype:
@@ -175,15 +179,16 @@ def _changed(array: Array, at: Iterable[int], tensor: TensorMetadata) -> Invalid
     )
 
 
-def _as_array(value: Any, tensor: TensorMetadata) -> Array:
+def _as_array(value: Any, tensor: TensorMetadata, booleans: bool) -> Array:
     """`value` as numpy reads it, but that nothing is lost: numpy rounds integers beside floats, and cuts a NUL off text."""
     if isinstance(value, np.ndarray):
         return value
     try:
         if tensor.datatype == "BYTES":
             return np.asarray(value, dtype=object)
-        if _holds_text(value):  # numpy would make text of all, each as long as the longest
-            raise InvalidInput(f"input '{tensor.name}': expected {tensor.datatype}, got text", input=tensor.name)
+        if refused := _kinds(value, _TEXT if booleans or tensor.datatype == "BOOL" else _NO_NUMBERS):
+            told = "booleans" if refused == {bool} else "text"
+            raise InvalidInput(f"input '{tensor.name}': expected {tensor.datatype}, got {told}", input=tensor.name)
         array = np.asarray(value)
         if _are_small(array, tensor.dtype):
             return array.astype(tensor.dtype)
@@ -194,19 +199,20 @@ def _as_array(value: Any, tensor: TensorMetadata) -> Array:
         ) from error
 
 
-def _holds_text(value: Any) -> bool:
-    """Whether there is text or bytes in nested lists."""
+_TEXT: Final = frozenset({str, bytes})  # numpy would make text of all, each as long as the longest
+_NO_NUMBERS: Final = _TEXT | {bool}
+
+
+def _kinds(value: Any, looked_for: frozenset[type]) -> frozenset[type]:
+    """Which of some types there are in nested lists: those of the first list that has any."""
     pending = [value]
-    for item in pending:
-        if isinstance(item, list | tuple):
-            kinds = set(map(type, item))
-            if str in kinds or bytes in kinds:
-                return True
-            if list in kinds or tuple in kinds:
-                pending.extend(item)
-        elif isinstance(item, str | bytes):
-            return True
-    return False
+    for item in pending:  # grows meanwhile: level by level
+        kinds = set(map(type, item)) if isinstance(item, list | tuple) else {type(item)}
+        if not looked_for.isdisjoint(kinds):
+            return looked_for & kinds
+        if list in kinds or tuple in kinds:
+            pending.extend(item)
+    return frozenset()
 
 
 def _may_be_rounded(array: Array, target: np.dtype[Any]) -> bool:
@@ -240,17 +246,12 @@ def _unrounded(items: Array, array: Array, tensor: TensorMetadata) -> Array:
             raise _changed(items, np.argwhere(np.reshape(changed, items.shape))[0], tensor)
         return items.astype(np.float64)
     if tensor.dtype.kind in "iu" and all(isinstance(v, int) or v.is_integer() for v in flat):
-        outside = [not _holds(v, tensor.dtype) for v in flat]
+        least, most = np.iinfo(tensor.dtype).min, np.iinfo(tensor.dtype).max
+        outside = [not least <= v <= most for v in flat]
         if any(outside):
             raise _changed(items, np.argwhere(np.reshape(outside, items.shape))[0], tensor)
         return np.array([int(v) for v in flat], tensor.dtype).reshape(items.shape)
     return array
-
-
-def _holds(value: float, target: np.dtype[Any]) -> bool:
-    """Whether an integer, as it was given, is one of `target`. The float -2^63 is what -2^63 - 1 becomes where JSON is read."""
-    info = np.iinfo(target)
-    return info.min <= value <= info.max and not (isinstance(value, float) and value == -(2.0**63))
 
 
 def unrepresentable(array: Array, target: np.dtype[Any]) -> NDArray[np.bool_] | None:

@@ -68,10 +68,14 @@ COLD_STARTS: Final = Metric(
     "triform_cold_starts_total", "counter", "First invocations of a Lambda environment, by how it was started",
     ("form", "initialization"),
 )  # fmt: skip
+FAULTS: Final = Metric(
+    "triform_faults_total", "counter", "Requests that ended in an error of ours, by the version of the Lambda function",
+    ("form", "function", "function_version"),
+)  # fmt: skip
 
 VOCABULARY: Final = (
     REQUESTS, ROWS, REQUEST_SECONDS, STAGE_SECONDS, BATCH_ROWS, MODEL_LOAD_SECONDS, MODEL_INFO, MODEL_LOAD_FAILURES,
-    DEAD_LETTER_ROWS, SPLIT_WEIGHT, FEATURE_DRIFT, RUN_SECONDS, RUN_ROWS, RUN_SUCCESS, RUN_SUCCESS_TIME, COLD_STARTS,
+    DEAD_LETTER_ROWS, SPLIT_WEIGHT, FEATURE_DRIFT, RUN_SECONDS, RUN_ROWS, RUN_SUCCESS, RUN_SUCCESS_TIME, COLD_STARTS, FAULTS,
 )  # fmt: skip
 
 
@@ -89,6 +93,7 @@ class InferenceRecord(msgspec.Struct, frozen=True, kw_only=True):
     stages: Mapping[str, float] = {}
     dead_letters: Mapping[str, int] = {}  # rows by error code
     request_id: str = ""  # for the log, never a label
+    caller: str = ""  # the same
 
     def labels(self) -> dict[str, str]:
         return {"model": self.model, "version": str(self.version or UNKNOWN), "variant": self.variant, "form": self.form}

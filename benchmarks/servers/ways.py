@@ -133,7 +133,7 @@ def _triform(python: str, place: Place, ports: Ports) -> list[str]:
     args.write_text(json.dumps(place.args))
     options = {"--repository": place.repository, "--args": args, "--port": ports.http, "--grpc-port": ports.grpc}
     options |= {"--cpus": CPUS, "--grace": 0}
-    return [python, "-m", "ray_apps", *(str(part) for option in options.items() for part in option)]
+    return [python, "-m", "ray_apps", "--allow-anonymous", *(str(part) for option in options.items() for part in option)]
 
 
 def _module(name: str) -> Callable[[str, Place, Ports], list[str]]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from batch.pool import Cluster
+from ray_apps.failures import of_application
 from ray_apps.ports import Ports, free_ports
 from triform.errors import TriformError
 
@@ -48,7 +49,8 @@ class LocalServe:
             http_options={"host": HOST, "port": self._ports.http},
             grpc_options={"port": self._ports.grpc, "grpc_servicer_functions": [GRPC], "enable_reflection": False},
         )
-        target = RunTarget(build_app({"repository": str(repository.absolute()), "num_cpus": 0, "drain_s": 0}), name=APP)
+        args = {"repository": str(repository.absolute()), "num_cpus": 0, "drain_s": 0, "allow_anonymous": True}
+        target = RunTarget(build_app(args), name=APP)
         serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
 
     def wait(self, seconds: float = 120.0) -> float:
@@ -59,7 +61,7 @@ class LocalServe:
         while not self._is_ready():
             found = serve.status().applications[APP]
             if found.status == "DEPLOY_FAILED":
-                raise TriformError(f"Serve did not start: {found.message[:1000]}")
+                raise TriformError(f"Serve did not start: {of_application(APP)}")
             if time.monotonic() > self._begun + seconds:
                 raise TriformError(f"Serve was not ready after {seconds:.0f} s ({found.status})")
             time.sleep(0.1)

@@ -1,6 +1,6 @@
 // Tells each pre-traffic hook which version it is to try: the one that this deployment publishes, whose logical name osls makes of
-// what is in it. `custom.hooks` names the function of each hook. Alarms on the new version alone (`ExecutedVersion`) get its number in
-// place of the function's name.
+// what is in it. `custom.hooks` names the function of each hook. Alarms on the new version alone (Lambda's `ExecutedVersion`, our own
+// `function_version`) get its number in place of the function's name.
 'use strict';
 
 module.exports = class Hooks {
@@ -21,7 +21,7 @@ module.exports = class Hooks {
 
   nameVersions(value, service) {
     if (value === null || typeof value !== 'object') return;
-    if (value.Name === 'ExecutedVersion' && typeof value.Value === 'string') {
+    if (['ExecutedVersion', 'function_version'].includes(value.Name) && typeof value.Value === 'string') {
       value.Value = { 'Fn::GetAtt': [service.getFunction(value.Value).versionLogicalId, 'Version'] };
     } else {
       for (const inner of Object.values(value)) this.nameVersions(inner, service);

@@ -14,6 +14,7 @@ import json
 import os
 import re
 import signal
+import sys
 import threading
 import uuid
 from collections import deque
@@ -25,6 +26,7 @@ from typing import Any, Final
 
 from infra.local.environments import THROTTLED, Environments, FunctionConfig, Report
 from infra.local.events import EVENTS, FAILED, BadAnswer, Request, Response, to_http
+from infra.local.framing import Incoming, Refused, read_body
 from infra.local.runtime_api import PAYLOAD_BYTES, Outcome
 
 HTTP_BYTES: Final[Mapping[str, int]] = {
@@ -35,7 +37,7 @@ HTTP_BYTES: Final[Mapping[str, int]] = {
     "url": 6 << 20,
 }
 ANSWER_BYTES: Final[Mapping[str, int]] = {"alb": 1 << 20, "alb-multi": 1 << 20}
-DRAINED: Final = 64 << 20  # bytes at most of a body that is refused
+BODY_SECONDS: Final = 30.0  # that a body may take to arrive
 KEPT: Final = 100_000  # of reports and lines, each
 INVOKE: Final = re.compile(r"/2015-03-31/functions/[^/]+/invocations")
 HOP_BY_HOP: Final = frozenset({"connection", "content-length", "transfer-encoding", "keep-alive"})
@@ -111,9 +113,10 @@ def local_gateway(
 ) -> Iterator[Gateway]:
     """A gateway on loopback, its provisioned environments started; every process ends with the block.
 
-    `kind`: http-v2, rest, alb, alb-multi or url. `environ`: settings beside those of this process. `options`: `FunctionConfig`'s.
+    `kind`: http-v2, rest, alb, alb-multi or url. `environ`: settings beside those of this process; there is no authorizer here,
+    so callers are let in without one unless it says TRIFORM_ALLOW_ANONYMOUS=false. `options`: `FunctionConfig`'s.
     """
-    config = FunctionConfig(environ={**os.environ, **(environ or {})}, **options)
+    config = FunctionConfig(environ={"TRIFORM_ALLOW_ANONYMOUS": "true", **os.environ, **(environ or {})}, **options)
     gateway = Gateway(kind, config, port, echo=echo)
     try:
         gateway.environments.provision()
@@ -128,6 +131,11 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 128
     gateway: Gateway
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A caller who went away is no matter of the terminal's."""
+        if not isinstance(sys.exception(), ConnectionError | TimeoutError):
+            super().handle_error(request, client_address)
+
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
@@ -137,11 +145,16 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
 
     def _serve(self) -> None:
-        body = self._read()
-        if body is None:
+        incoming = Incoming(self.connection, self.rfile, BODY_SECONDS)
+        try:
+            body = read_body(self.headers, incoming, HTTP_BYTES[self.server.gateway.kind])
+        except Refused as refused:
             self.close_connection = True
-            self._send(_message(413, "Request Too Long"))
+            self._send(_message(refused.status, str(refused)))
+            self.wfile.flush()
+            incoming.linger()
             return
+        self.connection.settimeout(self.timeout)
         path, _, query = self.path.partition("?")
         if self.command == "POST" and INVOKE.fullmatch(path):
             self._send(self._invoked(body))
@@ -161,42 +174,14 @@ class _Handler(BaseHTTPRequestHandler):
         extra = [("X-Amz-Function-Error", "Unhandled")] if outcome.error is not None else []
         return Response(200, [("content-type", "application/json"), *extra], outcome.payload)
 
-    def _read(self) -> bytes | None:
-        """The body; None where it is larger than the source takes."""
-        most = HTTP_BYTES[self.server.gateway.kind]
-        if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
-            return self._chunks(most)
-        length = self.headers.get("Content-Length", "0")
-        if not length.isdecimal():
-            return None
-        if int(length) > most:
-            self._drain(min(int(length), DRAINED))
-            return None
-        return self.rfile.read(int(length))
-
-    def _drain(self, length: int) -> None:
-        """Lets the caller finish: many look for an answer only then."""
-        while length > 0 and (chunk := self.rfile.read(min(length, 1 << 20))):
-            length -= len(chunk)
-
-    def _chunks(self, most: int) -> bytes | None:
-        parts, size = [], 0
-        while length := int(self.rfile.readline(64).partition(b";")[0].strip() or b"0", 16):
-            size += length
-            if size > most:
-                return None
-            parts.append(self.rfile.read(length))
-            self.rfile.readline(8)
-        while self.rfile.readline(8192).strip():
-            pass
-        return b"".join(parts)
-
     def _send(self, response: Response) -> None:
         self.send_response_only(response.status)
         for name, value in response.headers:
             if name.lower() not in HOP_BY_HOP:
                 self.send_header(name, value)
         self.send_header("Content-Length", str(len(response.body)))
+        if self.close_connection:
+            self.send_header("Connection", "close")
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(response.body)

@@ -94,14 +94,14 @@ def kill_actors(times: int, chance: random.Random, killed: list[int]) -> Callabl
     return work
 
 
-def pause_the_first_until_there_are_two() -> Callable[[threading.Event], None]:
-    """The actor that scores first stands still, once it has been made, until there is another."""
+def pause_the_first_until_there_are_two(at_work: Callable[[], bool]) -> Callable[[threading.Event], None]:
+    """The actor that is there first stands still, from when it is at work, until there is another."""
 
     def work(over: threading.Event) -> None:
         first: psutil.Process | None = None
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while not over.wait(0.05) and len(alive := scorers()) < 2 and time.monotonic() < deadline:
-            if first is None and alive and "__init__" not in alive[0].cmdline()[0]:
+            if first is None and alive and at_work():
                 first = alive[0]
                 first.suspend()
         if first is not None:

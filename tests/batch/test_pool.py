@@ -102,7 +102,7 @@ def test_a_pool_grows_with_its_work_and_waits_for_no_node(workbench: Workbench, 
     """From one actor to what the cluster has; MAX is beyond that, as in a cluster whose autoscaler may add nodes."""
     workbench.write_some(40)
     before = actors_started()
-    with meanwhile(pause_the_first_until_there_are_two()):
+    with meanwhile(pause_the_first_until_there_are_two(lambda: any(workbench.output.glob("run=*/_parts/[0-9]*.json")))):
         summary = workbench.run(actors="1:40", address=ray_cluster.get_runtime_context().gcs_address)
     assert_each_row_once(summary.folder, 4000)
     assert 2 <= actors_started() - before <= 4

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from infra.local.gateway import local_gateway
 from tests.conformance.models import surface
@@ -15,6 +15,7 @@ from tests.conformance.server import serve
 from tests.ray_apps.hosts import running
 from tests.ray_apps.ports import SERVE_PORTS
 from triform.http import HttpRequest
+from triform.telemetry import Telemetry
 
 
 class Answer(NamedTuple):
@@ -28,12 +29,13 @@ class Send(Protocol):
 
 
 @contextmanager
-def in_process(repository: Path) -> Iterator[Send]:
-    """`http.py` itself."""
-    handle = surface(repository).handle
+def in_process(repository: Path, telemetry: Telemetry | None = None, **options: Any) -> Iterator[Send]:
+    """`http.py` itself; options are those of `surface`."""
+    handle = surface(repository, telemetry=telemetry, **options).handle
 
     def send(method: str, path: str, headers: Mapping[str, str] | None = None, body: bytes = b"") -> Answer:
-        return Answer(*handle(HttpRequest(method, path, list((headers or {}).items()), body)))
+        path, _, query = path.partition("?")
+        return Answer(*handle(HttpRequest(method, path, list((headers or {}).items()), body, query)))
 
     yield send
 
@@ -53,16 +55,16 @@ def over_http(address: str) -> Iterator[Send]:
 
 
 @contextmanager
-def loopback(repository: Path) -> Iterator[Send]:
+def loopback(repository: Path, **options: Any) -> Iterator[Send]:
     """The same behind Python's HTTP server."""
-    with serve(surface(repository)) as address, over_http(address) as send:
+    with serve(surface(repository, **options)) as address, over_http(address) as send:
         yield send
 
 
 @contextmanager
-def aws_lambda(repository: Path, event: str = "http-v2") -> Iterator[Send]:
+def aws_lambda(repository: Path, event: str = "http-v2", **environ: str) -> Iterator[Send]:
     """The Lambda form: a local gateway with that kind of event before a real runtime client."""
-    settings = {"TRIFORM_REPOSITORY": str(repository), "TRIFORM_DEFAULT_MODEL": "linear"}
+    settings = {"TRIFORM_REPOSITORY": str(repository), "TRIFORM_DEFAULT_MODEL": "linear", **environ}
     with (
         local_gateway(event, environ=settings, max_concurrency=1) as gateway,
         over_http(gateway.url.removeprefix("http://")) as send,
@@ -71,13 +73,14 @@ def aws_lambda(repository: Path, event: str = "http-v2") -> Iterator[Send]:
 
 
 @contextmanager
-def asgi(repository: Path) -> Iterator[Send]:
-    """The Serve form's ASGI application with dynamic batching, without a server."""
-    with running(repository) as app:
+def asgi(repository: Path, telemetry: Telemetry | None = None, **args: Any) -> Iterator[Send]:
+    """The Serve form's ASGI application with dynamic batching, without a server; `args` are those of `build_app`."""
+    with running(repository, telemetry, **args) as app:
 
         def send(method: str, path: str, headers: Mapping[str, str] | None = None, body: bytes = b"") -> Answer:
             raw = [(k.lower().encode("latin-1"), v.encode("latin-1")) for k, v in (headers or {}).items()]
-            return Answer(*app.request(method, path, raw, [body]))
+            path, _, query = path.partition("?")
+            return Answer(*app.request(method, path, raw, [body], query_string=query.encode()))
 
         yield send
 

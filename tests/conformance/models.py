@@ -9,6 +9,7 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from triform import testing
+from triform.access import Access
 from triform.http import HttpSurface, Limits
 from triform.predictor import Predictor
 from triform.repository import open_repository
@@ -87,11 +88,18 @@ def _close(path: Path) -> Path:
     return testing.save(path, nodes, [testing.value("x", "FP32", ["N", 3])], [testing.value("y", "FP32", ["N", 3])], constants)
 
 
-def surface(repository: Path, *, telemetry: Telemetry | None = None, limits: Limits | None = None, **options: Any) -> HttpSurface:
+def surface(
+    repository: Path,
+    *,
+    telemetry: Telemetry | None = None,
+    limits: Limits | None = None,
+    access: Access | None = None,
+    **options: Any,
+) -> HttpSurface:
     """All of them behind the surface of `http.py`, in this process."""
     models = Models(form="serve", default=DEFAULT, telemetry=telemetry, **options)
     opened = open_repository(repository)
     for name in opened.models():
         package = opened.package(name, 1)
         models.add(name, 1, lambda package=package: Predictor.load(package))  # type: ignore[misc]
-    return HttpSurface(InferenceService(models), limits)
+    return HttpSurface(InferenceService(models), limits, access)

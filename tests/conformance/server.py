@@ -26,7 +26,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         body = self.rfile.read(int(self.headers.get("content-length") or 0))
-        request = HttpRequest(self.command, self.path.partition("?")[0], list(self.headers.items()), body)
+        path, _, query = self.path.partition("?")
+        request = HttpRequest(self.command, path, list(self.headers.items()), body, query, self.client_address[0])
         answer = self.surface.handle(request)
         self.send_response(answer.status)
         for name, value in answer.headers.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import struct
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,6 +12,7 @@ import orjson
 import pytest
 
 from tests.conformance.hosts import Answer, Send
+from triform.protocols.bodies import MAX_VALUES
 from triform.signature import DATATYPES
 
 LENGTH = "inference-header-content-length"
@@ -142,6 +144,22 @@ def test_columns_that_the_package_maps_in_binary(send: Send) -> None:
 def test_a_header_length_that_cannot_be(send: Send, refused: Callable[..., str], length: str) -> None:
     """Binary Tensor Request: Inference-Header-Content-Length is the size of the JSON."""
     refused(infer(send, {"inputs": [BINARY]}, X, **{LENGTH: length.encode().decode("latin-1")}), 400, "invalid_request")
+
+
+def test_a_header_length_that_is_sent_twice(send: Send, refused: Callable[..., str]) -> None:
+    """RFC 9110, 5.3: a field that is no list stands once."""
+    body = orjson.dumps({"inputs": [BINARY]})
+    answer = send("POST", INFER, {LENGTH: str(len(body)), LENGTH.title(): str(len(body))}, body + X)
+    refused(answer, 400, "invalid_request")
+
+
+def test_more_texts_than_can_be_read_soon(send: Send, refused: Callable[..., str]) -> None:
+    """Binary Tensor Request: packed, so many empty texts are few bytes."""
+    count = MAX_VALUES + 1
+    asked = orjson.dumps({"inputs": [{**TEXT, "shape": [count], "parameters": {"binary_data_size": 4 * count}}]})
+    headers = {LENGTH: str(len(asked)), "content-encoding": "gzip"}
+    answer = send("POST", "/v2/models/text/infer", headers, gzip.compress(asked + bytes(4 * count), 1))
+    assert "more than 2,097,152 values" in refused(answer, 413, "payload_too_large")
 
 
 def test_a_header_length_beyond_the_body(send: Send, refused: Callable[..., str]) -> None:

@@ -141,6 +141,9 @@ def test_what_nobody_here_reads(send: Send, refused: Callable[..., str], kind: s
         (b"[[1, 2, 3]]", "application/json"),
         (b"1,2\n", "text/csv"),
         (b"1,2,3\n1,2\n", "text/csv"),
+        (b"1,2,3\n\n4,5,6\n", "text/csv"),
+        (b"1,2,3\n\n", "text/csv"),
+        (b"\n", "text/csv"),
         (b"1,2,\n", "text/csv"),
         (b"1,2,x\n", "text/csv"),
         (b"1,2,1_000\n", "text/csv"),
@@ -164,7 +167,9 @@ def test_what_does_not_fit(send: Send, refused: Callable[..., str], body: bytes,
     refused(answer, 400, orjson.loads(answer.body)["code"])
 
 
-@pytest.mark.parametrize(("body", "kind"), [(b"", "text/csv"), (b"\n\n", "text/csv"), (b"", "application/jsonlines")])
+@pytest.mark.parametrize(
+    ("body", "kind"), [(b"", "text/csv"), (b"", "application/jsonlines"), (b"\n \n", "application/jsonlines")]
+)
 def test_no_rows(send: Send, body: bytes, kind: str) -> None:
     """SageMaker, CSV and JSON Lines: none in, none out."""
     answer = invoke(send, body, kind)

@@ -155,6 +155,36 @@ def test_columns_that_the_package_maps(post: Callable[..., Any]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"name": "hours"}, "input 'hours': no column is called so: expected distance, hour, carrier"),
+        ({"data": [True]}, "input 'hour': expected FP32, got booleans"),
+        ({"data": ["7"]}, "input 'hour': expected FP32, got text"),
+        ({"shape": [2]}, "input 'hour': shape [2], but data has 1 elements"),
+    ],
+)
+def test_columns_that_do_not_fit(send: Send, refused: Callable[..., str], change: dict[str, Any], told: str) -> None:
+    """Inference Request JSON Object, with the columns of model.toml as inputs: each is asked for by its name."""
+    columns = [
+        {"name": "carrier", "shape": [1], "datatype": "BYTES", "data": ["UA"]},
+        {"name": "distance", "shape": [1], "datatype": "FP32", "data": [1]},
+        {"name": "hour", "shape": [1], "datatype": "FP32", "data": [7]} | change,
+    ]
+    answer = send("POST", "/v2/models/flights/infer", {}, orjson.dumps({"inputs": columns}))
+    assert told in refused(answer, 400, "invalid_input")
+
+
+def test_a_column_of_booleans_is_0_and_1(post: Callable[..., Any]) -> None:
+    """Tensor Data Types: BOOL, for a column that feeds numbers, as that of a Parquet file may."""
+    columns = [
+        {"name": "carrier", "shape": [2], "datatype": "BYTES", "data": ["UA", "AA"]},
+        {"name": "distance", "shape": [2], "datatype": "BOOL", "data": [True, False]},
+    ]
+    outputs = post("/v2/models/flights/infer", {"inputs": columns, "outputs": [{"name": "p_on_time"}]})["outputs"]
+    assert outputs[0]["data"] == [1.0, 0.0]
+
+
+@pytest.mark.parametrize(
     ("path", "code"),
     [
         ("/v2/models/nobody/infer", "model_not_found"),

@@ -88,6 +88,25 @@ def test_records(post: Callable[..., Any]) -> None:
     assert (second["p_late"], second["airline"]) == (None, "AA")
 
 
+def test_booleans_are_0_and_1_in_columns(post: Callable[..., Any]) -> None:
+    """Predict API, with the columns of model.toml: as those of a Parquet file; a tensor of numbers takes none."""
+    row = {"carrier": "UA", "distance": True, "hour": False}
+    expected = {"p_on_time": 1.0, "p_late": 0.0, "outcome": "on time", "airline": "UA"}
+    assert post("/v1/models/flights:predict", {"instances": [row]}) == {"predictions": [expected]}
+    columns = {name: [value] for name, value in row.items()}
+    assert post("/v1/models/flights:predict", {"inputs": columns})["outputs"]["p_on_time"] == [1.0]
+
+
+def test_columns_that_the_model_does_not_read_are_passed_over(post: Callable[..., Any]) -> None:
+    """Predict API, with the columns of model.toml: as in a Parquet file, there may be more."""
+    row = {"carrier": "UA", "distance": 1, "hour": 2, "tail": {"any": ["thing"]}, "hours": 7}
+    plain = {name: row[name] for name in ("carrier", "distance", "hour")}
+    answer = post("/v1/models/flights:predict", {"instances": [plain]})
+    assert post("/v1/models/flights:predict", {"instances": [row]}) == answer
+    columns = {name: [value] for name, value in row.items() if name != "tail"}
+    assert post("/v1/models/flights:predict", {"inputs": columns})["outputs"]["p_late"] == [2.0]
+
+
 def test_columns_that_the_package_maps(post: Callable[..., Any]) -> None:
     """Predict API, column format, with the columns of model.toml."""
     columns = {"carrier": ["UA", {"b64": "QUE="}], "distance": [9, 2], "hour": [3, 4]}
@@ -139,6 +158,8 @@ def test_no_rows_of_several_inputs(post: Callable[..., Any]) -> None:
         {"instances": [[1, 2, 3], [1, 2]]},
         {"instances": [[1, 2, "3"]]},
         {"instances": [[1, 2, None]]},
+        {"instances": [[1, 2, True]]},
+        {"inputs": [[True, False, True]]},
         {"instances": [[[1, 2, 3]]]},
         {"instances": [{"x": [1, 2, 3]}, [1, 2, 3]]},
         {"instances": [{"x": [1, 2, 3], "z": 1}, {"y": 1}]},

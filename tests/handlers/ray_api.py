@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from tests.handlers.loopback import Quiet, served
 
 
 class JobApi:
@@ -23,35 +23,21 @@ def job_api(status: str = "RUNNING") -> Iterator[JobApi]:
     """The API of a cluster whose jobs all have that status."""
     api = JobApi()
 
-    class Answer(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
+    class Answer(Quiet):
+        def reply(self) -> None:
             name = self.path.rpartition("/")[2]
-            self.answer(200, {"submission_id": name, "status": status}) if name in api.jobs else self.answer(404, {})
-
-        def do_POST(self) -> None:
-            job = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            if self.command == "GET":
+                self.say(200, {"submission_id": name, "status": status}) if name in api.jobs else self.say(404, {})
+                return
+            job = json.loads(self.body())
             if job["submission_id"] in api.jobs:
-                self.answer(400, {})
+                self.say(400, {})
                 return
             api.jobs[job["submission_id"]] = job
-            self.answer(200, {"submission_id": job["submission_id"]})
+            self.say(200, {"submission_id": job["submission_id"]})
 
-        def answer(self, code: int, content: Any) -> None:
-            body = json.dumps(content).encode()
-            self.send_response(code)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+        def say(self, code: int, content: Any) -> None:
+            self.answer(code, json.dumps(content).encode())
 
-        def log_message(self, *_: Any) -> None: ...
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
-    api.address = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    try:
+    with served(Answer) as api.address:
         yield api
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()

@@ -140,7 +140,7 @@ assert answer["statusCode"] == 200, answer
 heavy = {
     "boto3", "botocore.session", "botocore.client", "pydantic", "pyarrow", "onnx", "pandas", "ray", "typer", "rich",
     "prometheus_client", "aws_xray_sdk", "ddtrace", "opentelemetry", "aws_lambda_powertools.event_handler",
-    "aws_lambda_powertools.utilities.data_classes",
+    "aws_lambda_powertools.utilities.data_classes", "_hashlib", "numpy.typing",
 }
 found = sorted(heavy & sys.modules.keys())
 assert not found, found

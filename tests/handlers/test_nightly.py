@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import ssl
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +17,7 @@ import boto3
 import pytest
 
 from handlers._ray_jobs import RayJobs
+from tests.handlers.loopback import Quiet, served
 from tests.handlers.starting import Handler, Invocation, golden_event, metrics, start
 from triform.errors import ConfigurationError, InvalidRequest, StoreError
 
@@ -147,7 +145,8 @@ def test_a_night_that_is_late_or_missing_alerts(
     "event",
     [
         [], "night", {"partition": "day=2026; rm -rf ."}, {"partition": "../x"}, {"partition": 7}, {"time": "yesterday"},
-        {"poll": "../../api"}, {"partition": "$(x)=1"}, {"time": 7},
+        {"poll": "../../api"}, {"partition": "$(x)=1"}, {"time": 7}, {"time": "0001-01-01T00:00:00Z"},
+        {"time": "0001-01-01T00:00:00+14:00"}, {"time": "9999-12-31T23:59:59-14:00"}, {"time": "2026-11-21T02:00:00+99:00"},
     ],
 )  # fmt: skip
 def test_events_that_say_nothing_sensible_are_refused(event: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,6 +165,7 @@ def test_events_that_say_nothing_sensible_are_refused(event: Any, monkeypatch: p
         ({"ray_address": "https://head:8265", "ray_ca": "/nowhere/ca.pem"}, "ray_ca"),
         ({"ray_address": "https://head:8265", "nightly_entrypoint": "python job.py"}, "TRIFORM_NIGHTLY_ENTRYPOINT"),
         ({"ray_address": "https://head:8265", "nightly_partition": "%Y-%m-%d"}, "TRIFORM_NIGHTLY_PARTITION"),
+        ({"ray_address": "https://head:8265", "nightly_partition": "day=%Y\udcff"}, "TRIFORM_NIGHTLY_PARTITION"),
         ({"ray_address": "https://head:8265", "nightly_seconds": "0"}, "TRIFORM_NIGHTLY_SECONDS"),
         ({"ray_address": "https://head:8265", "nightly_attempts": "nan"}, "TRIFORM_NIGHTLY_ATTEMPTS"),
         ({"ray_address": "https://head:8265", "ray_runtime_env": "[]"}, "TRIFORM_RAY_RUNTIME_ENV"),
@@ -183,32 +183,14 @@ def job_api(
     """A server that answers everything alike, and what it was asked: (method, path, authorization)."""
     asked: list[Any] = []
 
-    class Answer(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
+    class Answer(Quiet):
+        def reply(self) -> None:
             asked.append((self.command, self.path, self.headers.get("Authorization")))
-            self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            self.send_response(status)
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+            self.body()
+            self.answer(status, body, **headers)
 
-        do_POST = do_GET  # noqa: N815 - the base class's name
-
-        def log_message(self, *_: Any) -> None: ...
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
-    if certificate is not None:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(certificate)
-        server.socket = context.wrap_socket(server.socket, server_side=True)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    yield f"http{'s' if certificate else ''}://127.0.0.1:{server.server_port}", asked
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with served(Answer, certificate) as address:
+        yield address, asked
 
 
 @pytest.mark.parametrize(
@@ -217,6 +199,7 @@ def job_api(
         (500, b"Traceback (most recent call last): secret", "answered 500"),
         (200, b"<html>", "no job"),
         (200, b'{"status": 7}', "no job"),
+        (200, b'{"status": "RUNNING", "start_time": 999999999999999999}', "no job"),
         (403, b"Forbidden", "denies access"),
         (302, b"", "answered 302"),
     ],
@@ -231,6 +214,14 @@ def test_what_is_no_job_api_is_an_error_that_tells_nothing_more(
     assert "secret" not in str(error.value)
     assert asked_elsewhere == []
     assert [line["triform_run_success"] for line in metrics(capfd.readouterr().out, "triform_run_success")] == [[0.0]]
+
+
+@pytest.mark.parametrize("time", ["0001-01-02T00:00:00Z", "9999-12-31T23:59:59Z"])
+def test_the_ends_of_the_calendar_are_nights_too(time: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    running = json.dumps({"status": "RUNNING", "start_time": 0}).encode()
+    with job_api(200, running) as (address, _):
+        handler = start("nightly", monkeypatch, ray_address=address, nightly_seconds="1e300")
+        assert handler({"time": time}, Invocation())["status"] == "RUNNING"
 
 
 def test_a_cluster_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

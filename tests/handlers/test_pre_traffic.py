@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -18,6 +16,7 @@ import pytest
 from handlers import _boot
 from handlers._function import Function
 from infra.local.environments import Environments, FunctionConfig
+from tests.handlers.loopback import Quiet, served
 from tests.handlers.starting import Handler, Invocation, golden_event, start
 from triform import testing
 from triform.errors import ConfigurationError, InvalidRequest
@@ -53,29 +52,16 @@ class Aws:
 def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[Aws]:
     aws = Aws()
 
-    class Endpoint(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            status, headers, answer = aws.handle(self.path, self.headers.get("X-Amz-Target", ""), body)
-            self.send_response(status)
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", str(len(answer)))
-            self.end_headers()
-            self.wfile.write(answer)
+    class Endpoint(Quiet):
+        def reply(self) -> None:
+            status, headers, answer = aws.handle(self.path, self.headers.get("X-Amz-Target", ""), self.body())
+            self.answer(status, answer, **headers)
 
-        def log_message(self, *_: Any) -> None: ...
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Endpoint)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
     for name, value in {"ACCESS_KEY_ID": "test", "SECRET_ACCESS_KEY": "test", "DEFAULT_REGION": "us-east-1"}.items():
         monkeypatch.setenv(f"AWS_{name}", value)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
-    yield aws
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with served(Endpoint) as address:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+        yield aws
 
 
 TWO = """

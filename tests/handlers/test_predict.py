@@ -14,7 +14,8 @@ from handlers._boot import Booted, boot
 from handlers._events import ALB_BYTES, PAYLOAD_BYTES
 from handlers._function import Function
 from infra.local.events import EVENTS, Request, to_http
-from tests.handlers.conftest import context, golden
+from tests.handlers.conftest import context
+from tests.handlers.starting import golden_event
 from triform import testing
 
 HTTP = ("http-v2", "rest", "alb", "alb-multi", "url")
@@ -36,14 +37,14 @@ def said(function: Function, kind: str, event: Any, seconds: float = 30.0) -> tu
 
 @pytest.mark.parametrize("kind", HTTP)
 def test_golden_events_are_answered(function: Function, kind: str) -> None:
-    status, headers, body = said(function, kind, golden(kind))
+    status, headers, body = said(function, kind, golden_event(kind))
     assert (status, json.loads(body)) == (200, {"predictions": [[14.0], [3.0]]})
     assert headers["x-triform-model"] == "linear/1"
     assert headers["x-request-id"] == "golden-1"
 
 
 def test_a_direct_invocation_is_answered_with_the_version_that_made_it(function: Function) -> None:
-    answer = function(golden("direct"), context())
+    answer = function(golden_event("direct"), context())
     assert answer == {"predictions": [[14.0], [3.0]], "model": "linear/1", "request_id": "golden-1"}
 
 
@@ -142,7 +143,7 @@ def test_gzip_both_ways(function: Function, kind: str) -> None:
 def test_what_is_wrong_with_an_event_is_the_callers_mistake(
     function: Function, kind: str, wrong: dict[str, Any], status: int
 ) -> None:
-    event = golden(kind) | wrong
+    event = golden_event(kind) | wrong
     if "httpMethod" in wrong and "http" in event["requestContext"]:
         del event["requestContext"]["http"]
     if "path" in wrong and event.get("pathParameters"):
@@ -151,13 +152,13 @@ def test_what_is_wrong_with_an_event_is_the_callers_mistake(
     assert answer["statusCode"] == status, answer
     if status >= 400:
         assert json.loads(answer["body"])["code"] == "invalid_request"
-    assert said(function, kind, golden(kind))[0] == 200  # and the next one is right
+    assert said(function, kind, golden_event(kind))[0] == 200  # and the next one is right
 
 
 @pytest.mark.parametrize("missing", ["headers", "body", "isBase64Encoded", "pathParameters", "stageVariables", "cookies"])
 @pytest.mark.parametrize("kind", HTTP)
 def test_missing_fields_are_empty_ones(function: Function, kind: str, missing: str) -> None:
-    event = {name: value for name, value in golden(kind).items() if name != missing}
+    event = {name: value for name, value in golden_event(kind).items() if name != missing}
     assert function(event, context())["statusCode"] == (400 if missing == "body" else 200)
 
 
@@ -170,18 +171,18 @@ def test_paths(function: Function, kind: str, path: str, status: int) -> None:
 def test_a_path_below_a_stage_or_a_base_path() -> None:
     from handlers._events import source_of
 
-    event = golden("http-v2")
+    event = golden_event("http-v2")
     assert source_of(event).request().path == "/v1/models/linear:predict"
     event["pathParameters"] = None
     assert source_of(event).request().path == "/v1/models/linear:predict"
     event["requestContext"]["stage"] = "$default"
     assert source_of(event).request().path == "/prod/v1/models/linear:predict"
-    rest = golden("rest") | {"path": "/shop/v1/models/linear:predict"}  # a custom domain's base path
+    rest = golden_event("rest") | {"path": "/shop/v1/models/linear:predict"}  # a custom domain's base path
     assert source_of(rest).request().path == "/v1/models/linear:predict"
 
 
 def test_a_load_balancer_is_answered_as_it_asked(function: Function) -> None:
-    single, multi = function(golden("alb"), context()), function(golden("alb-multi"), context())
+    single, multi = function(golden_event("alb"), context()), function(golden_event("alb-multi"), context())
     assert single["statusDescription"] == multi["statusDescription"] == "200 OK"
     assert single["headers"]["content-type"] == "application/json"
     assert multi["multiValueHeaders"]["content-type"] == ["application/json"]
@@ -193,7 +194,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Function:
     """y FP32[rows, 10000] of x FP32[rows, 1]: answers that grow past every limit."""
     folder = tmp_path_factory.mktemp("wide")
     testing.repository(folder / "models", {"wide": testing.linear(folder / "wide.onnx", features=1, outputs=10_000)})
-    return Function(boot({"TRIFORM_REPOSITORY": str(folder / "models")}))
+    return Function(boot({"TRIFORM_REPOSITORY": str(folder / "models"), "TRIFORM_ALLOW_ANONYMOUS": "true"}))
 
 
 @pytest.mark.parametrize("kind", HTTP)
@@ -221,14 +222,21 @@ def test_a_direct_answer_over_the_limit_is_an_error(wide: Function) -> None:
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.1, 0.25])
-def test_too_little_time_left_is_a_504(function: Function, seconds: float) -> None:
-    status, _, body = said(function, "http-v2", golden("http-v2"), seconds)
+@pytest.mark.parametrize("kind", HTTP)
+def test_too_little_time_left_is_a_504(function: Function, kind: str, seconds: float) -> None:
+    status, _, body = said(function, kind, golden_event(kind), seconds)
     assert (status, json.loads(body)["code"]) == (504, "deadline_exceeded")
+
+
+def test_too_little_time_left_for_a_direct_invocation(function: Function) -> None:
+    answer = function(golden_event("direct"), context(0.1))
+    assert (answer["status"], answer["code"]) == (504, "deadline_exceeded")
 
 
 def test_a_run_is_ended_before_the_platform_would_kill_it(tmp_path: Any) -> None:
     testing.repository(tmp_path / "models", {"slow": testing.slow(tmp_path / "slow.onnx", layers=2000)})
-    function = Function(boot({"TRIFORM_REPOSITORY": str(tmp_path / "models"), "TRIFORM_DEADLINE_MARGIN": "2"}))
+    settings = {"TRIFORM_DEADLINE_MARGIN": "2", "TRIFORM_ALLOW_ANONYMOUS": "true"}
+    function = Function(boot({"TRIFORM_REPOSITORY": str(tmp_path / "models"), **settings}))
     x = np.ones((2_000, 256), np.float32)
     tensor = {"name": "x", "datatype": "FP32", "shape": list(x.shape), "parameters": {"binary_data_size": x.nbytes}}
     head = json.dumps({"inputs": [tensor], "outputs": [{"name": "y", "parameters": {"binary_data": True}}]}).encode()
@@ -241,7 +249,7 @@ def test_a_run_is_ended_before_the_platform_would_kill_it(tmp_path: Any) -> None
 
 def test_an_error_shows_neither_traceback_nor_path(started: Callable[..., Booted], models: Any) -> None:
     function = Function(started())
-    for event in (golden("http-v2") | {"body": "[" * 250_000}, golden("rest") | {"body": '{"instances": [[1, 2]]}'}):
+    for event in (golden_event("http-v2") | {"body": "[" * 250_000}, golden_event("rest") | {"body": '{"instances": [[1, 2]]}'}):
         text = json.dumps(function(event, context()))
         assert "Traceback" not in text
         assert str(models) not in text

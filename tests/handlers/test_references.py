@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from typing import Any
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, BinaryIO
 
 import boto3
 import numpy as np
@@ -14,7 +16,9 @@ from handlers._boot import Booted
 from handlers._function import Function
 from handlers._references import References
 from infra.local.events import EVENTS, Request
+from tests.faulty_proxy import FaultyProxy
 from tests.handlers.conftest import context
+from tests.handlers.loopback import Quiet, served
 from triform.errors import ConfigurationError, ReferenceNotAllowed
 
 BODY = json.dumps({"instances": [[1, 2, 3]] * 4}).encode()
@@ -26,9 +30,9 @@ def function(started: Callable[..., Booted], s3_bucket: str, s3_server: str) -> 
     return Function(started(TRIFORM_REFERENCE_PREFIXES=prefixes, TRIFORM_REFERENCE_BYTES="30000000"))
 
 
-def ask(function: Function, body: bytes = b"", **headers: str) -> tuple[int, Any]:
+def ask(function: Function, body: bytes = b"", ends: Any = None, **headers: str) -> tuple[int, Any]:
     sent = [("content-type", "application/json"), *((name.replace("_", "-"), value) for name, value in headers.items())]
-    answer = function(EVENTS["http-v2"](Request("POST", "/v1/models/linear:predict", "", sent, body)), context())
+    answer = function(EVENTS["http-v2"](Request("POST", "/v1/models/linear:predict", "", sent, body)), ends or context())
     return answer["statusCode"], json.loads(answer["body"])
 
 
@@ -73,6 +77,17 @@ def test_direct_invocations_take_references(function: Function, s3_bucket: str) 
     assert (answer["output"], answer["model"]) == (event["output"], "linear/1")
 
 
+def test_an_input_by_reference_and_one_in_the_request_are_one_too_many(function: Function, s3_bucket: str) -> None:
+    named = f"s3://{s3_bucket}/in/rows.json"
+    boto3.client("s3").put_object(Bucket=s3_bucket, Key="in/rows.json", Body=BODY)
+    for more in {"instances": [[1, 2, 3]]}, {"inputs": [[1, 2, 3]]}, {"signature_name": "serving_default"}:
+        answer = function({"input": named, **more}, context())
+        assert (answer["status"], answer["code"]) == (400, "invalid_request")
+        assert "not both" in answer["error"]
+    status, told = ask(function, BODY, x_triform_input=named)
+    assert (status, told["code"]) == (400, "invalid_request")
+
+
 def test_presigned_urls(function: Function, s3_bucket: str) -> None:
     s3 = boto3.client("s3")
     s3.put_object(Bucket=s3_bucket, Key="signed/rows.json", Body=BODY)
@@ -82,6 +97,109 @@ def test_presigned_urls(function: Function, s3_bucket: str) -> None:
     assert status == 200, told
     assert json.loads(s3.get_object(Bucket=s3_bucket, Key="signed/answer.json")["Body"].read()) == {"predictions": [[14.0]] * 4}
     assert ask(function, x_triform_input=source.replace("rows", "none"))[0] == 404
+
+
+@contextmanager
+def store(say: Callable[[BinaryIO], None]) -> Iterator[tuple[str, list[str]]]:
+    """A server that answers every GET and PUT alike: its address, and what it was asked."""
+    asked: list[str] = []
+
+    class Answer(Quiet):
+        def reply(self) -> None:
+            asked.append(f"{self.command} {self.path}")
+            self.body()
+            with suppress(OSError):  # who asked may have given up
+                say(self.wfile)
+
+    with served(Answer) as address:
+        yield address, asked
+
+
+BOTH = ["x_triform_input", "x_triform_output"]
+
+
+def sent(reference: str) -> bytes:
+    return b"" if reference == "x_triform_input" else BODY
+
+
+@pytest.mark.parametrize("reference", BOTH)
+@pytest.mark.parametrize(
+    ("answers", "status", "code"),
+    [
+        (400, 403, "reference_not_allowed"),
+        (401, 403, "reference_not_allowed"),
+        (403, 403, "reference_not_allowed"),  # what S3 says of a URL that has expired
+        (404, 404, "not_found"),
+        (410, 404, "not_found"),
+        (412, 409, "output_exists"),
+        (301, 403, "reference_not_allowed"),
+        (307, 403, "reference_not_allowed"),
+        (429, 503, "store_unavailable"),
+        (500, 503, "store_unavailable"),
+        (503, 503, "store_unavailable"),
+    ],
+)
+def test_what_a_store_refuses_is_the_callers_error_unless_it_is_the_stores(
+    started: Callable[..., Booted], reference: str, answers: int, status: int, code: str
+) -> None:
+    with store(lambda _: None) as (elsewhere, asked_elsewhere):
+
+        def say(to: BinaryIO) -> None:
+            to.write(f"HTTP/1.1 {answers} X\r\nLocation: {elsewhere}/in/x\r\nContent-Length: 6\r\n\r\nsecret".encode())
+
+        with store(say) as (address, _):
+            function = Function(started(TRIFORM_REFERENCE_PREFIXES=f"{address}/in/"))
+            got, told = ask(function, sent(reference), **{reference: f"{address}/in/x?X-Amz-Signature=hush"})
+    assert (got, told["code"]) == (status, code)
+    assert str(answers) in told["error"] or code == "output_exists"
+    assert not any(hidden in told["error"] for hidden in ("hush", "secret", address))
+    assert asked_elsewhere == []
+
+
+def test_a_body_that_ends_too_early_is_the_stores_fault(started: Callable[..., Booted]) -> None:
+    with store(lambda to: to.write(b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n" + BODY) and None) as (address, _):
+        function = Function(started(TRIFORM_REFERENCE_PREFIXES=f"{address}/in/"))
+        status, told = ask(function, x_triform_input=f"{address}/in/x")
+    assert (status, told["code"]) == (503, "store_unavailable")
+
+
+@pytest.mark.parametrize("reference", BOTH)
+@pytest.mark.parametrize("begin", [b"HTTP/1.1 200 OK\r\nX-Slow: ", b"HTTP/1.1 200 OK\r\n\r\n"], ids=["header", "body"])
+def test_a_store_that_trickles_does_not_outlive_the_deadline(
+    started: Callable[..., Booted], reference: str, begin: bytes
+) -> None:
+    ended = threading.Event()
+
+    def trickle(to: BinaryIO) -> None:
+        to.write(begin)
+        while not ended.wait(0.1):
+            to.write(b"x")
+
+    with store(trickle) as (address, _):
+        function = Function(started(TRIFORM_REFERENCE_PREFIXES=f"{address}/in/", TRIFORM_DEADLINE_MARGIN="5"))
+        ends, watch = context(6.0), threading.Timer(20.0, ended.set)  # lest a function that waits does so for ever
+        watch.start()
+        status, told = ask(function, sent(reference), ends, **{reference: f"{address}/in/x"})
+        left = ends.get_remaining_time_in_millis()
+        ended.set()
+        watch.cancel()
+    assert (status, told["code"]) == (504, "deadline_exceeded")
+    assert left > 0
+
+
+def test_a_bucket_that_stalls_does_not_outlive_the_deadline(
+    started: Callable[..., Booted], s3_bucket: str, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+    monkeypatch.setattr(proxy, "stall_seconds", 7.0)
+    function = Function(started(TRIFORM_REFERENCE_PREFIXES=f"s3://{s3_bucket}/out/", TRIFORM_DEADLINE_MARGIN="5"))
+    proxy.fail("stall", method="PUT", where=s3_bucket)
+    ends = context(6.0)
+    status, told = ask(function, BODY, ends, x_triform_output=f"s3://{s3_bucket}/out/a.json")
+    assert (status, told["code"]) == (504, "deadline_exceeded")
+    assert ends.get_remaining_time_in_millis() > 0
+    assert proxy.taken == ["stall"]
+    assert ask(function, BODY, x_triform_output=f"s3://{s3_bucket}/out/a.json")[0] == 200  # the same answer again
 
 
 @pytest.mark.parametrize(
@@ -105,8 +223,8 @@ def test_presigned_urls(function: Function, s3_bucket: str) -> None:
 )
 def test_what_may_not_be_named(function: Function, s3_bucket: str, reference: str) -> None:
     named = reference.format(bucket=s3_bucket)
-    for headers in ({"x_triform_input": named}, {"x_triform_output": named}):
-        status, told = ask(function, BODY, **headers)
+    for header in BOTH:
+        status, told = ask(function, sent(header), **{header: named})
         assert (status, told["code"]) == (403, "reference_not_allowed")
         assert named not in told["error"]
 

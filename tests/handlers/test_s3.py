@@ -210,13 +210,6 @@ def test_a_run_that_was_cut_off_goes_on(
     assert len([key for key in bench.listed("scored/") if "/data/part" in key]) == 3
 
 
-@pytest.mark.parametrize("key", ["in/a b+c.parquet", "in/ü/day=2026-11-20/ä%20.parquet", "in/[x]*?.parquet"])
-def test_keys_arrive_url_encoded(key: str, serve: Callable[..., Handler], bench: RemoteWorkbench, s3_bucket: str) -> None:
-    bench.client.upload_file(str(bench.write("a.parquet", 0)), s3_bucket, key)
-    assert serve()(put(s3_bucket, key), Invocation()) == {"batchItemFailures": []}
-    assert commit.verify(run_of(s3_bucket, key))
-
-
 def in_queue(*bodies: Any) -> dict[str, Any]:
     golden = golden_event("sqs")
     (record,) = golden["Records"]
@@ -227,14 +220,23 @@ def in_queue(*bodies: Any) -> dict[str, Any]:
     return golden  # type: ignore[no-any-return]
 
 
+@pytest.mark.parametrize("key", ["in/a b+c.parquet", "in/ü/day=2026-11-20/ä%20.parquet", "in/[x]*?.parquet"])
+def test_keys_arrive_url_encoded(key: str, serve: Callable[..., Handler], bench: RemoteWorkbench, s3_bucket: str) -> None:
+    handler, file = serve(), str(bench.write("a.parquet", 0))
+    for name, event in (key, put(s3_bucket, key)), (f"{key}.parquet", in_queue(put(s3_bucket, f"{key}.parquet"))):
+        bench.client.upload_file(file, s3_bucket, name)
+        assert handler(event, Invocation()) == {"batchItemFailures": []}
+        assert commit.verify(run_of(s3_bucket, name))
+
+
 def test_events_through_a_queue_fail_one_by_one(serve: Callable[..., Handler], bench: RemoteWorkbench, s3_bucket: str) -> None:
     bench.write("a.parquet", 0)
     bench.client.put_object(Bucket=s3_bucket, Key="in/broken.parquet", Body=b"PAR1 but not really")
     test_event = golden_event("s3-test", bucket=s3_bucket)
     gone, broken, good = (put(s3_bucket, f"in/{name}.parquet") for name in ("gone", "broken", "a"))
-    sent = in_queue(test_event, gone, broken, good, "no JSON", {"Records": [{"s3": {}}]})
+    sent = in_queue(test_event, gone, broken, good, "no JSON", {"Records": [{"s3": {}}]}, named("%ff"), {"Records": 7}, 7)
     failed = serve()(sent, Invocation())["batchItemFailures"]
-    assert [item["itemIdentifier"] for item in failed] == ["m2", "m4", "m5"]
+    assert [item["itemIdentifier"] for item in failed] == ["m2", "m4", "m5", "m6", "m7", "m8"]
     assert commit.verify(run_of(s3_bucket, "in/a.parquet"))
 
 
@@ -288,9 +290,17 @@ def test_events_with_nothing_to_do_are_acknowledged(serve: Callable[..., Handler
         assert serve()(event, Invocation()) == {"batchItemFailures": []}
 
 
+def named(key: Any) -> dict[str, Any]:
+    return {"Records": [{"s3": {"bucket": {"name": "b"}, "object": {"key": key}}}]}
+
+
 @pytest.mark.parametrize(
-    "event", [None, 7, [], {}, {"Records": None}, {"Records": [7]}, {"Records": [{"s3": {"bucket": {"name": "b"}}}]}]
-)
+    "event",
+    [
+        None, 7, [], {}, {"Records": None}, {"Records": [7]}, {"Records": [{"s3": {"bucket": {"name": "b"}}}]},
+        named(7), named("in/%ff.csv"), named("in/%ed%a0%80.csv"), named("in/\ud800.csv"),
+    ],
+)  # fmt: skip
 def test_what_is_no_event_of_s3_is_refused(event: Any, serve: Callable[..., Handler]) -> None:
     with pytest.raises(InvalidRequest):
         serve()(event, Invocation())

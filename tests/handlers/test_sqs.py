@@ -10,18 +10,38 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import numpy as np
 import pytest
+from onnx import helper
 
 from tests.handlers.starting import Handler, Invocation, golden_event, metrics, start
 from triform import testing
 from triform.errors import ConfigurationError, InvalidRequest
 
 
+def hanging(path: Path) -> Path:
+    """y = x: x INT64[rows] -> y INT64[rows], by a Loop that would turn for years where an x is 100."""
+    body = helper.make_graph(
+        [helper.make_node("Add", ["h", "zero"], ["h2"]), helper.make_node("Identity", ["go"], ["on"])],
+        "body",
+        [testing.value("i", "INT64", []), testing.value("go", "BOOL", []), testing.value("h", "INT64", ["N"])],
+        [testing.value("on", "BOOL", []), testing.value("h2", "INT64", ["N"])],
+    )
+    nodes = [
+        helper.make_node("Gather", ["turns", "x"], ["each"]),
+        helper.make_node("ReduceMax", ["each"], ["most"], keepdims=0),
+        helper.make_node("Loop", ["most", "begin", "x"], ["y"], body=body),
+    ]
+    constants = {"turns": np.array([0] * 100 + [2**60]), "begin": np.array(True), "zero": np.zeros(1, np.int64)}
+    return testing.save(path, nodes, [testing.value("x", "INT64", ["N"])], [testing.value("y", "INT64", ["N"])], constants)
+
+
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`lookup` (an x beyond 9 fails the whole run), `linear`, and `big` with wide answers."""
+    """`lookup` (an x beyond 9 fails the whole run), `linear`, and `hanging` (an x of 100 never ends)."""
     root = tmp_path_factory.mktemp("sqs")
     made = {"lookup": testing.lookup(root / "lookup.onnx"), "linear": testing.linear(root / "linear.onnx")}
+    made["hanging"] = hanging(root / "hanging.onnx")
     testing.repository(root / "models", made)
     return root / "models"
 
@@ -125,6 +145,41 @@ def test_one_poison_message_of_ten_fails_alone(
     assert "Traceback" not in printed.out + printed.err
 
 
+def heavy(*values: int) -> dict[str, Any]:
+    return {"model": "hanging", "instances": list(values)}
+
+
+def test_a_message_that_takes_too_long_fails_alone(serve: Callable[..., Handler], s3_bucket: str) -> None:
+    handler = serve()
+    sent = event(heavy(100), heavy(1), heavy(2, 3), x(4), heavy(5))
+    assert failed(handler(sent, Invocation(seconds=4))) == ids(sent)[:1]
+    answers = results(s3_bucket)
+    assert [answers[message]["predictions"] for message in ids(sent)[1:]] == [[1], [2, 3], [40.0], [5]]
+    again = {"Records": [{**sent["Records"][0], "body": json.dumps(heavy(6))}]}
+    assert failed(handler(again, Invocation())) == []
+
+
+def test_of_a_fifo_queue_what_stands_before_it_is_answered(serve: Callable[..., Handler], s3_bucket: str) -> None:
+    handler = serve()
+    sent = event(heavy(1), heavy(2), heavy(100), heavy(3), kind="sqs-fifo")
+    assert failed(handler(sent, Invocation(seconds=4))) == ids(sent)[2:]
+    assert sorted(results(s3_bucket)) == sorted(ids(sent)[:2])
+
+
+def test_rows_that_cannot_be_stacked_are_run_message_by_message(
+    serve: Callable[..., Handler], s3_bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handler = serve()
+
+    def short_of_memory(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(np, "concatenate", short_of_memory)
+    sent = event(x(1), x(2), x(99))
+    assert failed(handler(sent, Invocation())) == ids(sent)[2:]
+    assert sorted(results(s3_bucket)) == sorted(ids(sent)[:2])
+
+
 def test_of_a_fifo_queue_nothing_is_answered_after_the_first_failure(
     serve: Callable[..., Handler], s3_bucket: str, table: str
 ) -> None:
@@ -213,6 +268,7 @@ def test_an_answer_that_no_message_takes_fails_and_is_never_cut(serve: Callable[
     sent = event(x(*[9] * 60_000), x(1))
     assert failed(serve(results=url)(sent, Invocation())) == ids(sent)[:1]
     assert len(client.receive_message(QueueUrl=url, MaxNumberOfMessages=10)["Messages"]) == 1
+    assert failed(serve(results="events:default")(sent, Invocation())) == ids(sent)[:1]
 
 
 def test_results_that_cannot_be_delivered_come_again(serve: Callable[..., Handler], table: str, s3_bucket: str) -> None:
@@ -228,10 +284,11 @@ def test_without_time_nothing_is_answered(serve: Callable[..., Handler], s3_buck
     assert results(s3_bucket) == {}
 
 
-def test_an_id_that_leads_elsewhere_is_refused(serve: Callable[..., Handler], s3_bucket: str) -> None:
+@pytest.mark.parametrize("message", ["../../x", "", "a\nb", "\ud800"])
+def test_an_id_that_leads_elsewhere_is_refused(message: str, serve: Callable[..., Handler], s3_bucket: str) -> None:
     sent = event(x(1))
-    sent["Records"][0]["messageId"] = "../../x"
-    assert failed(serve()(sent, Invocation())) == ["../../x"]
+    sent["Records"][0]["messageId"] = message
+    assert failed(serve()(sent, Invocation())) == [message]
     assert "Contents" not in boto3.client("s3").list_objects_v2(Bucket=s3_bucket)
 
 

@@ -11,7 +11,9 @@ import pytest
 from handlers._boot import Booted
 from handlers._function import Function
 from handlers._telemetry import open_telemetry
-from tests.handlers.conftest import context, golden
+from tests.handlers.conftest import context
+from tests.handlers.starting import golden_event
+from triform.errors import InvalidRequest
 from triform.telemetry import VOCABULARY, InferenceRecord, RunRecord
 
 LABELS = {metric.name: set(metric.labels) for metric in VOCABULARY}
@@ -32,7 +34,7 @@ def test_a_request_is_one_log_record_and_the_vocabularys_metrics(
 ) -> None:
     monkeypatch.setenv("_X_AMZN_TRACE_ID", "Root=1-6b0167a4-cb56555c05ce461ab8f9d6a7;Parent=1;Sampled=0")
     function = Function(started())
-    function(golden("http-v2"), context())
+    function(golden_event("http-v2"), context())
     logs, emf = written(capsys)
     (request,) = [line for line in logs if line["message"] == "request"]
     assert request["request_id"] == "golden-1"
@@ -59,7 +61,7 @@ def test_metrics_go_where_the_stage_says(
     started: Callable[..., Booted], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("POWERTOOLS_METRICS_NAMESPACE", "Triform/dev")
-    Function(started())(golden("http-v2"), context())
+    Function(started())(golden_event("http-v2"), context())
     _, emf = written(capsys)
     assert {blob["_aws"]["CloudWatchMetrics"][0]["Namespace"] for blob in emf} == {"Triform/dev"}
 
@@ -68,11 +70,11 @@ def test_the_cold_start_is_the_first_invocation_even_if_it_fails(
     started: Callable[..., Booted], capsys: pytest.CaptureFixture[str]
 ) -> None:
     function = Function(started())
-    function(golden("http-v2") | {"body": "%", "isBase64Encoded": True}, context())
+    function(golden_event("http-v2") | {"body": "%", "isBase64Encoded": True}, context())
     logs, emf = written(capsys)
     assert [line["cold_start"] for line in logs if line["message"] == "request"] == [True]
     assert metrics(emf, "triform_cold_starts_total") == [({"form": "lambda", "initialization": "on-demand"}, [1.0])]
-    function(golden("http-v2"), context())
+    function(golden_event("http-v2"), context())
     logs, emf = written(capsys)
     assert [line["cold_start"] for line in logs] == [False]
     assert metrics(emf, "triform_cold_starts_total") == []
@@ -81,7 +83,7 @@ def test_the_cold_start_is_the_first_invocation_even_if_it_fails(
 
 def test_a_provisioned_environment_is_no_cold_start(started: Callable[..., Booted], capsys: pytest.CaptureFixture[str]) -> None:
     function = Function(started(AWS_LAMBDA_INITIALIZATION_TYPE="provisioned-concurrency"))
-    function(golden("http-v2"), context())
+    function(golden_event("http-v2"), context())
     logs, emf = written(capsys)
     assert {line["cold_start"] for line in logs} == {False}
     labels = {"form": "lambda", "initialization": "provisioned-concurrency"}
@@ -101,18 +103,53 @@ def test_every_request_is_recorded_once_with_its_code(
     capsys: pytest.CaptureFixture[str], started: Callable[..., Booted], event: dict[str, Any], seconds: float, code: str
 ) -> None:
     function = Function(started())
-    function(golden("http-v2") | event, context(seconds))
+    function(golden_event("http-v2") | event, context(seconds))
     logs, emf = written(capsys)
     assert [line["code"] for line in logs if line["message"] == "request"] == [code]
     ((labels, values),) = metrics(emf, "triform_requests_total")
     assert (labels["code"], values) == (code, [1.0])
 
 
+@pytest.mark.parametrize(
+    "change", [{"rawPath": "/hush", "pathParameters": None}, {"requestContext": {"http": {"method": "DELETE"}}}]
+)
+def test_what_is_no_inference_leaves_one_line_that_shows_nothing_of_it(
+    capsys: pytest.CaptureFixture[str], started: Callable[..., Booted], change: dict[str, Any]
+) -> None:
+    function = Function(started())
+    status = function(golden_event("http-v2") | change, context())["statusCode"]
+    assert status in (404, 405)
+    out = capsys.readouterr().out
+    assert "hush" not in out
+    told = [line for line in map(json.loads, out.splitlines()) if line.get("message") not in (None, "model loaded")]
+    assert len(told) == 1
+    assert "golden-1" in json.dumps(told)
+
+
+@pytest.mark.parametrize("event", [{"hush": 1}, [], {"Records": [{"hush": 1}]}])
+def test_an_event_that_no_source_knows_leaves_one_line(
+    capsys: pytest.CaptureFixture[str], started: Callable[..., Booted], event: Any
+) -> None:
+    assert Function(started())(event, context())["status"] == 400
+    logs, _ = written(capsys)
+    assert [line["code"] for line in logs if line["message"] == "request"] == ["invalid_request"]
+    assert "hush" not in json.dumps(logs)
+
+
+def test_an_invocation_that_raises_leaves_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    telemetry = open_telemetry("emf", {})
+    with pytest.raises(InvalidRequest), telemetry.invocation(context()):
+        raise InvalidRequest("hush")
+    logs, _ = written(capsys)
+    assert [line["message"] for line in logs] == ["the invocation failed: invalid_request"]
+    assert logs[0]["function_request_id"] == context().aws_request_id
+
+
 def test_an_answer_that_could_not_be_given_is_counted_as_what_the_caller_got(
     capsys: pytest.CaptureFixture[str], started: Callable[..., Booted], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("handlers._events.HttpApi.limit", 10)
-    assert Function(started())(golden("http-v2"), context())["statusCode"] == 413
+    assert Function(started())(golden_event("http-v2"), context())["statusCode"] == 413
     _, emf = written(capsys)
     assert [labels["code"] for labels, _ in metrics(emf, "triform_requests_total")] == ["answer_too_large"]
     assert metrics(emf, "triform_rows_total") == []
@@ -120,7 +157,7 @@ def test_an_answer_that_could_not_be_given_is_counted_as_what_the_caller_got(
 
 def test_nothing_that_was_sent_is_logged(capsys: pytest.CaptureFixture[str], started: Callable[..., Booted]) -> None:
     secret = {"body": json.dumps({"instances": [["hush-hush", 1, 2]]})}
-    event = golden("http-v2") | secret
+    event = golden_event("http-v2") | secret
     event["headers"] = event["headers"] | {"authorization": "Bearer hush-hush", "x-request-id": "hush\r\n-hush"}
     assert Function(started())(event, context())["statusCode"] == 400
     out = capsys.readouterr().out
@@ -155,5 +192,5 @@ def test_many_records_keep_to_the_limits_of_an_emf_object(capsys: pytest.Capture
 
 
 def test_none_writes_nothing(started: Callable[..., Booted], capsys: pytest.CaptureFixture[str]) -> None:
-    assert Function(started(TRIFORM_TELEMETRY="none"))(golden("http-v2"), context())["statusCode"] == 200
+    assert Function(started(TRIFORM_TELEMETRY="none"))(golden_event("http-v2"), context())["statusCode"] == 200
     assert capsys.readouterr().out == ""

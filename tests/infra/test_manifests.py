@@ -1,62 +1,24 @@
-"""The manifests of infra/ray against the schemas of what reads them, and against the job that they run."""
+"""The batch form's manifests of infra/ray against the schemas of what reads them, and against the job that they run."""
 
 from __future__ import annotations
 
 import json
 import re
 import shlex
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import jsonschema
-import kubernetes_validate
 import pytest
 import typer.main
-import yaml
 
 from batch import cli
 from batch.spec import read_spec
+from tests.infra.manifests import RAY, assert_needs_few_rights, documents, mounted, only, pods, validate
 from triform.errors import ConfigurationError
 
-HERE = Path(__file__).parent
-RAY = HERE.parent.parent / "infra/ray"
-KUBERNETES = "1.34"
-RAYJOB = json.loads((HERE / "rayjob.schema.json").read_text())
 MANIFESTS = ("access.yaml", "cronjob.yaml", "launcher.yaml", "rayjob.yaml")
-
-
-def documents(name: str) -> list[dict[str, Any]]:
-    return list(yaml.safe_load_all((RAY / name).read_text()))
-
-
-def only(name: str, kind: str) -> dict[str, Any]:
-    (found,) = (document for document in documents(name) if document["kind"] == kind)
-    return found
-
-
-def pods(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The pod templates of a CronJob or a RayJob."""
-    spec = document.get("spec", {})
-    if document["kind"] == "CronJob":
-        yield spec["jobTemplate"]["spec"]["template"]
-    if document["kind"] == "RayJob":
-        cluster = spec["rayClusterSpec"]
-        yield from (spec["submitterPodTemplate"], cluster["headGroupSpec"]["template"])
-        yield from (group["template"] for group in cluster["workerGroupSpecs"])
-
-
-def validate(document: dict[str, Any]) -> None:
-    """Raises for a field that is unknown, missing or of the wrong type."""
-    if document["apiVersion"] == "ray.io/v1":
-        jsonschema.validate(document, RAYJOB)
-        for pod in pods(document):
-            template = {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "x"}, "template": pod}
-            kubernetes_validate.validate(template, KUBERNETES, strict=True)
-    else:
-        kubernetes_validate.validate(document, KUBERNETES, strict=True)
-
 
 DOCUMENTS = [pytest.param(one, id=f"{name}-{one['kind']}") for name in MANIFESTS for one in documents(name)]
 PODS = [pytest.param(pod, id=f"{name}-{i}") for name in MANIFESTS for one in documents(name) for i, pod in enumerate(pods(one))]
@@ -98,19 +60,8 @@ def test_kustomize_finds_its_files() -> None:
 
 @pytest.mark.parametrize("pod", PODS)
 def test_a_pod_has_no_more_rights_than_it_needs(pod: dict[str, Any]) -> None:
-    spec = pod["spec"]
-    assert spec["securityContext"]["runAsNonRoot"] is True
-    assert spec["securityContext"]["runAsUser"] == 10001
-    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-    assert pod["metadata"]["labels"]["app"].startswith("triform-")
-    for container in spec["containers"]:
-        assert container["securityContext"]["allowPrivilegeEscalation"] is False
-        assert container["securityContext"]["readOnlyRootFilesystem"] is True
-        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
-        assert set(container["resources"]["requests"]) >= {"cpu", "memory"}
-        assert container["resources"]["limits"]["memory"] == container["resources"]["requests"]["memory"]
-        mounted = {mount["name"] for mount in container["volumeMounts"]}
-        assert mounted == {volume["name"] for volume in spec["volumes"]}
+    assert_needs_few_rights(pod)
+    assert mounted(pod) == [{volume["name"] for volume in pod["spec"]["volumes"]}] * len(pod["spec"]["containers"])
 
 
 def test_nobody_is_let_in_from_outside() -> None:

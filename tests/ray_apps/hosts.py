@@ -6,7 +6,8 @@ import asyncio
 import tempfile
 import threading
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,8 +40,13 @@ class RunningApp:
 
     def request(self, method: str, path: str, headers: Headers = (), body: Sequence[bytes] = (b"",), **scope: Any) -> Response:
         """The answer to a body that comes in these pieces."""
-        call = asyncio.run_coroutine_threadsafe(call_app(self.app, method, path, headers, body, **scope), self.loop)
-        return call.result(60)
+        return self.begin(method, path, headers, body, **scope).result(60)
+
+    def begin(
+        self, method: str, path: str, headers: Headers = (), body: Sequence[bytes] = (b"",), **scope: Any
+    ) -> Future[Response]:
+        """The same, still to come."""
+        return asyncio.run_coroutine_threadsafe(call_app(self.app, method, path, headers, body, **scope), self.loop)
 
 
 async def call_app(
@@ -68,9 +74,11 @@ async def call_app(
 
 
 @contextmanager
-def running(repository: Path, telemetry: Telemetry | None = None, **args: Any) -> Iterator[RunningApp]:
-    arguments = Arguments.of({"repository": str(repository), "default_model": DEFAULT, **args})
-    hosted = host(arguments, arguments.settings({"TRIFORM_CACHE": CACHE}), telemetry or Silent())
+def running(
+    repository: Path, telemetry: Telemetry | None = None, environ: Mapping[str, str] | None = None, **args: Any
+) -> Iterator[RunningApp]:
+    arguments = Arguments.of({"repository": str(repository), "default_model": DEFAULT, "allow_anonymous": True, **args})
+    hosted = host(arguments, arguments.settings({"TRIFORM_CACHE": CACHE, **(environ or {})}), telemetry or Silent())
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
@@ -95,7 +103,8 @@ def served(repository: Path, prefix: str = "/", name: str | None = None, **args:
     from ray_apps.predict import GRPC, build_app
 
     name = name or f"predict-{uuid.uuid4().hex[:8]}"
-    given = {"repository": str(repository), "default_model": DEFAULT, "num_cpus": 0, "drain_s": 0, **args}
+    loopback = {"num_cpus": 0, "drain_s": 0, "allow_anonymous": True}
+    given = {"repository": str(repository), "default_model": DEFAULT, **loopback, **args}
     serve.start(
         http_options={"host": "127.0.0.1", "port": SERVE_PORTS.http},
         grpc_options={"port": SERVE_PORTS.grpc, "grpc_servicer_functions": [GRPC], "enable_reflection": False},

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -21,13 +22,15 @@ class Seen(NamedTuple):
 
 
 class Load:
-    """Closed-loop clients, each with a connection of its own that it keeps."""
+    """Closed-loop clients, each with a connection of its own that it keeps, or (`keep=False`) a new one each time."""
 
-    def __init__(self, address: tuple[str, int], path: str, body: bytes) -> None:
+    def __init__(self, address: tuple[str, int], path: str, body: bytes, headers: Mapping[str, str], *, keep: bool) -> None:
         self.seen: list[Seen] = []
         self._address = address
         self._path = path
         self._body = body
+        self._headers = headers
+        self._keep = keep
         self._done = threading.Event()
 
     def run(self) -> None:
@@ -35,30 +38,38 @@ class Load:
         while not self._done.is_set():
             began = time.monotonic()
             try:
-                connection.request("POST", self._path, self._body)
+                connection.request("POST", self._path, self._body, dict(self._headers))
                 answer = connection.getresponse()
                 told = answer.status, answer.getheader("x-triform-model", ""), answer.read()
             except (OSError, http.client.HTTPException) as error:
                 connection.close()
                 told = 0, "", repr(error).encode()
             self.seen.append(Seen(*told, began, time.monotonic() - began))
+            if not self._keep:
+                connection.close()
         connection.close()
 
     def until(self, happened: Callable[[list[Seen]], bool], seconds: float = 90.0) -> None:
         """Waits until it has happened to what was answered from now on."""
-        before, deadline = len(self.seen), time.monotonic() + seconds
-        while not happened(self.seen[before:]):
-            assert time.monotonic() < deadline, f"it never happened; last: {self.seen[-3:]}"
-            time.sleep(0.05)
+        before = len(self.seen)
+        until(lambda: happened(self.seen[before:]), seconds)
 
     def stop(self) -> None:
         self._done.set()
 
 
 @contextmanager
-def load(address: tuple[str, int], path: str, body: bytes, clients: int = 4) -> Iterator[Load]:
+def load(
+    address: tuple[str, int],
+    path: str,
+    body: bytes,
+    clients: int = 4,
+    *,
+    headers: Mapping[str, str] | None = None,
+    keep: bool = True,
+) -> Iterator[Load]:
     """The clients at work, until the block is left."""
-    made = Load(address, path, body)
+    made = Load(address, path, body, headers or {}, keep=keep)
     threads = [threading.Thread(target=made.run, daemon=True) for _ in range(clients)]
     for thread in threads:
         thread.start()
@@ -68,3 +79,40 @@ def load(address: tuple[str, int], path: str, body: bytes, clients: int = 4) -> 
         made.stop()
         for thread in threads:
             thread.join(70)
+
+
+def until(happened: Callable[[], bool], seconds: float = 120.0) -> None:
+    """Waits until it has."""
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.05)
+
+
+async def open_loop(address: tuple[str, int], path: str, body: bytes, *, rate: float, seconds: float) -> list[Seen]:
+    """So many requests a second, whether the ones before are answered or not; over connections that are kept."""
+    idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+    seen: list[Seen] = []
+    head = (
+        f"POST {path} HTTP/1.1\r\nhost: {address[0]}\r\ninference-header-content-length: 0\r\ncontent-length: {len(body)}\r\n\r\n"
+    )
+
+    async def ask() -> None:
+        began = time.monotonic()
+        reader, writer = idle.pop() if idle else await asyncio.open_connection(*address)
+        writer.write(head.encode() + body)
+        lines = (await reader.readuntil(b"\r\n\r\n")).decode().lower().split("\r\n")
+        headers = dict(line.split(": ", 1) for line in lines[1:] if line)
+        content = await reader.readexactly(int(headers["content-length"]))
+        seen.append(Seen(int(lines[0].split()[1]), headers.get("x-triform-model", ""), content, began, time.monotonic() - began))
+        idle.append((reader, writer))
+
+    first = time.monotonic()
+    asked = []
+    for number in range(int(rate * seconds)):
+        await asyncio.sleep(max(0.0, first + number / rate - time.monotonic()))
+        asked.append(asyncio.create_task(ask()))
+    await asyncio.gather(*asked)
+    for _, writer in idle:
+        writer.close()
+    return seen

@@ -11,7 +11,7 @@ from triform.batching import BatchOptions
 from triform.errors import ConfigurationError
 from triform.runtime import RuntimeOptions
 
-HERE = {"repository": "models"}
+HERE = {"repository": "models", "allow_anonymous": True}
 GPU = {**HERE, "num_gpus": 0.25, "gpu_mem_limit": 6 << 30}
 
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import orjson
 import pytest
 import uvicorn
@@ -18,7 +19,9 @@ from ray_apps.arguments import Arguments
 from ray_apps.asgi import AsgiApp
 from ray_apps.hosting import host
 from tests.ray_apps.hosts import RunningApp, running
+from triform.api_keys import KeyRing, new_key
 from triform.errors import ConfigurationError
+from triform.signing import Parts, sign
 from triform.testing import RecordingTelemetry
 
 PREDICT = "/v1/models/linear:predict"
@@ -43,8 +46,51 @@ def test_a_body_beyond_the_limit_is_refused_and_not_kept(app: RunningApp, pieces
     assert (answer.status, orjson.loads(answer.body)["code"]) == (413, "payload_too_large")
 
 
+def test_no_body_is_read_of_whom_nobody_knows(online_models: Path) -> None:
+    """But of a signed request it is: the signature is over it, too."""
+    key, kept = new_key({"infer"})
+    keys = msgspec.json.encode(KeyRing([kept])).decode()
+    telemetry = RecordingTelemetry()
+
+    async def ask(app: AsgiApp, authorization: str) -> tuple[int, int]:
+        read = 0
+        sent: list[Any] = []
+
+        async def receive() -> Any:
+            nonlocal read
+            read += 1
+            return {"type": "http.request", "body": BODY, "more_body": False}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        headers = [(b"authorization", authorization.encode())]
+        await app({"type": "http", "method": "POST", "path": PREDICT, "headers": headers}, receive, send)
+        return sent[0]["status"], read
+
+    with running(online_models, telemetry, {"TRIFORM_API_KEYS": keys}, allow_anonymous=False) as app:
+        wrong, made_up = sign(key, Parts("POST", PREDICT)), sign(new_key({"infer"})[0], Parts("POST", PREDICT, body=BODY))
+        stale = sign(key, Parts("POST", PREDICT, body=BODY), now=1.0)
+        expected = {f"Bearer {key}": (200, 1), "Bearer no": (401, 0), wrong: (401, 1), made_up: (401, 0), stale: (401, 0)}
+        for authorization, told in expected.items():
+            assert asyncio.run_coroutine_threadsafe(ask(app.app, authorization), app.loop).result(30) == told
+    assert [record.code for record in telemetry.records] == ["ok"] + ["unauthenticated"] * 4
+
+
 def test_a_body_at_the_limit_is_answered(app: RunningApp) -> None:
     assert app.request("POST", PREDICT, body=[BODY, b" " * (1000 - len(BODY))]).body == ANSWER
+
+
+def test_an_address_that_a_header_claims_is_told_from_one_that_is_known(online_models: Path, tmp_path: Path) -> None:
+    """uvicorn's ProxyHeadersMiddleware: what X-Forwarded-For says, with port 0, where the peer is on loopback."""
+    key, kept = new_key({"infer", "operate"})
+    environ = {"TRIFORM_API_KEYS": msgspec.json.encode(KeyRing([kept])).decode(), "TRIFORM_AUDIT": str(tmp_path / "audit")}
+    headers = [(b"authorization", f"Bearer {key}".encode()), (b"x-triform-version", b"1")]
+    with running(online_models, environ=environ, allow_anonymous=False) as app:
+        for client in ("192.0.2.7", 4711), ("192.0.2.7", 0), None:
+            assert app.request("POST", PREDICT, headers, [BODY], client=client).status == 200
+    told = [orjson.loads(line)["where"] for line in (tmp_path / "audit").read_bytes().splitlines()]
+    assert told == ["192.0.2.7", "forwarded for 192.0.2.7", ""]
 
 
 def test_nothing_is_sent_to_who_left_while_sending(app: RunningApp) -> None:
@@ -128,17 +174,16 @@ def on_uvicorn(app: RunningApp) -> Iterator[tuple[str, int]]:
 
 @pytest.mark.parametrize("sent", [b"", BODY[:5]])
 def test_a_body_that_does_not_come_is_waited_for_only_so_long(online_models: Path, sent: bytes) -> None:
-    head = f"POST {PREDICT} HTTP/1.1\r\nhost: here\r\nx-request-id: slow-1\r\ncontent-length: {len(BODY)}\r\n\r\n".encode()
-    with running(online_models, timeout_s=0.3) as app, on_uvicorn(app) as address:
+    head = f"POST {PREDICT} HTTP/1.1\r\nhost: localhost\r\nx-request-id: slow-1\r\ncontent-length: {len(BODY)}\r\n\r\n".encode()
+    telemetry = RecordingTelemetry()
+    with running(online_models, telemetry, timeout_s=0.3) as app, on_uvicorn(app) as address:
         with socket.create_connection(address, timeout=30) as slow, slow.makefile("rb") as answers:
             slow.sendall(head + sent)
             status, *headers = iter(answers.readline, b"\r\n")
             told = orjson.loads(answers.read())  # to the end: the connection is closed
         assert (status, told["code"]) == (b"HTTP/1.1 408 Request Timeout\r\n", "body_timeout")
         assert {b"connection: close\r\n", b"x-request-id: slow-1\r\n"} <= set(headers)
-        with socket.create_connection(address, timeout=30) as good, good.makefile("rb") as answers:
-            good.sendall(head + BODY)
-            assert answers.readline() == b"HTTP/1.1 200 OK\r\n"
+    assert [r.code for r in telemetry.records] == ["body_timeout"]
 
 
 def test_the_server_may_start_and_stop_it_and_websockets_are_refused(online_models: Path) -> None:
@@ -156,7 +201,7 @@ def test_the_server_may_start_and_stop_it_and_websockets_are_refused(online_mode
         async def send(message: Any) -> None:
             sent.append(message["type"])
 
-        arguments = Arguments.of({"repository": str(online_models), "models": ["linear"]})
+        arguments = Arguments.of({"repository": str(online_models), "models": ["linear"], "allow_anonymous": True})
         hosted = host(arguments, arguments.settings({}), RecordingTelemetry())
         await AsgiApp(hosted.surface, timeout=1, at_end=at_end)({"type": kind}, receive, send)
         await hosted.drain()
@@ -179,6 +224,10 @@ def test_the_server_may_start_and_stop_it_and_websockets_are_refused(online_mode
         ({"repository": "x", "overrides": {"m": {"slot": 1}}}, "slot"),
         ({"repository": "x", "log_requests": "some"}, "log_requests"),
         ({}, "repository"),
+        ({"repository": "x"}, "allow_anonymous = true"),
+        ({"repository": "x", "allow_anonymous": False}, "credentials are required"),
+        ({"repository": "x", "allow_anonymous": "yes"}, "allow_anonymous"),
+        ({"repository": "x", "allow_anonymous": True, "nonces": "memory", "num_replicas": 2}, "nonces"),
     ],
 )
 def test_a_bad_argument_is_named(args: dict[str, Any], named: str) -> None:
@@ -188,6 +237,28 @@ def test_a_bad_argument_is_named(args: dict[str, Any], named: str) -> None:
 
 @pytest.mark.parametrize("args", [{"default_model": "other"}, {"overrides": {"other": {"slots": 2}}}])
 def test_a_model_that_is_not_here_is_named(online_models: Path, args: dict[str, Any]) -> None:
-    arguments = Arguments.of({"repository": str(online_models), "models": ["linear"], **args})
+    arguments = Arguments.of({"repository": str(online_models), "models": ["linear"], "allow_anonymous": True, **args})
     with pytest.raises(ConfigurationError, match="'other' is not among the models"):
         host(arguments, arguments.settings({}), RecordingTelemetry())
+
+
+def test_replicas_share_the_nonces_of_signed_requests(online_models: Path, redis_server: str) -> None:
+    """What one replica has answered, another one refuses; a Redis that is gone lets nobody in, and says so as every error."""
+    key, kept = new_key({"infer"})
+    environ = {"TRIFORM_API_KEYS": msgspec.json.encode(KeyRing([kept])).decode()}
+    closed = {"models": ["linear"], "allow_anonymous": False, "num_replicas": 2}
+    with (
+        running(online_models, environ=environ, nonces=redis_server, **closed) as one,
+        running(online_models, environ=environ, nonces=redis_server, **closed) as other,
+        running(online_models, environ=environ, nonces=f"{redis_server}.gone", **closed) as alone,
+    ):
+        headers = [(b"authorization", sign(key, Parts("POST", PREDICT, body=BODY)).encode())]
+        assert one.request("POST", PREDICT, headers, [BODY]).body == ANSWER
+        for replica in other, one:
+            refused = replica.request("POST", PREDICT, headers, [BODY])
+            assert (refused.status, orjson.loads(refused.body)["code"]) == (401, "unauthenticated")
+        fresh = [(b"authorization", sign(key, Parts("POST", PREDICT, body=BODY)).encode())]
+        down = alone.request("POST", PREDICT, fresh, [BODY])
+        assert (down.status, orjson.loads(down.body)["code"], down.headers["retry-after"]) == (503, "store_unavailable", "1")
+        assert alone.request("POST", PREDICT, [(b"authorization", f"Bearer {key}".encode())], [BODY]).body == ANSWER
+        assert other.request("POST", PREDICT, fresh, [BODY]).body == ANSWER

@@ -16,6 +16,7 @@ from ray.serve.schema import ServeDeploySchema
 from ray_apps.arguments import Arguments
 from ray_apps.ports import Ports, free_ports
 from ray_apps.predict import build_app
+from triform.errors import ConfigurationError
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIGS = sorted((ROOT / "ray_apps").glob("*.yaml"))
@@ -40,6 +41,9 @@ def test_ray_reads_it(path: Path) -> None:
 @pytest.mark.parametrize("path", CONFIGS, ids=[path.name for path in CONFIGS])
 def test_build_app_reads_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRIFORM_REPOSITORY", "models")
+    with pytest.raises(ConfigurationError, match="credentials are required"):
+        build_app(args_of(path))
+    monkeypatch.setenv("TRIFORM_API_KEYS_FILE", "keys.json")
     app = build_app(args_of(path))
     options = app._bound_deployment.ray_actor_options
     assert options["num_gpus"] == args_of(path).get("num_gpus", 0)
@@ -62,7 +66,12 @@ def test_serve_deploy_takes_it(tmp_path: Path, online_models: Path) -> None:
     config = tmp_path / "serve.yaml"
     config.write_text(text.replace("port: 8000", f"port: {ports.http}").replace("port: 9000", f"port: {ports.grpc}"))
     folder = Path(tempfile.mkdtemp(prefix="serve-"))  # short: the kernel limits the paths of sockets
-    environ = {**os.environ, **ports.environment(folder), "TRIFORM_REPOSITORY": str(online_models)}
+    environ = {
+        **os.environ,
+        **ports.environment(folder),
+        "TRIFORM_REPOSITORY": str(online_models),
+        "TRIFORM_ALLOW_ANONYMOUS": "true",
+    }
     command = [sys.executable, "-m", "tests.ray_apps.deploying", config, str(ports.http), str(ports.grpc)]
     done = subprocess.run(command, env=environ, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr

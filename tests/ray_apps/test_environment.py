@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
+import orjson
 from ray.serve._private import constants
 
 from ray_apps.environment import serve_environment
@@ -15,8 +17,21 @@ def test_two_serves_on_one_machine_share_no_port_and_no_path() -> None:
     one = Ports(22_001, 22_002, 22_003, 22_004).environment(Path("/tmp/one"))
     other = Ports(23_500, 23_600, 23_700, 23_800).environment(Path("/tmp/other"))
     own = [name for name in one if name.endswith("_PORT") or any(word in name for word in ("_LOC", "_PATH", "_SERVER_STATE"))]
+    own.remove("RAY_SERVE_HAPROXY_BINARY_PATH")
     assert len(own) == 13
     assert [name for name in own if one[name] == other[name]] == []
+
+
+def test_a_replica_that_goes_away_is_told_of_as_something_to_try_again(tmp_path: Path) -> None:
+    environment = serve_environment(tmp_path) | {"RAY_APPS_HAPROXY": "/bin/echo"}
+    command = [environment["RAY_SERVE_HAPROXY_BINARY_PATH"], "-db", "-f", str(tmp_path / "haproxy.cfg"), "-sf", "1"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=30)
+    assert done.stdout == f"-db -f {tmp_path}/haproxy.cfg -sf 1\n", "HAProxy gets what Serve gave"
+    head, _, page = (tmp_path / "500.http").read_bytes().partition(b"\r\n\r\n")
+    lines = head.decode().split("\r\n")
+    assert lines[0] == "HTTP/1.1 503 Service Unavailable"
+    assert set(lines[1:]) == {"content-type: application/json", "retry-after: 1", f"content-length: {len(page)}"}
+    assert orjson.loads(page)["code"] == "unavailable"
 
 
 def test_every_port_that_serve_would_choose_itself_is_set() -> None:

@@ -169,8 +169,8 @@ def test_refused(stub: Any, request_: Any, status: str, told: str) -> None:
     assert list(stub.ModelInfer(asked(), timeout=60).outputs[0].contents.fp32_contents) == [14.0]
 
 
-def test_load_and_unload_name_what_does_it_here(client: Any) -> None:
+def test_load_and_unload_are_not_for_anonymous_callers(client: Any) -> None:
     for call in client.load_model, client.unload_model:
-        with pytest.raises(triton.InferenceServerException, match="triform release") as refusal:
+        with pytest.raises(triton.InferenceServerException, match="operate") as refusal:
             call("linear")
-        assert refusal.value.status() == "StatusCode.UNIMPLEMENTED"
+        assert refusal.value.status() == "StatusCode.UNAUTHENTICATED"

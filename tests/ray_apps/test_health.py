@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import threading
-import time
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import pytest
 
 from ray_apps.health import Health
 from tests.ray_apps.hosts import served
+from tests.ray_apps.load import until
 from triform.errors import DeadlineExceeded, RunFailed
 from triform.http import HttpRequest, HttpSurface
 from triform.predictor import Predictor
@@ -119,10 +118,3 @@ def test_serve_replaces_a_replica_whose_session_died(ray_cluster: Any, online_mo
         ray_cluster.get(ray_cluster.get_actor(before, namespace="serve").__ray_call__.remote(kill_the_session), timeout=60)
         until(lambda: before not in replicas() and len(replicas()) == 1)
         until(lambda: answer(address) == 200)
-
-
-def until(happened: Callable[[], bool], seconds: float = 90.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.1)

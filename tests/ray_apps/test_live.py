@@ -6,7 +6,6 @@ import asyncio
 import multiprocessing
 import time
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from ray_apps.arguments import Arguments
 from ray_apps.hosting import host
 from tests.faulty_proxy import FaultyProxy
 from tests.ray_apps.hosts import CACHE, running, served
-from tests.ray_apps.load import Seen, load
+from tests.ray_apps.load import Seen, load, until
 from triform import testing
 from triform.errors import ConfigurationError, DigestMismatch
 from triform.following import Node
@@ -29,6 +28,7 @@ from triform.service import Models
 from triform.testing import RecordingTelemetry
 
 BODY = b'{"instances": [[1, 2, 3]]}'
+HERE = {"allow_anonymous": True}
 ANSWERS = {"linear/1": b'{"predictions":[[14.0]]}', "linear/2": b'{"predictions":[[28.0]]}'}
 
 
@@ -107,7 +107,7 @@ def test_a_bad_model_keeps_no_other_from_being_served_unless_it_was_named(versio
         assert app.request("POST", "/v1/models/linear:predict", body=[BODY]).status == 200
         assert app.request("GET", "/v2/models/bad/ready").status == 404
     assert [(r.model, r.code) for r in telemetry.loads if r.code != "ok"] == [("bad", "digest_mismatch")]
-    arguments = Arguments.of({"repository": versions.location, "models": ["linear", "bad"]})
+    arguments = Arguments.of({**HERE, "repository": versions.location, "models": ["linear", "bad"]})
     with pytest.raises(DigestMismatch):
         host(arguments, arguments.settings({"TRIFORM_CACHE": CACHE}), RecordingTelemetry())
 
@@ -120,14 +120,14 @@ def test_a_start_that_cannot_be_meant_is_refused(
     versions: ModelRepository, tmp_path: Path, models: list[str], cache: str, message: str
 ) -> None:
     (tmp_path / "file").write_text("")
-    arguments = Arguments.of({"repository": versions.location, "models": models})
+    arguments = Arguments.of({**HERE, "repository": versions.location, "models": models})
     with pytest.raises(ConfigurationError, match=message):
         host(arguments, arguments.settings({"TRIFORM_CACHE": str(tmp_path / cache)}), RecordingTelemetry())
 
 
 def start_and_follow(location: str, cache: str, started: Any, released: Any) -> None:
     """A replica's process, as far as S3 is concerned."""
-    arguments = Arguments.of({"repository": location, "poll_s": 0.05})
+    arguments = Arguments.of({**HERE, "repository": location, "poll_s": 0.05})
     hosted = host(arguments, arguments.settings({"TRIFORM_CACHE": cache}), RecordingTelemetry())
     started.wait(60)
     released.wait(60)
@@ -172,10 +172,3 @@ def test_a_node_downloads_each_version_once_however_many_replicas_it_has(
         entry.sha256 for version in (1, 2) for entry in [repository.package("linear", version).manifest.files["model.onnx"]]
     ]
     assert all(any(digest in request for request in fetched) for digest in models)
-
-
-def until(happened: Callable[[], bool], seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.02)

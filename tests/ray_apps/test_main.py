@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -31,11 +32,33 @@ def test_a_bad_start_names_what_is_wrong(tmp_path: Path) -> None:
     assert (done.returncode, "timeout" in done.stderr, "Traceback" in done.stderr) == (2, True, False), done.stderr
 
 
+def test_a_port_that_is_taken_is_named_before_ray_starts(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        command = [sys.executable, "-m", "ray_apps", "--allow-anonymous", "--repository", tmp_path, "--port", str(port)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"configuration: --port: cannot listen on 127.0.0.1, port {port}: ")
+
+
+@pytest.mark.slow  # a second Ray beside the session's
+def test_a_start_that_fails_says_why_in_a_line(tmp_path: Path) -> None:
+    ports = free_ports(4)
+    options = ["--port", "--grpc-port", "--metrics-port", "--stats-port"]
+    command = [sys.executable, "-m", "ray_apps", "--allow-anonymous", "--repository", tmp_path]
+    command += ["--replica-ports", "33000", "--cpus", "2"]
+    command += [str(part) for option in zip(options, ports, strict=True) for part in option]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    told = done.stderr.splitlines()[-1]
+    assert (done.returncode, told.startswith("internal: Ray Serve did not start: ")) == (2, True), done.stderr
+    assert f"there is no model in {tmp_path}" in told
+
+
 @pytest.mark.slow  # a second Ray beside the session's
 def test_it_answers_what_is_in_flight_when_it_is_told_to_end(tmp_path: Path) -> None:
     http_port, grpc_port, metrics_port, stats_port = free_ports(4)
     arguments = tmp_path / "args.json"
-    arguments.write_text('{"num_cpus": 0, "overrides": {"slow": {"max_queue_rows": 1000000}}}')
+    arguments.write_text('{"num_cpus": 0, "allow_anonymous": true, "overrides": {"slow": {"max_queue_rows": 1000000}}}')
     models = {"linear": testing.linear(tmp_path / "linear.onnx"), "slow": testing.slow(tmp_path / "slow.onnx")}
     testing.repository(tmp_path / "models", models)
     options = {

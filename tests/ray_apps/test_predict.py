@@ -129,5 +129,5 @@ def test_a_slow_serve_is_told_of(online_models: Path, monkeypatch: pytest.Monkey
     for name in FAST:
         monkeypatch.delenv(name)
     with caplog.at_level(logging.WARNING, "ray_apps.predict"):
-        build_app({"repository": str(online_models)})
+        build_app({"repository": str(online_models), "allow_anonymous": True})
     assert "RAY_SERVE_ENABLE_HA_PROXY=1" in caplog.text

@@ -12,7 +12,7 @@ import pytest
 
 from triform import testing
 from triform.accelerators import building, engine_folder, for_model, profile
-from triform.errors import ConfigurationError, ResourceExhausted
+from triform.errors import ConfigurationError, ProviderUnavailable, ResourceExhausted
 from triform.package import ModelPackage
 from triform.predictor import Predictor
 from triform.runtime import RuntimeOptions, ort, provider_options
@@ -163,6 +163,13 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "engines").write_text("a file")
     with pytest.raises(ConfigurationError, match=r"^engine_cache: .*engines cannot be written"), building(tmp_path / "engines/m"):
         pass
+
+
+@pytest.mark.gpu
+def test_an_option_that_the_provider_does_not_know_is_named(package: Callable[..., ModelPackage]) -> None:
+    """ONNX Runtime itself would go on with the CPU."""
+    with pytest.raises(ProviderUnavailable, match='Unknown provider option: "use_tf33"'):
+        Predictor.load(package(), RuntimeOptions(provider="cuda", provider_options={"cuda": {"use_tf33": "0"}}))
 
 
 @pytest.mark.gpu

@@ -46,7 +46,8 @@ def test_statuses_tell_whose_fault_it_is(name: str) -> None:
     """A client's mistake is never a 5xx, and what a client cannot mend is never a 4xx."""
     kind = getattr(errors, name)
     # RunFailed: their rows made it fail; Overloaded: they came too many at once
-    clients = (errors.InvalidRequest, errors.NotFound, errors.Conflict, errors.RunFailed, errors.Overloaded)
+    whom = (errors.Unauthenticated, errors.Forbidden)
+    clients = (errors.InvalidRequest, errors.NotFound, errors.Conflict, errors.RunFailed, errors.Overloaded, *whom)
     theirs = issubclass(kind, clients) and kind is not errors.RowsNotKept
     assert (400 <= kind.http_status < 500) == theirs
     assert kind.grpc_status.isupper()

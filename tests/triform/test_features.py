@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tests.calls import calls_of
 from triform.config import InputConfig, ModelConfig, OutputConfig, convert
 from triform.errors import ConfigurationError, InvalidInput, MissingValue
-from triform.features import Features
-from triform.signature import ROWS, Array, Signature, TensorMetadata
+from triform.features import Features, _shape
+from triform.signature import ROWS, Array, Signature, TensorMetadata, cast
 
 
 def features(datatype: str, *row_shape: int | str, **given: Any) -> Features:
@@ -165,3 +167,56 @@ def test_two_outputs_cannot_share_a_column() -> None:
     outputs = tuple(TensorMetadata(name, "FP32", (ROWS,)) for name in ("p", "q"))
     with pytest.raises(ConfigurationError, match="two outputs give a column 'p'"):
         Features(Signature((), outputs), ModelConfig(outputs={"q": OutputConfig(columns=("p",))}))
+
+
+@pytest.mark.parametrize("at", [1, 1234, 4998, 4999])
+@pytest.mark.parametrize(
+    ("mapping", "good", "bad"),
+    [
+        (features("INT64"), 1, "a"),
+        (features("INT64"), 1, 1.5),
+        (features("INT64", 2), [1, 2], [1, "a"]),
+        (features("INT64", 2), [1, 2], [1]),
+        (features("INT64", "n"), [1, 2], [1, 2, 3]),
+    ],
+)
+def test_the_row_at_fault_is_found_without_a_look_at_each(mapping: Features, good: Any, bad: Any, at: int) -> None:
+    """A caller chooses how many rows stand before it."""
+    records = [{"x": bad if row == at else good} for row in range(5000)]
+
+    def refused() -> None:
+        with pytest.raises(InvalidInput, match=f"row {at}: column 'x'"):
+            mapping.from_records(records)
+
+    assert calls_of(cast, refused) + calls_of(_shape, refused) < 100
+
+
+def test_rows_that_fit_by_themselves_and_not_together_are_refused_all_the_same() -> None:
+    with pytest.raises(InvalidInput, match="column 'x'"):
+        features("INT64", 1).from_records([{"x": 1}, {"x": [1]}])
+
+
+def test_one_long_text_does_not_make_all_values_as_long() -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidInput, match="row 0: column 'x': expected x FP32"):
+            features("FP32", 3).from_records([{"x": ["x" * 100_000, *[""] * 1000]}])
+        assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_column_that_is_left_out_is_filled_as_its_nulls_are() -> None:
+    mapping = features("FP32", 3, columns=["a", {"name": "b", "null": "nan"}, {"name": "c", "null": 7}])
+    assert str(mapping.from_columns({"a": [1, 2]})["x"].tolist()) == "[[1.0, nan, 7.0], [2.0, nan, 7.0]]"
+    text = features("BYTES", 2, columns=["a", {"name": "b", "null": "none"}])
+    assert text.from_columns({"a": ["x"]})["x"].tolist() == [["x", "none"]]
+    with pytest.raises(MissingValue, match="row 0: column 'a'"):
+        text.from_columns({"b": ["x"]})
+
+
+@pytest.mark.parametrize("datatype", ["FP32", "INT8", "BOOL"])
+def test_booleans_are_0_and_1_in_a_column(datatype: str) -> None:
+    """As those of a Parquet file are; a tensor takes none (test_signature.py)."""
+    assert features(datatype).from_records([{"x": True}, {"x": 0}])["x"].tolist() == [1, 0]
+    assert features(datatype).from_columns({"x": [False, 1]})["x"].tolist() == [0, 1]

@@ -15,9 +15,10 @@ import pytest
 from tests.conformance.models import surface
 from triform import testing
 from triform.errors import StoreError
-from triform.http import ROUTES, HttpRequest, HttpResponse, HttpSurface, Limits
+from triform.http import HttpRequest, HttpResponse, HttpSurface, Limits
 from triform.predictor import Predictor
 from triform.repository import ModelRepository
+from triform.routes import ROUTES
 from triform.service import InferenceService, Models
 
 PREDICT = "/v1/models/linear:predict"

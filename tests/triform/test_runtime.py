@@ -83,6 +83,11 @@ def test_a_node_that_runs_elsewhere_is_named(tmp_path: Path) -> None:
     )
 
 
+def test_a_session_never_moves_to_another_provider(tmp_path: Path) -> None:
+    """ONNX Runtime would, after an error on a GPU: at the start, and in the middle of its work."""
+    assert open_session(testing.linear(tmp_path / "linear.onnx"), RuntimeOptions(), 1)._enable_fallback is False
+
+
 def test_a_file_that_does_not_load_is_named_without_its_path(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"not a model")
     with pytest.raises(PackageError, match=r"^ONNX Runtime cannot load model\.onnx: ") as error:

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
-from prometheus_client import CollectorRegistry, generate_latest
 
 from tests.conformance.models import surface
-from triform.errors import AliasNotFound, InvalidRequest, ModelNotFound, VersionNotFound
-from triform.http import HttpRequest, Limits
+from triform.errors import AliasNotFound, DeadlineExceeded, InvalidRequest, ModelNotFound, VersionNotFound
+from triform.http import HttpRequest, HttpSurface, Limits
 from triform.predictor import Predictor
+from triform.protocols.bodies import Call, Encoded
 from triform.repository import ModelRepository, open_repository
-from triform.service import InferenceService, Models
-from triform.telemetry import InferenceRecord, prometheus
+from triform.service import InferenceService, Models, Ran, Served, run_here
+from triform.signature import Array
+from triform.telemetry import InferenceRecord
 from triform.testing import RecordingTelemetry
 
 GOOD = b'{"instances": [[1, 2, 3], [4, 5, 6]]}'
@@ -79,28 +82,21 @@ def test_a_fault_of_ours_leaves_one_record_too() -> None:
     assert [(r.code, r.form) for r in telemetry.records] == [("internal", "lambda"), ("cancelled", "lambda")]
 
 
-def test_what_is_no_inference_leaves_none(online_models: Path) -> None:
+def test_what_asks_for_no_inference_leaves_none(online_models: Path) -> None:
     telemetry = RecordingTelemetry()
     to = surface(online_models, telemetry=telemetry)
-    for path in ("/v2", "/v2/health/ready", "/v2/models/linear", "/v1/models/linear", "/ping", "/nothing", "/openapi.json"):
-        to.handle(HttpRequest("GET", path))
+    for path in (
+        "/v2",
+        "/v2/health/ready",
+        "/v2/models/linear",
+        "/v2/models/nobody",
+        "/v1/models/linear",
+        "/ping",
+        "/openapi.json",
+    ):
+        for method in "GET", "HEAD":
+            to.handle(HttpRequest(method, path))
     assert telemetry.records == []
-
-
-def test_ten_thousand_names_of_models_grow_no_metric(online_models: Path) -> None:
-    registry = CollectorRegistry()
-    to = surface(online_models, telemetry=prometheus(registry))
-    for path in ("/v1/models/nobody:predict", "/v1/models/linear/labels/nothing:predict"):
-        to.handle(HttpRequest("POST", path, (), GOOD))
-
-    def series() -> int:
-        return len(generate_latest(registry).splitlines())
-
-    before = series()
-    for i in range(10_000):
-        path = f"/v1/models/name-{i}:predict" if i % 2 else f"/v1/models/linear/labels/name-{i}:predict"
-        assert to.handle(HttpRequest("POST", path, (), GOOD)).status == 404
-    assert series() == before
 
 
 def test_versions_and_aliases(opened: ModelRepository) -> None:
@@ -200,6 +196,48 @@ def test_a_version_may_be_added_while_requests_are_answered(opened: ModelReposit
             models.add(f"m{i}", 1, lambda: predictor)
         done.set()
         assert all(reader.result(30) > 0 for reader in readers)
+
+
+@pytest.mark.parametrize("late", ["decode", "execute", "encode", None])
+def test_no_stage_is_begun_after_the_deadline_and_no_answer_sent(opened: ModelRepository, late: str | None) -> None:
+    """Time runs out in a stage, which ends all the same; then the caller is told."""
+    telemetry, begun = RecordingTelemetry(), []
+    models = Models(form="lambda", telemetry=telemetry)
+    models.add("linear", 1, loader(opened))
+
+    def begin(stage: str) -> None:
+        begun.append(stage)
+        if stage == late:
+            exchange.deadline = time.monotonic()
+
+    async def execute(served: Served, inputs: Mapping[str, Array], _: float | None) -> Ran:
+        begin("execute")
+        return await run_here(served, inputs, None)
+
+    def encode(outputs: Mapping[str, Array]) -> Encoded:
+        begin("encode")
+        return Encoded(outputs["y"].tobytes())
+
+    def decode() -> Call:
+        begin("decode")
+        return Call({"x": np.ones((1, 3), np.float32)}, encode)
+
+    surface = HttpSurface(InferenceService(models, execute))
+    with suppress(DeadlineExceeded), surface.service.exchange("r", deadline=time.monotonic() + 3600) as exchange:
+        exchange.choose("linear")
+        assert asyncio.run(surface.answer(exchange, decode)).body == np.float32(6).tobytes()
+        assert late is None
+    stages = ["decode", "execute", "encode"]
+    assert begun == (stages if late is None else stages[: stages.index(late) + 1])
+    assert [r.code for r in telemetry.records] == ["ok" if late is None else "deadline_exceeded"]
+
+
+def test_nothing_is_read_after_the_deadline(online_models: Path) -> None:
+    telemetry = RecordingTelemetry()
+    to = surface(online_models, telemetry=telemetry)
+    answer = to.handle(HttpRequest("POST", "/v1/models/linear:predict", (), b"{"), deadline=time.monotonic())
+    assert answer.status == 504
+    assert [(r.code, r.model, dict(r.stages)) for r in telemetry.records] == [("deadline_exceeded", "linear", {})]
 
 
 def test_an_exchange_by_hand(opened: ModelRepository) -> None:

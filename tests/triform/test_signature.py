@@ -224,3 +224,20 @@ def test_text_among_numbers_is_refused_before_numpy_makes_text_of_all() -> None:
         assert tracemalloc.get_traced_memory()[1] < 5_000_000
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("datatype", ["FP16", "FP32", "FP64", "INT8", "UINT64"])
+@pytest.mark.parametrize("value", [[True], [[1, 2], [3, False]], True, [1, [True]]])
+def test_a_tensor_takes_booleans_only_as_what_they_are(datatype: str, value: Any) -> None:
+    """JSON's true is no number for the Open Inference Protocol and TensorFlow Serving."""
+    with pytest.raises(InvalidInput, match=f"expected {datatype}, got booleans"):
+        cast(value, TensorMetadata("x", datatype, ()), booleans=False)
+
+
+def test_booleans_of_a_typed_array_are_numbers() -> None:
+    signature = Signature((TensorMetadata("x", "FP32", ("rows",)),), ())
+    assert signature.validate({"x": np.array([True, False])})["x"].tolist() == [1.0, 0.0]
+    with pytest.raises(InvalidInput, match="expected FP32, got booleans"):
+        signature.validate({"x": [True, False]})
+    boolean = Signature((TensorMetadata("x", "BOOL", ("rows",)),), ())
+    assert boolean.validate({"x": [True, 0, 1.0]})["x"].tolist() == [True, False, True]

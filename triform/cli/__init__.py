@@ -1,7 +1,8 @@
 """`triform`: package models, look at them, try them, release them. Exit codes: 0 ok, 1 a check failed, 2 wrong use.
 
 model.py    package, inspect, verify, predict        releases.py    repo list, release set|show|log|rollback
-prune.py    repo prune
+prune.py    repo prune                              keys.py        keys new|list|revoke
+audit.py    audit verify                            doctor.py      doctor
 """
 
 from __future__ import annotations

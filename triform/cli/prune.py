@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
+from triform.cli.audit import on_record
 from triform.cli.model import Json, Repository, given_repository
 from triform.cli.output import make_table, print_json
 from triform.retention import DAY, Outcome, Policy
@@ -29,7 +31,8 @@ def prune(
     found = given_repository(repository)
     done = []
     for name in [model] if model else found.models():
-        done.append(prune_model(found, name, policy, dry_run=not yes))
+        with on_record("repo.prune", name) if yes else nullcontext():
+            done.append(prune_model(found, name, policy, dry_run=not yes))
         if not json:
             _show(done[-1], yes=yes)
     if json:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from triform.cli.audit import on_record
 from triform.cli.model import Json, Repository, given_repository
 from triform.cli.output import make_table, print_json
 from triform.errors import AliasNotFound, InvalidRequest, ModelNotFound
@@ -66,14 +67,17 @@ def set_release(
     for version, share, names in (canary, weight, "--canary and --weight"), (shadow, sample, "--shadow and --sample"):
         if (version is None) != (share is None):
             raise InvalidRequest(f"{names} go together")
-    made = _log(model, repository).set(
-        stable=stable,
-        canary=Canary(canary, weight) if canary is not None and weight is not None else None,
-        shadow=Shadow(shadow, sample) if shadow is not None and sample is not None else None,
-        reason=reason,
-        changed_by=by,
-        expect=expect,
-    )
+    asked = {"stable": stable, "canary": canary, "weight": weight, "shadow": shadow, "sample": sample, "reason": reason or None}
+    note = ", ".join(f"{name} {value}" for name, value in asked.items() if value is not None)
+    with on_record("release.set", model, by=by, note=note):
+        made = _log(model, repository).set(
+            stable=stable,
+            canary=Canary(canary, weight) if canary is not None and weight is not None else None,
+            shadow=Shadow(shadow, sample) if shadow is not None and sample is not None else None,
+            reason=reason,
+            changed_by=by,
+            expect=expect,
+        )
     _show([made], json=json)
 
 
@@ -104,7 +108,9 @@ def log(
 @release.command()
 def rollback(model: Name, reason: Reason = "rollback", by: By = None, repository: Repository = None, json: Json = False) -> None:
     """Take a canary or shadow off; without one, make the previous stable version stable again."""
-    _show([_log(model, repository).rollback(reason=reason, changed_by=by)], json=json)
+    with on_record("release.rollback", model, by=by, note=reason):
+        made = _log(model, repository).rollback(reason=reason, changed_by=by)
+    _show([made], json=json)
 
 
 def _show(releases: list[Release], *, json: bool) -> None:

@@ -2,28 +2,34 @@
 
     bytes -> orjson -> dicts and lists -> struct (msgspec)          numpy arrays -> orjson -> bytes
 
-orjson refuses NaN, infinity, what is no UTF-8 and nesting beyond 1,024; integers of 64 bits keep every digit. A key that
-stands twice in an object, of which every parser keeps another one, is refused.
+orjson refuses NaN, infinity, what is no UTF-8 and nesting beyond 1,024; integers of 64 bits keep every digit. A larger integer is
+refused unless a float holds it to the digit, and so is a key that stands twice in an object: every parser keeps another one.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
 import orjson
 
-from triform.errors import InfiniteOutput, InvalidRequest
+from triform.errors import AnswerTooLarge, InfiniteOutput, InvalidRequest, PayloadTooLarge
 from triform.service import Served
 from triform.signature import Array
 
 T = TypeVar("T")
 JSON: Final = "application/json"
+MAX_VALUES: Final = 2 << 20  # of text, each of which costs time and memory of its own: reading so many takes about two seconds
+MAX_DIMS: Final = 32  # of a tensor
+IN_JSON: Final = b",:[{"
 _NESTED: Final = (dict, list)
 _KEY: Final = re.compile(rb'"[ \t\r\n]*:')
+_DIGITS: Final = bytes.maketrans(b"123456789", b"000000000")
+_LONG: Final = b"0" * 20  # what an integer beyond 64 bits has at least
+_LONG_NEGATIVE: Final = b"-" + b"0" * 19
 
 
 class Encoded(NamedTuple):
@@ -41,23 +47,58 @@ class Call(NamedTuple):
     encode: Callable[[dict[str, Array]], Encoded]
 
 
+def from_columns(columns: Mapping[str, Sequence[Any] | Array], served: Served) -> dict[str, Array]:
+    """The tensors that columns make. Raises as `Features.from_columns`, and `PayloadTooLarge` where too many are left out."""
+    rows = max(map(len, columns.values()), default=0)
+    check_values(rows * sum(name not in columns for name in served.features.columns))
+    return served.features.from_columns(columns)
+
+
 def by_columns(names: Collection[str], served: Served) -> bool:
     """Whether names mean the columns that model.toml maps: some are columns', and they do not cover the tensors'."""
     return any(t.name not in names for t in served.signature.inputs) and any(name in names for name in served.features.columns)
 
 
-def read_json(body: bytes) -> Any:
-    """The value in the body. Raises `InvalidRequest` that says where it is no JSON, or which key stands twice."""
+def check_count(body: bytes, separators: bytes) -> None:
+    """Raises `PayloadTooLarge` for more than `MAX_VALUES` values, counted by what stands before or after each."""
+    if len(body) > MAX_VALUES:
+        check_values(sum(body.count(one) for one in separators))
+
+
+def check_values(count: int) -> None:
+    """Raises `PayloadTooLarge` for more than `MAX_VALUES`."""
+    if count > MAX_VALUES:
+        raise PayloadTooLarge(
+            f"more than {MAX_VALUES:,} values: send fewer rows at a time, or numbers in binary (Open Inference Protocol)"
+        )
+
+
+def read_json(body: bytes, what: str = "the body") -> Any:
+    """The value in the body; `what` it is, for messages.
+
+    Raises `InvalidRequest` that says where it is no JSON, which key stands twice or which integer is too large, and
+    `PayloadTooLarge`.
+    """
+    check_count(body, IN_JSON)
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise InvalidRequest(f"the body is not JSON: {error}") from None
+        raise InvalidRequest(f"{what} is not JSON: {error}") from None
     except RecursionError:
-        raise InvalidRequest("the body is not JSON: nested too deeply") from None
-    colons = body.count(b":")
-    if (keys := _keys(value, colons)) != colons and keys != len(_KEY.findall(body)):
-        _refuse_twice(body)
+        raise InvalidRequest(f"{what} is not JSON: nested too deeply") from None
+    if _may_double_a_key(value, body) or _may_have_long_integers(body):
+        _look_closely(body)
     return value
+
+
+def _may_double_a_key(value: Any, body: bytes) -> bool:
+    colons = body.count(b":")
+    return colons > 0 and (keys := _keys(value, colons)) != colons and keys != len(_KEY.findall(body))
+
+
+def _may_have_long_integers(body: bytes) -> bool:
+    digits = body.translate(_DIGITS) if len(body) >= len(_LONG) else b""
+    return _LONG in digits or _LONG_NEGATIVE in digits
 
 
 def _keys(value: Any, most: int) -> int:
@@ -78,8 +119,8 @@ def _keys(value: Any, most: int) -> int:
     return keys
 
 
-def _refuse_twice(body: bytes) -> None:
-    """The exact look, by a slower parser: the quick counts are off where a text holds a quote and a colon, too."""
+def _look_closely(body: bytes) -> None:
+    """A slower parser's look: the quick counts are off where a text holds a quote and a colon, or many digits."""
     import json
 
     def once(pairs: list[tuple[str, Any]]) -> None:
@@ -89,8 +130,12 @@ def _refuse_twice(body: bytes) -> None:
                 raise InvalidRequest(f"the key {key[:80]!r} stands twice in one object")
             seen.add(key)
 
+    def exact(text: str) -> None:
+        if not -(2**63) <= (number := int(text)) < 2**64 and number != float(text):
+            raise InvalidRequest(f"the integer {text[:80]} has more than 64 bits, and no float is the same: write it as a float")
+
     try:
-        json.loads(body, object_pairs_hook=once)
+        json.loads(body, object_pairs_hook=once, parse_int=exact)
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"the body is not JSON: {str(error)[:200]}") from None
 
@@ -116,5 +161,12 @@ def plain(array: Array, name: str) -> Any:
             f"output '{name}' is infinite in row {int(at[0])}, and JSON has no infinity: ask for it in binary (binary_data)"
         )
     if array.dtype.kind in "OUS":
+        check_texts(array)
         return array.tolist()
     return np.ascontiguousarray(array)
+
+
+def check_texts(array: Array) -> None:
+    """Raises `AnswerTooLarge` for more than `MAX_VALUES`: each is written by itself."""
+    if array.size > MAX_VALUES:
+        raise AnswerTooLarge(f"an output has more than {MAX_VALUES:,} texts: send fewer rows at a time")

@@ -24,7 +24,7 @@ import numpy as np
 from triform.content import MediaType
 from triform.errors import InvalidInput, InvalidRequest, MissingValue, NotAcceptable, UnsupportedMediaType
 from triform.protocols import tfs
-from triform.protocols.bodies import JSON, Call, Encoded, convert, read_json, write_json
+from triform.protocols.bodies import IN_JSON, JSON, Call, Encoded, check_count, check_values, convert, read_json, write_json
 from triform.service import Served
 from triform.signature import Array, TensorMetadata
 
@@ -72,6 +72,7 @@ def decode(body: bytes, kind: MediaType, accepts: Sequence[MediaType], served: S
     if sent == CSV:
         return _csv_call(body, parameters.get("header", ""), served, say)
     if sent == JSON_LINES:
+        check_count(body, IN_JSON + b"\n")
         return tfs.rows_call(
             _rows([_line(i, line) for i, line in enumerate(body.split(b"\n"), 1) if line.strip()], served), served, say
         )
@@ -131,15 +132,21 @@ def _say_csv(answer: Mapping[str, Array], *, header: bool) -> Encoded:
     for name, array in answer.items():
         wide = array.reshape(len(array), -1) if array.size else array.reshape(len(array), 0 if array.ndim > 1 else 1)
         for i, column in enumerate(wide.T):
-            text = column.astype(str)
-            said = np.where(np.isnan(column), "", text) if column.dtype.kind == "f" else text
-            cells[f"{name}_{i}" if wide.shape[1] > 1 else name] = said.tolist()
+            cells[f"{name}_{i}" if wide.shape[1] > 1 else name] = _said(column)
     lines = io.StringIO()
     writer = csv.writer(lines, lineterminator="\n")
     if header:
         writer.writerow(cells)
     writer.writerows(zip(*cells.values(), strict=True))
     return Encoded(lines.getvalue().encode(), f"{CSV}; charset=utf-8")
+
+
+def _said(column: Array) -> list[str]:
+    if column.dtype.kind in "OUS":  # not `astype`: numpy makes each as long as the longest
+        return list(map(str, column.tolist()))
+    text = column.astype(str)
+    said: list[str] = (np.where(np.isnan(column), "", text) if column.dtype.kind == "f" else text).tolist()
+    return said
 
 
 def _split(table: Split) -> dict[str, Sequence[Any]]:
@@ -158,10 +165,12 @@ def _split(table: Split) -> dict[str, Sequence[Any]]:
 def _csv_call(body: bytes, header: str, served: Served, say: tfs.Say) -> Call:
     """The first line names the columns if all are in it, or `header=present` says so; else they stand in the model's order.
 
-    Where the model's only input is a tensor that no columns are mapped to, the cells of a line are its row.
+    Where the model's only input is a tensor that no columns are mapped to, the cells of a line are its row. An empty line is a
+    row of empty cells.
     """
+    check_count(body, b",\n\r")
     try:
-        lines = [line for line in csv.reader(io.StringIO(body.decode("utf-8-sig"), newline=""), strict=True) if line]
+        lines = list(csv.reader(io.StringIO(body.decode("utf-8-sig"), newline=""), strict=True))
     except (UnicodeDecodeError, csv.Error) as error:
         raise InvalidRequest(f"the body is not CSV: {error}") from None
     known, tensor = served.features.columns, served.signature.inputs[0]
@@ -172,28 +181,36 @@ def _csv_call(body: bytes, header: str, served: Served, say: tfs.Say) -> Call:
         names, lines = lines[0], lines[1:]
     if len(set(names)) < len(names):
         raise InvalidInput("the header names a column twice")
+    check_values(len(lines) * len(names))
+    lines = [line or [""] * len(names) for line in lines]
     for row, line in enumerate(lines):
         if len(line) != len(names):
             raise InvalidInput(f"row {row}: {len(line)} cells for {len(names)} columns ({', '.join(names[:20])})"[:300], row=row)
     tensors = {c.name: f.tensor for f in served.features.inputs for c in f.columns}
     columns = zip(*lines, strict=True) if lines else [()] * len(names)
-    texts = {name: cells for name, cells in zip(names, columns, strict=True) if name in tensors}
-    return tfs.table_call(_columns(texts, tensors), served, say)
+    return tfs.table_call(_columns(dict(zip(names, columns, strict=True)), tensors), served, say)
 
 
-def _columns(texts: Mapping[str, Sequence[str]], tensors: Mapping[str, TensorMetadata]) -> dict[str, list[Any] | Array]:
-    """The columns' values: of all floats at once if that can be."""
-    floats = [name for name in texts if tensors[name].dtype.kind == "f"]
+def _columns(texts: Mapping[str, Sequence[str]], tensors: Mapping[str, TensorMetadata]) -> dict[str, Sequence[Any] | Array]:
+    """The columns' values, of all floats at once if that can be; those that feed no tensor are passed on."""
+    floats = [name for name in texts if name in tensors and tensors[name].dtype.kind == "f"]
     together = _numbers([cell for name in floats for cell in texts[name]], min((_exact(tensors[n]) for n in floats), default=0.0))
-    if together is None or not floats:
-        return {name: _cells(cells, name, tensors[name]) for name, cells in texts.items()}
-    numbers = dict(zip(floats, together.reshape(len(floats), -1), strict=True))
-    return {name: numbers[name] if name in numbers else _cells(cells, name, tensors[name]) for name, cells in texts.items()}
+    numbers = dict(zip(floats, together.reshape(len(floats), -1), strict=True)) if together is not None and floats else {}
+
+    def values(name: str) -> Sequence[Any] | Array:
+        if name in numbers or name not in tensors:
+            return numbers.get(name, texts[name])
+        return _cells(texts[name], name, tensors[name])
+
+    return {name: values(name) for name in texts}
 
 
 def _matrix(lines: Sequence[Sequence[str]], tensor: TensorMetadata) -> Any:
     if not lines:
         return tensor.no_rows()
+    if [] in lines:
+        row = lines.index([])
+        raise MissingValue(f"row {row}: the line is empty", input=tensor.name, row=row)
     width = len(lines[0])
     if wrong := next((row for row, line in enumerate(lines) if len(line) != width), None):
         raise InvalidInput(f"row {wrong}: {len(lines[wrong])} cells, row 0 has {width}", row=wrong)

@@ -3,9 +3,8 @@
     JSON header (+ tensors' bytes, in the order of the inputs) -> arrays          arrays -> JSON header (+ bytes)
 
 Names and meanings: "Open Inference Protocol", Inference Request and Response JSON Object; "Binary Tensor Data Extension"
-(Triton Inference Server, protocol/extension_binary_data.md). Tensors in binary are little-endian, row-major; each element of a
-BYTES tensor follows its length in four bytes. Inputs are named as the model's tensors, or as the columns that its model.toml
-maps to them; then the answer's outputs are columns, too.
+(Triton Inference Server, protocol/extension_binary_data.md), see tensors.py. Inputs are named as the model's tensors, or as the
+columns that its model.toml maps to them; then the answer's outputs are columns, too.
 """
 
 from __future__ import annotations
@@ -20,25 +19,32 @@ import numpy as np
 
 from triform.errors import InvalidInput, InvalidRequest
 from triform.package import Manifest
-from triform.protocols.bodies import Call, Encoded, by_columns, convert, plain, read_json, write_json
+from triform.protocols.bodies import (
+    MAX_DIMS,
+    Call,
+    Encoded,
+    by_columns,
+    check_values,
+    convert,
+    from_columns,
+    plain,
+    read_json,
+    write_json,
+)
+from triform.protocols.tensors import WIRE, Bytes, from_bytes, to_bytes
 from triform.service import Served
 from triform.signature import BY_OIP, DATATYPES, Array, TensorMetadata, cast
 
 HEADER_LENGTH: Final = "inference-header-content-length"
 EXTENSIONS: Final = ("binary_tensor_data",)
-MAX_DIMS: Final = 32
 Size = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 Datatype = Annotated[str, msgspec.Meta(extra_json_schema={"enum": list(BY_OIP)})]
 Parameters = dict[str, Any]
-Bytes = bytes | memoryview
 _REFUSED: Final = {
     "shared_memory_region": "shared memory is not offered: send the tensor in the body",
     "shared_memory_offset": "shared memory is not offered: send the tensor in the body",
     "shared_memory_byte_size": "shared memory is not offered: send the tensor in the body",
     "classification": "the classification extension is not offered: ask for the output itself",
-}
-_WIRE: Final = {
-    d.oip: np.dtype(np.uint8) if d.oip == "BOOL" else d.numpy.newbyteorder("<") for d in DATATYPES if d.oip != "BYTES"
 }
 _NAMES: Final = {d.numpy: d.oip for d in DATATYPES if d.oip != "BYTES"}
 
@@ -107,9 +113,10 @@ def decode_request(request: InferRequest, tail: Bytes, served: Served, encode: E
 
 def _by_tensors(request: InferRequest, tail: Bytes, served: Served, encode: Encode) -> Call:
     metadata = {t.name: t for t in served.signature.inputs}
+    served.signature.check_names([given.name for given in request.inputs])
     for given in request.inputs:
-        tensor = metadata.get(given.name)
-        if tensor is not None and given.datatype != tensor.datatype:
+        tensor = metadata[given.name]
+        if given.datatype != tensor.datatype:
             raise InvalidInput(f"input {given.name!r}: expected {tensor}, got {given.datatype[:40]!r}", input=given.name)
     arrays = {given.name: _shaped(given, data) for given, data in _data(request.inputs, tail)}
     wanted = _wanted(request, [t.name for t in served.signature.outputs])
@@ -127,7 +134,7 @@ def _by_columns(request: InferRequest, tail: Bytes, served: Served, encode: Enco
             known = ", ".join(served.features.columns)
             raise InvalidInput(_name(given) + f"no column is called so: expected {known[:300]}", input=given.name[:80])
         if isinstance(flat, list):
-            cast([value for value in flat if value is not None], TensorMetadata(given.name, given.datatype, ()))
+            cast([value for value in flat if value is not None], TensorMetadata(given.name, given.datatype, ()), booleans=False)
         if len(flat) != given.shape[0]:
             raise InvalidInput(_name(given) + f"shape {_shown(given.shape)}, but data has {len(flat)} elements")
         columns[given.name] = flat
@@ -137,7 +144,7 @@ def _by_columns(request: InferRequest, tail: Bytes, served: Served, encode: Enco
         named = served.features.to_columns(outputs)
         return encode(named, manifest=served.manifest, request_id=request.id, wanted=wanted)
 
-    return Call(served.features.from_columns(columns), encode_columns)
+    return Call(from_columns(columns, served), encode_columns)
 
 
 def _flat(data: list[Any]) -> list[Any]:
@@ -163,7 +170,7 @@ def _check_parameters(parameters: Parameters | None, where: str) -> None:
 
 def _data(inputs: Sequence[RequestInput], tail: Bytes) -> Iterator[tuple[RequestInput, list[Any] | Array]]:
     """Each input with its data as it came: nested lists, or from `tail`, what follows the header, an array of one dimension."""
-    at = 0
+    at = texts = 0
     for given in inputs:
         _check_parameters(given.parameters, f"input {given.name[:80]!r}")
         if given.datatype not in BY_OIP:
@@ -183,79 +190,34 @@ def _data(inputs: Sequence[RequestInput], tail: Bytes) -> Iterator[tuple[Request
             raise InvalidInput(_name(given) + "binary_data_size: expected a number of bytes")
         if size > len(tail) - at:
             raise InvalidInput(_name(given) + f"binary_data_size is {size}, but {len(tail) - at} bytes are left in the body")
-        yield given, from_bytes(tail[at : at + size], given)
+        if given.datatype == "BYTES":
+            texts += min(math.prod(given.shape), size // 4)
+            check_values(texts)
+        yield given, _from_bytes(tail[at : at + size], given)
         at += size
     if at != len(tail):
         raise InvalidRequest(f"{len(tail) - at} byte(s) follow the last tensor: the binary_data_size do not add up to the body")
 
 
-def _elements(shape: Sequence[int]) -> int:
-    """The product, in Python's integers: it does not wrap."""
-    return math.prod(shape)
+def _from_bytes(data: Bytes, given: RequestInput) -> Array:
+    try:
+        return from_bytes(data, given.datatype, given.shape)
+    except InvalidInput as error:
+        raise InvalidInput(_name(given) + str(error)) from None
 
 
 def _shaped(given: RequestInput, data: list[Any] | Array) -> Array:
     """The data, flat or nested, in the shape that the request says."""
     tensor = TensorMetadata(given.name, given.datatype, ())
-    array = data if isinstance(data, np.ndarray) else cast(data, tensor)
+    array = data if isinstance(data, np.ndarray) else cast(data, tensor, booleans=False)
     if array.ndim != 1 and array.shape != tuple(given.shape):
         raise InvalidInput(_name(given) + f"shape is {_shown(given.shape)}, but data is nested as {_shown(array.shape)}")
-    if array.size != _elements(given.shape):
-        raise InvalidInput(
-            _name(given) + f"shape {_shown(given.shape)} means {_elements(given.shape)} elements, the data has {array.size}"
-        )
+    if array.size != (elements := math.prod(given.shape)):  # of Python's integers: it does not wrap
+        raise InvalidInput(_name(given) + f"shape {_shown(given.shape)} means {elements} elements, the data has {array.size}")
     try:
         return array.reshape(given.shape)
     except ValueError:  # no elements, but sizes beyond what numpy counts
         raise InvalidInput(_name(given) + f"shape {_shown(given.shape)}: too large") from None
-
-
-def from_bytes(data: Bytes, given: RequestInput) -> Array:
-    """A tensor's bytes as an array of one dimension. Raises `InvalidInput`, before anything is allocated for them."""
-    elements = _elements(given.shape)
-    if given.datatype == "BYTES":
-        return _texts(data, elements, given)
-    dtype = _WIRE[given.datatype]
-    if len(data) != elements * dtype.itemsize:
-        raise InvalidInput(
-            _name(given) + f"shape {_shown(given.shape)} of {given.datatype} means {elements * dtype.itemsize} bytes, "
-            f"binary_data_size is {len(data)}"
-        )
-    array = np.require(np.frombuffer(data, dtype=dtype), requirements="A")  # a header of any length may stand before it
-    if given.datatype == "BOOL":
-        if (array > 1).any():
-            raise InvalidInput(_name(given) + "a BOOL is a byte of 0 or 1")
-        return array.view(np.bool_)
-    return array.astype(dtype.newbyteorder("="), copy=False)
-
-
-def _texts(data: Bytes, elements: int, given: RequestInput) -> Array:
-    """Each element follows its length: four bytes, little-endian."""
-    if elements * 4 > len(data):
-        raise InvalidInput(_name(given) + f"{elements} elements of BYTES do not fit in {len(data)} bytes")
-    raw, items, at = bytes(data), [], 0
-    for i in range(elements):
-        start = at + 4
-        size = int.from_bytes(raw[at:start], "little") if start <= len(raw) else -1
-        if size < 0 or size > len(raw) - start:
-            raise InvalidInput(
-                _name(given) + f"element {i} is cut short: its length is {max(size, 0)}, {len(raw) - at} bytes are left"
-            )
-        items.append(raw[start : start + size])
-        at = start + size
-    if at != len(raw):
-        raise InvalidInput(_name(given) + f"{len(raw) - at} byte(s) follow its last element")
-    array = np.empty(elements, dtype=object)
-    array[:] = items
-    return array
-
-
-def to_bytes(array: Array) -> bytes:
-    """The array row-major and little-endian; text and bytes with their lengths before them."""
-    if array.dtype.kind in "OUS":
-        items = [item if isinstance(item, bytes) else str(item).encode() for item in array.ravel().tolist()]
-        return b"".join(part for item in items for part in (len(item).to_bytes(4, "little"), item))
-    return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).tobytes()
 
 
 def _raw(body: bytes, served: Served) -> Call:
@@ -272,11 +234,11 @@ def _raw(body: bytes, served: Served) -> Call:
     else:
         if any(not isinstance(d, int) or d < 0 for d in tensor.row_shape):
             raise InvalidRequest(f"a raw body needs rows of one shape, the input is {tensor}")
-        row = _elements([d for d in tensor.row_shape if isinstance(d, int)]) * _WIRE[tensor.datatype].itemsize
+        row = math.prod(d for d in tensor.row_shape if isinstance(d, int)) * WIRE[tensor.datatype].itemsize
         if row == 0 or len(body) % row:
             raise InvalidInput(f"input '{tensor.name}': {len(body)} bytes make no whole rows of {row} bytes", input=tensor.name)
         shape = [len(body) // row, *(d for d in tensor.row_shape if isinstance(d, int))]
-        array = from_bytes(body, RequestInput(tensor.name, shape, tensor.datatype)).reshape(shape)
+        array = _from_bytes(body, RequestInput(tensor.name, shape, tensor.datatype)).reshape(shape)
     if tensor.datatype == "BYTES":
         if tensor.row_shape not in ((), (1,)):
             raise InvalidRequest(f"a raw body of BYTES is one element, the input is {tensor}")
@@ -289,6 +251,8 @@ def _wanted(request: InferRequest, known: Sequence[str]) -> list[Wanted]:
     binary = _flag(request.parameters, "binary_data_output", "the request")
     if not request.outputs:
         return [Wanted(name, binary) for name in known]
+    if len({asked.name for asked in request.outputs}) < len(request.outputs):
+        raise InvalidRequest("an output is asked for twice")
     wanted = []
     for asked in request.outputs:
         where = f"output {asked.name[:80]!r}"
@@ -296,8 +260,6 @@ def _wanted(request: InferRequest, known: Sequence[str]) -> list[Wanted]:
             raise InvalidInput(f"no output is called {asked.name[:80]!r}: expected {', '.join(known)}")
         _check_parameters(asked.parameters, where)
         wanted.append(Wanted(asked.name, _flag(asked.parameters, "binary_data", where, binary)))
-    if len({w.name for w in wanted}) < len(wanted):
-        raise InvalidRequest("an output is asked for twice")
     return wanted
 
 

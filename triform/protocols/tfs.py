@@ -12,14 +12,25 @@ from __future__ import annotations
 
 import binascii
 from base64 import b64decode
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import msgspec
 import numpy as np
 
 from triform.errors import InvalidInput, InvalidRequest
-from triform.protocols.bodies import Call, Encoded, by_columns, convert, plain, read_json, write_json
+from triform.protocols.bodies import (
+    MAX_DIMS,
+    Call,
+    Encoded,
+    by_columns,
+    check_values,
+    convert,
+    from_columns,
+    plain,
+    read_json,
+    write_json,
+)
 from triform.service import Served
 from triform.signature import Array, TensorMetadata
 
@@ -68,8 +79,8 @@ def rows_call(instances: Sequence[Any], served: Served, say: Say) -> Call:
         return records_call(instances, served, say)
     if [t.name for t in inputs] == served.features.columns:  # both at once: what a column says of nulls holds
         return Call(_from_records(instances, served), say)
-    values = {t.name: [_of_row(row, record, inputs)[t.name] for row, record in enumerate(instances)] for t in inputs}
-    return Call(_tensors(values, inputs), say)
+    rows = [_of_row(row, record, inputs) for row, record in enumerate(instances)]
+    return Call(_tensors({t.name: [row[t.name] for row in rows] for t in inputs}, inputs), say)
 
 
 def records_call(records: Sequence[Any], served: Served, say: Say) -> Call:
@@ -78,7 +89,9 @@ def records_call(records: Sequence[Any], served: Served, say: Say) -> Call:
 
 
 def _from_records(records: Sequence[Any], served: Served) -> dict[str, Array]:
-    return served.features.from_records([_record(row, record) for row, record in enumerate(records)])
+    columns = frozenset(served.features.columns)
+    check_values(len(records) * len(columns))
+    return served.features.from_records([_record(row, record, columns) for row, record in enumerate(records)])
 
 
 def columns_call(columns: Any, served: Served, say: Say) -> Call:
@@ -99,7 +112,7 @@ def columns_call(columns: Any, served: Served, say: Say) -> Call:
 
 def table_call(columns: Mapping[str, Sequence[Any] | Array], served: Served, say: Say) -> Call:
     """The call that lists of values make, by the columns that model.toml maps; the answer has columns, too."""
-    return Call(served.features.from_columns(columns), lambda outputs: say(served.features.to_columns(outputs)))
+    return Call(from_columns(columns, served), lambda outputs: say(served.features.to_columns(outputs)))
 
 
 def _names(inputs: Sequence[TensorMetadata]) -> str:
@@ -112,13 +125,14 @@ def _of_row(row: int, record: Any, inputs: Sequence[TensorMetadata]) -> Mapping[
     return record
 
 
-def _record(row: int, record: Any) -> Mapping[str, Any]:
+def _record(row: int, record: Any, columns: Collection[str]) -> Mapping[str, Any]:
+    """The record with the {"b64": ...} in its columns decoded; what is in no column may be anything."""
     if not isinstance(record, dict):
         raise InvalidInput(f"row {row}: expected an object of named columns, as row 0 is", row=row)
     if dict not in set(map(type, record.values())):
         return record
     try:
-        return {name: _bytes_in(value) for name, value in record.items()}
+        return {name: _bytes_in(value) for name, value in record.items() if name in columns}
     except InvalidInput as error:
         raise InvalidInput(f"row {row}: {error}", row=row) from None
 
@@ -140,10 +154,12 @@ def _is_bytes(value: Any) -> bool:
     return isinstance(value, dict) and list(value) == ["b64"]
 
 
-def _bytes_in(value: Any) -> Any:
+def _bytes_in(value: Any, depth: int = 0) -> Any:
     """The value with each {"b64": ...} in it decoded."""
     if isinstance(value, list):
-        return [_bytes_in(item) for item in value] if {dict, list} & set(map(type, value)) else value
+        if depth == MAX_DIMS:
+            raise InvalidInput(f"expected a tensor, got lists more than {MAX_DIMS} levels deep")
+        return [_bytes_in(item, depth + 1) for item in value] if {dict, list} & set(map(type, value)) else value
     if not isinstance(value, dict):
         return value
     if not _is_bytes(value) or not isinstance(value["b64"], str):

@@ -4,36 +4,40 @@
                       lines, cells and values that do not fit -> Unread -> dead letters, with the line as it came
 
 A row that cannot be read stays a row (of nulls), so that row numbers are the file's. Columns that the model does not read are
-typed by what is in them, as Arrow does it. An empty cell of CSV is null, and nothing else is: "NA" may be a country.
+typed by what is in them, as Arrow does it; objects stay JSON. An empty cell of CSV is null, and nothing else is: "NA" may be a
+country. An empty line is a row of empty cells; one of JSON Lines, where it could be no row, is passed over.
+
+Memory is a small multiple of the content's size, whatever is in it: a file with more columns, cells or bad lines than below is
+refused as a whole.
 """
 
 from __future__ import annotations
 
 import io
-import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import orjson
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from triform.errors import InputChanged, InputUnreadable, InvalidInput
+from triform.errors import InputChanged, InputUnreadable, InvalidInput, InvalidRequest
 from triform.features import Feature, Features
+from triform.protocols.bodies import read_json
 from triform.runs.inputs import InputFile, RowGroup
-from triform.signature import TensorMetadata, cast
+from triform.runs.typed import Refuse, fitting, guessed, parsed
 from triform.sources import Identity, Source, Sources, Unread
 
 ROW_GROUP: Final = 65_536
-INTEGER: Final = r"^-?[0-9]{1,18}$"
-DECIMAL: Final = r"^[+-]?([0-9]{1,15}(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,2})?$"  # no integer in it loses digits in FP64
-SMALL: Final = 127  # every numeric type holds the integers up to it
-_WORDS: Final = {"true": True, "false": False, "nan": math.nan, "inf": math.inf, "-inf": -math.inf, "+inf": math.inf}
+MAX_COLUMNS: Final = 4096
+MAX_UNREAD: Final = 100_000  # rows: a file with more of them is not what its ending says
+FEW_CELLS: Final = 1 << 20  # rows times columns that any file may have; beyond, at most one for each of its bytes
+MAX_DEPTH: Final = 200  # of the lists and objects in a line: well below what orjson writes
+_NOTHING: Final[dict[str, Any]] = {}
 
 
 class Converted(Sources):
@@ -77,61 +81,128 @@ def ending(location: str) -> str:
     return Path(location.rpartition("/")[2]).suffix.lower()
 
 
+class _Faults:
+    """What is wrong with the rows that cannot be read, the first fault of each."""
+
+    def __init__(self) -> None:
+        self.reasons: dict[int, str] = {}
+
+    @property
+    def too_many(self) -> bool:
+        return len(self.reasons) > MAX_UNREAD
+
+    def add(self, row: int, reason: str) -> None:
+        """Raises `InvalidInput` where there are too many."""
+        self.reasons.setdefault(row, reason)
+        self.check()
+
+    def check(self) -> None:
+        if self.too_many:
+            row, reason = next(iter(self.reasons.items()))
+            raise InvalidInput(f"more than {MAX_UNREAD:,} rows cannot be read; row {row}: {reason}")
+
+    def in_column(self, name: str) -> Refuse:
+        return lambda row, reason: self.add(row, f"column '{name}': {reason}")
+
+    def unread(self, raw: Iterable[tuple[int, str]]) -> dict[int, Unread]:
+        """The rows with what is told of them: `raw` has each one's JSON."""
+        return {row: Unread(InvalidInput.code, self.reasons[row], text) for row, text in raw}
+
+
 def _json_lines(content: bytes, features: Features) -> tuple[pa.Table, dict[int, Unread]]:
+    models, faults = _by_column(features), _Faults()
+    names: dict[str, None] = {}
     records: list[dict[str, Any]] = []
-    unread: dict[int, Unread] = {}
-    lines = [line for line in content.removeprefix(b"\xef\xbb\xbf").split(b"\n") if line.strip()]
-    for row, line in enumerate(lines):
+    for row, line in _lines(content):
+        record: dict[str, Any] = {}
         try:
-            record = orjson.loads(line)
-        except ValueError as error:
-            record = {}
-            unread[row] = Unread(InvalidInput.code, f"the line is no JSON: {error}", _as_text(line))
-        if not isinstance(record, dict):
-            record = {}
-            unread[row] = Unread(InvalidInput.code, "the line is no object of named columns", _as_it_is(line))
-        records.append(record)
-    models = _by_column(features)
+            record = _record(line)
+        except InvalidRequest as error:
+            faults.add(row, str(error))
+        records.append(record or _NOTHING)
+        names.update(dict.fromkeys(record))
+        _check_size(len(names), len(records), len(content))
     columns = {}
-    for name in dict.fromkeys([*(key for record in records for key in record), *models]):
+    for name in {**names, **dict.fromkeys(models)}:
         values = [record.get(name) for record in records]
         if name in models:
-            columns[name], bad = _fitting(values, models[name])
-            for row, reason in bad.items():
-                unread.setdefault(row, Unread(InvalidInput.code, f"column '{name}': {reason}", _as_it_is(lines[row])))
+            columns[name] = fitting(values, models[name], faults.in_column(name))
         else:
-            columns[name] = _guessed(values)
-    return pa.table(columns), unread
+            columns[name] = guessed(values)
+    return pa.table(columns), faults.unread((row, _raw(line)) for row, line in _lines(content) if row in faults.reasons)
+
+
+def _lines(content: bytes) -> Iterator[tuple[int, bytes]]:
+    lines = io.BytesIO(content.removeprefix(b"\xef\xbb\xbf"))
+    return enumerate(line.rstrip(b"\r\n") for line in lines if line.strip())
+
+
+def _record(line: bytes) -> dict[str, Any]:
+    """The line's columns. Raises `InvalidRequest`."""
+    record = read_json(line, "the line")
+    if not isinstance(record, dict):
+        raise InvalidInput("the line is no object of named columns")
+    if line.count(b"[") + line.count(b"{") > MAX_DEPTH and _depth_of(record) > MAX_DEPTH:
+        raise InvalidInput(f"the line is nested more than {MAX_DEPTH} levels deep")
+    return record
+
+
+def _depth_of(value: Any) -> int:
+    depth, level = 0, [value]
+    while level:
+        lists = [item.values() if isinstance(item, dict) else item for item in level]
+        level = [item for items in lists for item in items if isinstance(item, dict | list)]
+        depth += 1
+    return depth
+
+
+def _check_size(columns: int, rows: int, size: int) -> None:
+    """Raises `InvalidInput` where the table would be out of all proportion to the content of so many bytes."""
+    if columns > MAX_COLUMNS:
+        raise InvalidInput(f"more than {MAX_COLUMNS:,} columns")
+    if columns * rows > max(FEW_CELLS, size):
+        raise InvalidInput(
+            f"{columns:,} columns by {rows:,} rows or more in {size:,} bytes, most of it empty: leave out what is not needed"
+        )
 
 
 def _csv(content: bytes, features: Features) -> tuple[pa.Table, dict[int, Unread]]:
-    ragged: dict[int, Unread] = {}
+    models, faults = _by_column(features), _Faults()
+    header = re.match(rb"[^\r\n]*", content)
+    _check_size(header[0].count(b",") + 1 if header else 0, 0, len(content))
+    ragged: dict[int, str] = {}
 
-    def skip(row: Any) -> str:
-        reason = f"the line has {row.actual_columns} cells, {row.expected_columns} are expected"
-        ragged[row.number - 2] = Unread(InvalidInput.code, reason, _as_text(row.text.encode()))  # the header is line 1
-        return "skip"
+    def skip(line: Any) -> str:
+        row = line.number - 2  # the header is line 1
+        faults.reasons[row] = f"the line has {line.actual_columns} cells, {line.expected_columns} are expected"
+        ragged[row] = _as_text(line.text.encode())
+        return "error" if faults.too_many else "skip"
 
-    models = _by_column(features)
-    table = pyarrow.csv.read_csv(
-        io.BytesIO(content),
-        read_options=pyarrow.csv.ReadOptions(use_threads=False),  # else rows have no numbers
-        parse_options=pyarrow.csv.ParseOptions(invalid_row_handler=skip, newlines_in_values=True),
-        convert_options=pyarrow.csv.ConvertOptions(
-            column_types=dict.fromkeys(models, pa.string()), null_values=[""], strings_can_be_null=True
-        ),
-    ).combine_chunks()
-    rows = iter(range(table.num_rows))
-    table = table.take(pa.array([None if i in ragged else next(rows) for i in range(table.num_rows + len(ragged))], pa.int64()))
-    unread = dict(ragged)
+    try:
+        table = pyarrow.csv.read_csv(
+            io.BytesIO(content),
+            read_options=pyarrow.csv.ReadOptions(use_threads=False),  # else rows have no numbers
+            parse_options=pyarrow.csv.ParseOptions(invalid_row_handler=skip, newlines_in_values=True, ignore_empty_lines=False),
+            convert_options=pyarrow.csv.ConvertOptions(
+                column_types=dict.fromkeys(models, pa.string()), null_values=[""], strings_can_be_null=True
+            ),
+        ).combine_chunks()
+    except pa.ArrowInvalid:
+        faults.check()
+        raise
+    if ragged:
+        rows = iter(range(table.num_rows))
+        places = [None if i in ragged else next(rows) for i in range(table.num_rows + len(ragged))]
+        table = table.take(pa.array(places, pa.int64()))
     typed = table
     for name in [name for name in models if table.schema.names.count(name) == 1 and models[name].tensor.datatype != "BYTES"]:
-        column, bad = _parsed(table.column(name).combine_chunks(), models[name])
-        for row, reason in bad.items():
-            raw = orjson.dumps(table.slice(row, 1).to_pylist()[0], default=str).decode()
-            unread.setdefault(row, Unread(InvalidInput.code, f"column '{name}': {reason}", raw))
+        column = parsed(table.column(name).combine_chunks(), models[name], faults.in_column(name))
         typed = typed.set_column(table.schema.get_field_index(name), name, column)
-    return typed, unread
+    return typed, faults.unread((row, ragged.get(row) or _cells(table, row)) for row in faults.reasons)
+
+
+def _cells(table: pa.Table, row: int) -> str:
+    return orjson.dumps(table.slice(row, 1).to_pylist()[0], default=str).decode()
 
 
 READERS: Final[Mapping[str, Callable[[bytes, Features], tuple[pa.Table, dict[int, Unread]]]]] = {
@@ -143,114 +214,14 @@ def _by_column(features: Features) -> dict[str, Feature]:
     return {column.name: feature for feature in features.inputs for column in feature.columns}
 
 
-def _parsed(cells: pa.Array, feature: Feature) -> tuple[pa.Array, dict[int, str]]:
-    """A column of text as numbers, and what is wrong with the cells that are none, by row."""
-    trimmed = pc.utf8_trim_whitespace(cells)
-    for kind, pattern in (pa.int64(), INTEGER), (pa.float64(), DECIMAL):
-        if pc.all(pc.match_substring_regex(trimmed, pattern), min_count=0).as_py():
-            return trimmed.cast(kind), {}
-    return _fitting([None if cell is None else _cell(cell) for cell in trimmed.to_pylist()], feature)
-
-
-def _cell(cell: str) -> Any:
-    """A number with all its digits, or the text where it is none."""
-    if (word := _WORDS.get(cell.lower())) is not None:
-        return word
-    if re.fullmatch(r"[+-]?[0-9]{1,30}", cell):
-        return int(cell)
-    if re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", cell) and math.isfinite(number := float(cell)):
-        return number
-    return cell
-
-
-def _fitting(values: list[Any], feature: Feature) -> tuple[pa.Array, dict[int, str]]:
-    """A column of values in a type that can feed the tensor, and what is wrong with those that have another, by row.
-
-    What becomes of a value does not depend on the others: it is what a record that stands alone gives.
-    """
-    tensor, depth = feature.tensor, _depth(values, feature)
-    rows = values
-    if depth and feature.scalar:  # a value by itself is as good as the list of it
-        rows = [value if value is None or isinstance(value, list) else [value] for value in values]
-    misfits = [row for row, value in enumerate(rows) if not _fits(value, depth, tensor)]
-    bad = {row: f"{str(values[row])[:80]!r} does not fit {tensor}" for row in misfits}
-    rows = [None if row in bad else value for row, value in enumerate(rows)]
-    kind = _kind(rows, tensor)
-    if tensor.datatype != "BYTES" and not pa.types.is_boolean(kind):
-        number = float if pa.types.is_floating(kind) else int
-        rows = [_each(number, value) for value in rows]
-    for _ in range(depth):
-        kind = pa.list_(kind)
-    return pa.array(rows, kind), bad
-
-
-def _depth(values: list[Any], feature: Feature) -> int:
-    """Of the lists in a row's value."""
-    if not feature.scalar:
-        return len(feature.tensor.row_shape)
-    return int(feature.tensor.row_shape == (1,) and len(feature.columns) == 1 and any(isinstance(v, list) for v in values))
-
-
-def _fits(value: Any, depth: int, tensor: TensorMetadata) -> bool:
-    """Whether a row's value is null, or lists `depth` deep of what the tensor can hold; shapes are seen to when it is scored."""
-    if value is None:
-        return True
-    if depth:
-        return (
-            isinstance(value, list)
-            and all(item is not None or depth == 1 for item in value)
-            and all(_fits(item, depth - 1, tensor) for item in value)
-        )
-    if tensor.datatype == "BYTES":
-        return isinstance(value, str)
-    if not isinstance(value, int | float) or (isinstance(value, bool) and tensor.datatype == "BOOL"):
-        return isinstance(value, bool)
-    if isinstance(value, int) and 0 <= value <= SMALL:
-        return tensor.dtype.kind != "b" or value in (0, 1)
+def _raw(line: bytes) -> str:
+    """A line as it came, or as JSON text where it is no JSON."""
     try:
-        cast([value], tensor)
-    except (InvalidInput, OverflowError):
-        return False
-    return True
-
-
-def _kind(values: list[Any], tensor: TensorMetadata) -> pa.DataType:
-    if tensor.datatype == "BYTES":
-        return pa.string()
-    if tensor.dtype.kind == "f":
-        whole = all(isinstance(leaf, int) and abs(leaf) < 2**63 for leaf in _leaves(values) if leaf is not None)
-        return pa.int64() if whole else pa.float64()
-    if tensor.datatype == "BOOL" and all(isinstance(leaf, bool) for leaf in _leaves(values) if leaf is not None):
-        return pa.bool_()
-    return pa.uint64() if tensor.datatype == "UINT64" else pa.int64()
-
-
-def _each(number: Callable[[Any], Any], value: Any) -> Any:
-    if isinstance(value, list):
-        return [_each(number, item) for item in value]
-    return None if value is None else number(value)
-
-
-def _leaves(values: Any) -> Iterator[Any]:
-    for value in values:
-        if isinstance(value, list):
-            yield from _leaves(value)
-        else:
-            yield value
-
-
-def _guessed(values: list[Any]) -> pa.Array:
-    """A column that the model does not read: typed by its values, or their JSON where these have no type in common."""
-    try:
-        return pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
-        return pa.array([None if value is None else orjson.dumps(value).decode() for value in values], pa.string())
+        orjson.loads(line)
+    except ValueError:
+        return _as_text(line)
+    return line.strip().decode()
 
 
 def _as_text(line: bytes) -> str:
-    """A line that is no JSON, as JSON."""
     return orjson.dumps(line.decode(errors="backslashreplace")).decode()
-
-
-def _as_it_is(line: bytes) -> str:
-    return line.strip().decode()

@@ -30,9 +30,9 @@ def create_exclusively(path: Path, content: bytes) -> bool:
         temporary.unlink()
 
 
-def replace(path: Path, content: bytes) -> None:
-    """Writes `path` so that a reader sees the old content or the new."""
-    temporary = write_temporary(path, content)
+def replace(path: Path, content: bytes, *, mode: int = 0o666) -> None:
+    """Writes `path` so that a reader sees the old content or the new; `mode` as of `open`."""
+    temporary = write_temporary(path, content, mode=mode)
     try:
         temporary.replace(path)
     except BaseException:
@@ -51,11 +51,11 @@ def link_exclusively(source: Path, path: Path) -> bool:
     return True
 
 
-def write_temporary(path: Path, content: bytes) -> Path:
+def write_temporary(path: Path, content: bytes, *, mode: int = 0o666) -> Path:
     """The content, durable, under a name of its own beside `path`: it begins with a dot, and no reader looks at it."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        with temporary.open("wb") as file:
+        with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -9,10 +10,13 @@ import numpy as np
 import orjson
 import pytest
 
+from triform import testing
 from triform.content import by_weight
-from triform.errors import InvalidInput, InvalidRequest, MissingValue
+from triform.errors import InvalidInput, InvalidRequest, MissingValue, PayloadTooLarge
+from triform.features import Features
+from triform.predictor import Predictor
 from triform.protocols import invocations
-from triform.protocols.bodies import Call
+from triform.protocols.bodies import MAX_VALUES, Call
 from triform.service import Served
 from triform.signature import TensorMetadata
 
@@ -32,7 +36,7 @@ def csv_call(served: Serve, body: bytes, model: str = "flights", accept: str = "
     [
         (b"carrier,hour,tail,distance\nUA,7,N1,100\nAA,9,N2,5\n", {}),
         (b"distance,hour,carrier\n1e2,+7,UA\n5.0, 9,AA\n", {}),
-        (b'"distance","hour","carrier"\r\n"100",7,UA\r\n\r\n5,9,"AA"', {}),
+        (b'"distance","hour","carrier"\r\n"100",7,UA\r\n5,9,"AA"', {}),
         (b"100,7,UA\n5,9,AA\n", {}),
         (b"100,7,UA\n5,9,AA\n", {"header": "absent"}),
         (b"carrier,distance,hour\nUA,100,7\nAA,5,9\n", {"header": "present"}),
@@ -51,6 +55,56 @@ def test_an_empty_cell_is_null(served: Serve, answered: Callable[[str, Call], An
         csv_call(served, b"100,7,\n")
     with pytest.raises(MissingValue, match="row 1: cell 2 is empty"):
         csv_call(served, b"1,2,3\n4,5,\n", "linear")
+
+
+@pytest.fixture(scope="module")
+def nullable(tmp_path_factory: pytest.TempPathFactory) -> Served:
+    """y = x, of one column that may be null."""
+    root = tmp_path_factory.mktemp("nullable")
+    config = '[inputs.x]\ncolumns = [{ name = "x", null = "nan" }]'
+    models = testing.repository(root / "models", {"one": testing.identity(root / "one.onnx", "FP32")}, config={"one": config})
+    predictor = Predictor.load(models.package("one", 1), verification="sealed")
+    return Served(predictor, Features(predictor.signature, predictor.manifest.config))
+
+
+@pytest.mark.parametrize(
+    ("body", "rows"),
+    [
+        (b"1\n\n3\n", [1, None, 3]),
+        (b"1\r\n\r\n3", [1, None, 3]),
+        (b"x\n1\n\n", [1, None]),
+        (b'""\n\n1', [None, None, 1]),
+        (b"\n", [None]),
+        (b"x\n", []),
+        (b"", []),
+    ],
+)
+def test_an_empty_line_is_a_row_and_the_last_newline_is_none(nullable: Served, body: bytes, rows: list[Any]) -> None:
+    call = invocations.decode(body, ("text/csv", {}), by_weight("application/json"), nullable)
+    assert orjson.loads(call.encode(nullable.predictor.predict(call.inputs)).body) == {"predictions": rows}
+
+
+@pytest.mark.parametrize(
+    ("model", "body", "told"),
+    [
+        ("flights", b"100,7,UA\n\n5,9,AA\n", "row 1: column 'distance' is missing"),
+        ("flights", b"100,7,UA\n\n", "row 1: column 'distance' is missing"),
+        ("linear", b"1,2,3\n\n4,5,6\n", "row 1: the line is empty"),
+        ("linear", b"\n1,2,3\n", "row 0: the line is empty"),
+    ],
+)
+def test_an_empty_line_that_makes_no_row(served: Serve, model: str, body: bytes, told: str) -> None:
+    with pytest.raises(MissingValue, match=told):
+        csv_call(served, body, model)
+
+
+def test_columns_that_the_model_does_not_read_are_passed_over_and_keep_their_rows(served: Serve) -> None:
+    """In every table, as in a Parquet file; rows of nothing else are rows without values."""
+    with pytest.raises(MissingValue, match="row 0: column 'distance' is missing"):
+        csv_call(served, b"tail,note\nN1,a\nN2,b\n", header="present")
+    for asked in ({"columns": ["tail"], "data": [["N1"], ["N2"]]}, {"columns": ["tail", "hour"], "data": [["N1", 1]]}):
+        with pytest.raises(MissingValue, match="row 0: column 'distance' is missing"):
+            invocations.decode(orjson.dumps({"dataframe_split": asked}), ("", {}), [], served("flights"))
 
 
 def test_a_column_that_may_be_null_may_be_left_out_where_the_header_is_announced(served: Serve) -> None:
@@ -139,3 +193,31 @@ def test_columns_in_columns_out(served: Serve, answered: Callable[[str, Call], A
 def test_json_lines_name_the_line(served: Serve) -> None:
     with pytest.raises(InvalidRequest, match="line 3: the body is not JSON"):
         invocations.decode(b"[1,2,3]\n\n[1,2\n", ("application/jsonlines", {}), [], served("linear"))
+
+
+def test_one_long_text_does_not_make_all_cells_as_long(served: Serve) -> None:
+    call = invocations.decode(orjson.dumps({"inputs": ["a"]}), ("", {}), by_weight("text/csv"), served("text"))
+    texts = np.array(["x" * 100_000, *["a"] * 1000], dtype=object)
+    tracemalloc.start()
+    try:
+        assert call.encode({"y": texts}).body.count(b"\n") == 1001
+        assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (b"\n" * (MAX_VALUES // 3 + 1), "text/csv"),
+        (b"\r" * (MAX_VALUES + 1), "text/csv"),
+        (b"," * (MAX_VALUES + 1), "text/csv"),
+        (b"\n" * (MAX_VALUES + 1), "application/jsonlines"),
+        (b'{"dataframe_records":[%s]}' % b",".join([b"{}"] * (MAX_VALUES // 3 + 1)), ""),
+        (b'{"dataframe_split":{"columns":["hour"],"data":[%s]}}' % b",".join([b"[1]"] * (MAX_VALUES // 2 + 1)), ""),
+    ],
+)
+def test_rows_and_columns_are_at_most_so_many_values(served: Serve, body: bytes, kind: str) -> None:
+    """What is left out counts, too: it is filled in."""
+    with pytest.raises(PayloadTooLarge, match="more than 2,097,152 values"):
+        invocations.decode(body, (kind, {}), [], served("flights"))

@@ -8,8 +8,9 @@ import numpy as np
 import orjson
 import pytest
 
-from triform.errors import InvalidInput, InvalidRequest
+from triform.errors import InvalidInput, InvalidRequest, PayloadTooLarge
 from triform.protocols import oip
+from triform.protocols.bodies import MAX_VALUES
 from triform.service import Served
 
 Serve = Callable[[str], Served]
@@ -69,3 +70,12 @@ def test_columns_that_differ_in_their_rows(served: Serve, name: str) -> None:
     ]
     with pytest.raises(InvalidInput, match="differ in their number of rows"):
         oip.decode(orjson.dumps({"inputs": inputs}), None, served("flights"))
+
+
+def test_the_texts_of_all_tensors_are_at_most_so_many(served: Serve) -> None:
+    """Each is read by itself; what one tensor may not have, two may not have together."""
+    half = MAX_VALUES // 2 + 1
+    texts = {"shape": [half], "datatype": "BYTES", "parameters": {"binary_data_size": 4 * half}}
+    header = orjson.dumps({"inputs": [{"name": name, **texts} for name in ("carrier", "distance")]})
+    with pytest.raises(PayloadTooLarge, match="more than 2,097,152 values"):
+        oip.decode(header + bytes(8 * half), len(header), served("flights"))

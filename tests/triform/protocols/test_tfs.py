@@ -8,10 +8,14 @@ from typing import Any
 import orjson
 import pytest
 
-from triform.errors import InvalidInput
+from tests.calls import calls_of
+from triform.config import Column, InputConfig, ModelConfig
+from triform.errors import InvalidInput, InvalidRequest
+from triform.features import Features
 from triform.protocols import tfs
 from triform.protocols.bodies import Call
 from triform.service import Served
+from triform.signature import Signature, TensorMetadata
 
 Serve = Callable[[str], Served]
 
@@ -45,3 +49,41 @@ def test_a_column_is_a_list(served: Serve, values: Any) -> None:
 def test_the_newest_version_first() -> None:
     told = tfs.status({1: True, 12: False, 2: True})["model_version_status"]
     assert [(one["version"], one["state"]) for one in told] == [("12", "END"), ("2", "AVAILABLE"), ("1", "AVAILABLE")]
+
+
+def test_each_row_is_looked_at_once_however_many_inputs_there_are(served: Serve) -> None:
+    inputs = [TensorMetadata(f"x{i}", "FP32", ("rows", 1)) for i in range(20)]
+    config = ModelConfig(inputs={"x0": InputConfig(columns=(Column("mapped"),))})
+    signature = Signature(tuple(inputs), served("linear").signature.outputs)
+    many = Several(served("linear").predictor, Features(signature, config))
+    rows = [{t.name: [1.0] for t in inputs} for _ in range(50)]
+    assert calls_of(tfs._of_row, lambda: tfs.rows_call(rows, many, tfs.say_rows)) == 50
+
+
+WITH_A_VALUE = (
+    '{"instances": %s}',
+    '{"inputs": %s}',
+    '{"instances": [{"x": %s}]}',
+    '{"inputs": {"x": %s}}',
+    '{"instances": [{"carrier": %s, "distance": 1}]}',
+    '{"inputs": {"carrier": ["a"], "distance": %s}}',
+)
+
+
+@pytest.mark.parametrize("depth", [31, 33, 64, 65, 300, 990])
+@pytest.mark.parametrize("value", ["1", '"a"', "null", '{"b64":"YQ=="}', ""])
+@pytest.mark.parametrize("model", ["linear", "text", "flights", "lookup"])
+def test_what_is_nested_deeply_is_the_callers_mistake(served: Serve, model: str, value: str, depth: int) -> None:
+    """An error of the tree, not of the stack, whoever asks."""
+    deep = "[" * depth + value + "]" * depth
+    for asked in WITH_A_VALUE:
+        with pytest.raises(InvalidRequest):
+            served(model).signature.validate(tfs.decode((asked % deep).encode(), served(model)).inputs)
+
+
+class Several(Served):
+    """With a signature of many inputs."""
+
+    @property
+    def signature(self) -> Signature:
+        return self.features.signature

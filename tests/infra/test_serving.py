@@ -1,0 +1,188 @@
+"""The Serve form's manifests of infra/ray/serving, against the schemas of what reads them, and against Ray and `build_app`."""
+
+from __future__ import annotations
+
+import json
+import os
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from ray.serve.schema import ServeDeploySchema
+
+from ray_apps.environment import TUNED, draining_seconds, serve_environment
+from ray_apps.predict import build_app
+from tests.infra.manifests import RAY, assert_needs_few_rights, documents, mounted, only, pods, validate
+from triform.settings import Settings
+
+MANIFESTS = ("serving/access.yaml", "serving/redis.yaml", "serving/rayservice.yaml")
+DOCUMENTS = [pytest.param(one, id=f"{name}-{one['kind']}-{i}") for name in MANIFESTS for i, one in enumerate(documents(name))]
+SERVICE = only("serving/rayservice.yaml", "RayService")
+CLUSTER = SERVICE["spec"]["rayClusterConfig"]
+GROUPS = {group["groupName"]: group for group in CLUSTER["workerGroupSpecs"]}
+HEAD, *WORKERS = pods(SERVICE)
+CONFIG = yaml.safe_load(SERVICE["spec"]["serveConfigV2"])
+(REDIS,) = pods(only("serving/redis.yaml", "StatefulSet"))
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_a_manifest_fits_its_schema(document: dict[str, Any]) -> None:
+    validate(document)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "spec",
+        "spec.upgradeStrategy",
+        "spec.upgradeStrategy.clusterUpgradeOptions",
+        "spec.rayClusterConfig",
+        "spec.rayClusterConfig.gcsFaultToleranceOptions",
+        "spec.rayClusterConfig.autoscalerOptions",
+        "spec.rayClusterConfig.headGroupSpec.template.spec.containers.0.livenessProbe",
+        "spec.rayClusterConfig.workerGroupSpecs.2",
+    ],
+)
+def test_a_misspelt_field_would_be_found(path: str) -> None:
+    document = json.loads(json.dumps(SERVICE))  # a copy without YAML's shared nodes
+    target: Any = document
+    for step in path.split("."):
+        target = target[int(step) if step.isdecimal() else step]
+    target["maxSurgePercnt"] = 1
+    with pytest.raises(jsonschema.ValidationError, match="maxSurgePercnt"):
+        validate(document)
+
+
+def test_kustomize_finds_its_files() -> None:
+    (made,) = documents("serving/kustomization.yaml")
+    assert sorted(f"serving/{name}" for name in made["resources"]) == sorted(MANIFESTS)
+
+
+@pytest.mark.parametrize("pod", [HEAD, *WORKERS, REDIS])
+def test_a_pod_has_no_more_rights_than_it_needs(pod: dict[str, Any]) -> None:
+    assert_needs_few_rights(pod)
+    written = {volume["name"] for volume in pod["spec"].get("volumes", [])} or {"data"}
+    assert mounted(pod) == [written]
+
+
+def test_no_manifest_uses_merge_keys() -> None:
+    """Not every reader of YAML knows `<<`."""
+    assert not any("<<:" in (RAY / name).read_text() for name in MANIFESTS)
+
+
+def test_the_upgrade_is_what_kuberay_takes() -> None:
+    """KubeRay's ValidateClusterUpgradeOptions: an autoscaler, a gateway class, steps within the surge's bounds."""
+    strategy = SERVICE["spec"]["upgradeStrategy"]
+    assert strategy["type"] == "NewClusterWithIncrementalUpgrade"
+    assert CLUSTER["enableInTreeAutoscaling"] is True
+    assert strategy["clusterUpgradeOptions"]["gatewayClassName"]
+    (app,) = CONFIG["applications"]
+    assert SERVICE["spec"]["rayClusterDeletionDelaySeconds"] > app["args"]["drain_s"]
+
+
+def test_ray_starts_with_the_settings_that_make_serve_fast() -> None:
+    settings = {}
+    for pod in [HEAD, *WORKERS]:
+        (container,) = pod["spec"]["containers"]
+        settings = {entry["name"]: entry["value"] for entry in container["env"]}
+        assert settings.items() >= TUNED.items()
+    script = RAY.parent.parent / Path(settings["RAY_SERVE_HAPROXY_BINARY_PATH"]).relative_to("/opt/triform")
+    assert os.access(script, os.X_OK)  # copied into the image as it is here
+    ours = Settings.from_env({name: value for name, value in settings.items() if name.startswith("TRIFORM_")})
+    assert ours.repository == "s3://example-models/online"
+    kept = {ours.cache, ours.engine_cache}
+    folders = {mount["mountPath"] for mount in HEAD["spec"]["containers"][0]["volumeMounts"]}
+    assert all(any(Path(str(folder)).is_relative_to(mount) for mount in folders) for folder in kept)
+    assert not ours.allow_anonymous
+    assert ours.api_keys_file is not None
+    keys = Path(ours.api_keys_file).parent
+    for pod in [HEAD, *WORKERS]:
+        (mount,) = [one for one in pod["spec"]["containers"][0]["volumeMounts"] if one["mountPath"] == str(keys)]
+        (volume,) = [one for one in pod["spec"]["volumes"] if one["name"] == mount["name"]]
+        assert (mount["readOnly"], volume["secret"]["defaultMode"] & 0o027) == (True, 0)  # which is what `triform doctor` wants
+    assert CLUSTER["rayVersion"] == version("ray")
+
+
+def test_ray_and_build_app_read_the_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRIFORM_REPOSITORY", "models")
+    monkeypatch.setenv("TRIFORM_API_KEYS_FILE", "keys.json")
+    read = ServeDeploySchema.model_validate(CONFIG)
+    assert read.model_dump(exclude_unset=True, mode="json") == CONFIG
+    (app,) = read.applications
+    options = build_app(app.args)._bound_deployment.ray_actor_options
+    wanted = [name for name, group in GROUPS.items() if group["minReplicas"] > 0]
+    limits = GROUPS[wanted[0]]["template"]["spec"]["containers"][0]["resources"]["limits"]
+    replicas = int(int(limits["cpu"]) / options["num_cpus"])
+    assert app.args["autoscaling"]["min_replicas"] <= replicas * GROUPS[wanted[0]]["minReplicas"]
+    assert app.args["autoscaling"]["max_replicas"] == replicas * GROUPS[wanted[0]]["maxReplicas"]
+
+
+def test_a_pod_that_must_go_has_the_time_for_what_is_in_flight() -> None:
+    """Before SIGTERM its place in the Service; then Serve's draining period and `drain_s`; then the kill."""
+    (app,) = CONFIG["applications"]
+    for pod in WORKERS:
+        (container,) = pod["spec"]["containers"]
+        settings = {entry["name"]: entry["value"] for entry in container["env"]}
+        drain = float(settings["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"])
+        assert drain > draining_seconds(settings) + app["args"]["drain_s"]
+        first = float(container["lifecycle"]["preStop"]["exec"]["command"][-1].removeprefix("sleep "))
+        assert pod["spec"]["terminationGracePeriodSeconds"] > first + drain
+
+
+def test_clients_find_the_ports_that_serve_listens_at() -> None:
+    ports = {"serve": CONFIG["http_options"]["port"], "grpc": CONFIG["grpc_options"]["port"]}
+    assert {port["name"]: port["targetPort"] for port in SERVICE["spec"]["serveService"]["spec"]["ports"]} == ports
+    for pod in WORKERS:
+        (container,) = pod["spec"]["containers"]
+        named = {port["name"]: port["containerPort"] for port in container["ports"]}
+        assert named.items() >= ports.items()
+        (readiness,) = [container["readinessProbe"]["exec"]["command"][-1]]
+        assert f"localhost:{ports['serve']}/-/healthz" in readiness
+
+
+def test_only_the_clusters_own_pods_reach_replicas_and_haproxys_pages() -> None:
+    policies = {p["metadata"]["name"]: p["spec"] for p in documents("serving/access.yaml") if p["kind"] == "NetworkPolicy"}
+    serve = policies["triform-serve"]
+    own = {"podSelector": serve["podSelector"]}
+    assert all(pod["metadata"]["labels"] == serve["podSelector"]["matchLabels"] for pod in [HEAD, *WORKERS])
+    open_to_others = set()
+    for rule in serve["ingress"]:
+        if rule["from"] == [own]:
+            assert "ports" not in rule
+        else:
+            open_to_others |= {port["port"] for port in rule["ports"]}
+    environment = serve_environment(Path("/tmp"))
+    metrics, stats = (int(environment[f"RAY_SERVE_HAPROXY_{name}_PORT"]) for name in ("METRICS", "STATS"))
+    assert open_to_others == {8000, 9000, 8265, 8080, 44217, metrics}
+    (prometheus,) = [rule for rule in serve["ingress"] if any(port["port"] == metrics for port in rule.get("ports", []))]
+    (source,) = prometheus["from"]
+    assert source["podSelector"]["matchLabels"] == {"app.kubernetes.io/name": "prometheus"}
+    assert not {stats, 8500, 9500, 30000, 40000} & open_to_others
+    (rule,) = policies["triform-redis"]["ingress"]
+    assert rule["from"] == [own]
+
+
+def test_the_heads_memory_is_the_redis_that_is_deployed() -> None:
+    options = CLUSTER["gcsFaultToleranceOptions"]
+    service = only("serving/redis.yaml", "Service")
+    assert options["redisAddress"] == f"redis://{service['metadata']['name']}:{service['spec']['ports'][0]['port']}"
+    (container,) = REDIS["spec"]["containers"]
+    secrets = {entry["name"]: entry["valueFrom"]["secretKeyRef"] for entry in container["env"]}
+    assert options["redisPassword"]["valueFrom"]["secretKeyRef"] == secrets["PASSWORD"]
+    assert service["spec"]["selector"] == REDIS["metadata"]["labels"]
+
+
+@pytest.mark.parametrize(("name", "group"), [("serve.gpu.yaml", "gpu"), ("serve.mig.yaml", "mig")])
+def test_replicas_on_gpus_find_workers_that_have_what_they_ask(name: str, group: str) -> None:
+    (app,) = yaml.safe_load((RAY.parent.parent / "ray_apps" / name).read_text())["applications"]
+    limits = GROUPS[group]["template"]["spec"]["containers"][0]["resources"]["limits"]
+    gpus = int(limits.get("nvidia.com/gpu", GROUPS[group]["rayStartParams"].get("num-gpus", 0)))
+    most = app["args"]["autoscaling"]["max_replicas"]
+    fit = min(int(int(limits["cpu"]) / app["args"]["num_cpus"]), int(gpus / app["args"]["num_gpus"]))
+    assert fit * GROUPS[group]["maxReplicas"] == most
+    asked = app["args"].get("resources", {})
+    assert json.loads(json.loads(GROUPS[group]["rayStartParams"].get("resources", '"{}"'))) == asked
+    assert {f"nvidia.com/{slice_}" for slice_ in asked} <= set(limits)
