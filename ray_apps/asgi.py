@@ -8,11 +8,13 @@ A caller who goes away is the server's to notice: it cancels the call, and with 
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 from urllib.parse import quote
 
+from triform.errors import BodyTimeout
 from triform.http import REQUEST_ID, HttpRequest, HttpResponse, HttpSurface
 
 Message = MutableMapping[str, Any]
@@ -53,13 +55,27 @@ class AsgiApp:
         query = scope.get("query_string", b"").decode(LATIN)
         response = await self.surface.greet(HttpRequest(scope["method"], _path(scope), headers, b"", query, _client(scope)))
         if isinstance(response, HttpRequest):
-            body = await _read(receive, self.surface.limits.request)
-            if body is None:
+            answered = await self._handle(response, receive, deadline)
+            if answered is None:
                 return
-            response = await self.surface.handle_async(response._replace(body=body), deadline=deadline)
+            response = answered
         if self._told_by_server and (REQUEST_ID, response.headers[REQUEST_ID]) in headers:
             del response.headers[REQUEST_ID]
         await _answer(response, send, length=scope["method"] != "HEAD")
+
+    async def _handle(self, request: HttpRequest, receive: Receive, deadline: float) -> HttpResponse | None:
+        """The answer to a request whose body is still to come; None: the caller has gone."""
+        started = time.perf_counter()
+        try:
+            async with asyncio.timeout(self.timeout):
+                body = await _read(receive, self.surface.limits.request)
+        except TimeoutError:
+            error = BodyTimeout(f"the body did not come within {self.timeout:g} s")
+            response = self.surface.refuse(error, request.headers)
+            self.surface.service.refused(response.headers[REQUEST_ID], error, started)
+            response.headers["connection"] = "close"  # what would still come is not read
+            return response
+        return None if body is None else await self.surface.handle_async(request._replace(body=body), deadline=deadline)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         while True:

@@ -88,7 +88,7 @@ def build_app(args: Mapping[str, Any]) -> serve.Application:
         graceful_shutdown_timeout_s=draining_seconds(os.environ) + arguments.drain_s,
         graceful_shutdown_wait_loop_s=min(arguments.drain_s, 0.5),
         ray_actor_options=arguments.ray_actor_options(),
-        logging_config=LoggingConfig(enable_access_log=False),
+        logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),  # its access log is made even if off
     )
     return deployment.bind(arguments, settings)
 

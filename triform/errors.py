@@ -6,6 +6,7 @@
     │   │   └── MissingValue        a required value is absent or null                      missing_value
     │   ├── InvalidReference        not a model reference                                   invalid_reference
     │   ├── PayloadTooLarge         a body beyond its limit                                 payload_too_large
+    │   ├── BodyTimeout             a body that did not come in time                        body_timeout
     │   ├── ReferenceNotAllowed     an input or output that callers may not name            reference_not_allowed
     │   ├── UnsupportedMediaType    a body in a format or encoding nobody here reads        unsupported_media_type
     │   └── NotAcceptable           no format that the caller accepts                       not_acceptable
@@ -93,6 +94,13 @@ class PayloadTooLarge(InvalidRequest):
     code = "payload_too_large"
     http_status = 413
     grpc_status = "RESOURCE_EXHAUSTED"
+
+
+class BodyTimeout(InvalidRequest):
+    code = "body_timeout"
+    http_status = 408
+    grpc_status = "DEADLINE_EXCEEDED"
+    retryable = True
 
 
 class ReferenceNotAllowed(InvalidRequest):

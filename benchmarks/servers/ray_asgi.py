@@ -20,7 +20,7 @@ def main() -> None:
         def __serve_build_asgi_app__(self) -> Any:
             return RawApp()
 
-    options = {"max_ongoing_requests": 1024, "logging_config": {"enable_access_log": False}}
+    options = {"max_ongoing_requests": 1024, "logging_config": {"enable_access_log": False, "log_level": "WARNING"}}
     serve_until_told(serve.deployment(serve.ingress()(Raw), **options).bind(), int(sys.argv[1]))
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import orjson
 import pytest
+import uvicorn
 
 from ray_apps.arguments import Arguments
 from ray_apps.asgi import AsgiApp
@@ -154,6 +158,32 @@ def test_a_request_ends_at_its_deadline(online_models: Path) -> None:
     with running(online_models, timeout_s=1e-6) as app:
         answer = app.request("POST", PREDICT, body=[BODY])
     assert (answer.status, orjson.loads(answer.body)["code"]) == (504, "deadline_exceeded")
+
+
+@contextmanager
+def on_uvicorn(app: RunningApp) -> Iterator[tuple[str, int]]:
+    """The application behind the server that Ray Serve has."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = uvicorn.Server(uvicorn.Config(app.app, log_level="critical", lifespan="off"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+        thread.start()
+        yield listening.getsockname()[:2]
+        server.should_exit = True
+        thread.join(30)
+
+
+@pytest.mark.parametrize("sent", [b"", BODY[:5]])
+def test_a_body_that_does_not_come_is_waited_for_only_so_long(online_models: Path, sent: bytes) -> None:
+    head = f"POST {PREDICT} HTTP/1.1\r\nhost: localhost\r\nx-request-id: slow-1\r\ncontent-length: {len(BODY)}\r\n\r\n".encode()
+    telemetry = RecordingTelemetry()
+    with running(online_models, telemetry, timeout_s=0.3) as app, on_uvicorn(app) as address:
+        with socket.create_connection(address, timeout=30) as slow, slow.makefile("rb") as answers:
+            slow.sendall(head + sent)
+            status, *headers = iter(answers.readline, b"\r\n")
+            told = orjson.loads(answers.read())  # to the end: the connection is closed
+        assert (status, told["code"]) == (b"HTTP/1.1 408 Request Timeout\r\n", "body_timeout")
+        assert {b"connection: close\r\n", b"x-request-id: slow-1\r\n"} <= set(headers)
+    assert [r.code for r in telemetry.records] == ["body_timeout"]
 
 
 def test_the_server_may_start_and_stop_it_and_websockets_are_refused(online_models: Path) -> None:
