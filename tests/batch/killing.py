@@ -97,15 +97,23 @@ def kill_actors(times: int, chance: random.Random, killed: list[int]) -> Callabl
 def pause_the_first_until_there_are_two(at_work: Callable[[], bool]) -> Callable[[threading.Event], None]:
     """The actor that is there first stands still, from when it is at work, until there is another."""
 
+    gone = {process.pid for process in scorers()}  # those of the run before, which may still be ending
+
+    def ours() -> list[psutil.Process]:
+        return [process for process in scorers() if process.pid not in gone]
+
     def work(over: threading.Event) -> None:
-        first: psutil.Process | None = None
         deadline = time.monotonic() + 120
-        while not over.wait(0.05) and len(alive := scorers()) < 2 and time.monotonic() < deadline:
-            if first is None and alive and at_work():
-                first = alive[0]
-                first.suspend()
-        if first is not None:
-            first.resume()
+        while not (alive := ours()):
+            if over.wait(0.05) or time.monotonic() > deadline:
+                return
+        while not at_work():
+            if over.wait(0.002) or time.monotonic() > deadline:
+                return
+        alive[0].suspend()
+        while not over.wait(0.05) and len(ours()) < 2 and time.monotonic() < deadline:
+            pass
+        alive[0].resume()
 
     return work
 

@@ -13,8 +13,9 @@ from triform.pipeline import Behind, ahead
 
 @pytest.fixture(autouse=True)
 def _no_thread_is_left_over() -> Iterator[None]:
+    before = set(threading.enumerate())  # those of tests before it, which last as long as the process
     yield
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("triform-")]
+    assert not [thread for thread in threading.enumerate() if thread not in before and thread.name.startswith("triform-")]
 
 
 def _until_quiet(seen: list[int]) -> None:
