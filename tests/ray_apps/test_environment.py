@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import orjson
 from ray.serve._private import constants
 
-from ray_apps.environment import serve_environment
+from ray_apps.environment import serve_environment, tuned
 from ray_apps.ports import Ports
 
 
@@ -32,6 +34,24 @@ def test_a_replica_that_goes_away_is_told_of_as_something_to_try_again(tmp_path:
     assert lines[0] == "HTTP/1.1 503 Service Unavailable"
     assert set(lines[1:]) == {"content-type: application/json", "retry-after: 1", f"content-length: {len(page)}"}
     assert orjson.loads(page)["code"] == "unavailable"
+
+
+def told(*command: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """What a program says in a child's environment: all of ours, and that."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    return subprocess.run(command, env={**os.environ, "PATH": path, **environ}, capture_output=True, text=True, timeout=30)
+
+
+def test_haproxy_is_found_where_the_environment_is_set_already() -> None:
+    """A child of a process that has it, and a manifest that gives the script alone: neither starts the script by itself."""
+    script = tuned()["RAY_SERVE_HAPROXY_BINARY_PATH"]
+    assert not Path(tuned()["RAY_APPS_HAPROXY"]).samefile(script)
+    again = told(sys.executable, "-m", "ray_apps.environment", **tuned())
+    assert again.stdout.splitlines() == [f"export {name}={value}" for name, value in tuned().items()]
+    alone = {"RAY_SERVE_HAPROXY_BINARY_PATH": script, "RAY_APPS_HAPROXY": ""}
+    assert told(script, "-v", **alone).stdout.startswith("HAProxy version")
+    itself = told(script, "-v", **alone | {"RAY_APPS_HAPROXY": script})
+    assert (itself.returncode, "names" in itself.stderr) == (2, True)
 
 
 def test_every_port_that_serve_would_choose_itself_is_set() -> None:
