@@ -148,7 +148,9 @@ class OpenInference:
         with service.exchange(request_id, deadline=deadline, caller=caller) as exchange:
             version = version_of(override[0] if override else request.model_version or None)
             served = exchange.choose(request.model_name or None, version=version)
-            encoded = await self.surface.answer(exchange, partial(decode, request, served, limit=self.surface.limits.request))
+            size = 0 if request.raw_input_contents else request.ByteSize()  # what is raw is not read byte by byte
+            call = partial(decode, request, served, limit=self.surface.limits.request)
+            encoded = await self.surface.answer(exchange, call, size)
         return Serialized(encoded.body)
 
     def _model(self, request: Any) -> str | None:

@@ -12,10 +12,10 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ray_apps.arguments import Arguments
 from ray_apps.health import Health
@@ -43,7 +43,7 @@ class Hosted(NamedTuple):
 
     surface: HttpSurface
     batched: Batched
-    threads: ThreadPoolExecutor
+    executors: tuple[Executor, ...]
     live: Live
     health: Health
 
@@ -51,7 +51,8 @@ class Hosted(NamedTuple):
         """Waits for what is in flight, then ends the threads."""
         await self.live.end()
         await self.batched.drain()
-        self.threads.shutdown(wait=False)
+        for executor in self.executors:
+            executor.shutdown(wait=False)
         self.health.end()
 
 
@@ -71,11 +72,16 @@ def host(arguments: Arguments, settings: Settings, telemetry: Telemetry) -> Host
         if named not in names:
             raise ConfigurationError(f"args: '{named}' is not among the models here ({', '.join(names[:10])})")
     threads = ThreadPoolExecutor(MOST_THREADS, thread_name_prefix="triform-run")
+    bodies = ThreadPoolExecutor(1, thread_name_prefix="triform-body")  # more would only contend for the interpreter
     batched = Batched(threads, arguments.overrides)
     live = Live(followers, node, models, batched, load, everything=not refs)
     access = open_access(settings, asyncio.to_thread, public=False)
-    surface = HttpSurface(InferenceService(models, batched), arguments.limits(), access)
-    return Hosted(surface, batched, threads, live, Health(models, seconds=arguments.health_timeout_s))
+    surface = HttpSurface(InferenceService(models, batched, partial(_in, bodies)), arguments.limits(), access)
+    return Hosted(surface, batched, (threads, bodies), live, Health(models, seconds=arguments.health_timeout_s))
+
+
+async def _in(executor: Executor, work: Callable[[], Any]) -> Any:
+    return await asyncio.get_running_loop().run_in_executor(executor, work)
 
 
 def _refs(arguments: Arguments) -> list[Ref]:

@@ -51,6 +51,7 @@ MODEL: Final = "x-triform-model"
 _CLEAN_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/=+@-]{0,127}")
 FORM: Final = "application/x-www-form-urlencoded"  # what `curl -d` says of JSON
 BINARY: Final = "application/octet-stream"
+_UNPACKED: Final = 32  # times the size of a packed body that it may well have unpacked
 _DIGITS: Final = re.compile(r"[0-9]{1,15}")
 
 
@@ -149,7 +150,8 @@ class HttpSurface:
         except Exception:
             log.exception("request %s failed", received.request_id, extra=received.logged())
             status, encoded = _failure(TriformError("the server failed; its log knows why"))
-        body, packed = pack(encoded.body, received.listed("accept-encoding"))
+        accepted = received.listed("accept-encoding")
+        body, packed = await self.service.do(partial(pack, encoded.body, accepted), len(encoded.body) if accepted else 0)
         headers = {"content-type": encoded.content_type, **encoded.headers, **received.told, **packed}
         headers[REQUEST_ID] = received.request_id
         return HttpResponse(status, headers, b"" if http.method == "HEAD" else body)
@@ -229,20 +231,22 @@ class HttpSurface:
             served = exchange.choose(chosen.get("model"), version=_version(received, chosen), alias=chosen.get("alias"))
             received.told[MODEL] = served.manifest.ref
             with exchange.stage("decode"):
-                body = self._body(received)
-            encoded = await self.answer(exchange, partial(decode, body, served))
+                packed = received.header("content-encoding") is not None
+                size = len(received.http.body) * (_UNPACKED if packed else 1)
+                body = await self.service.do(partial(self._body, received), size if packed else 0)
+            encoded = await self.answer(exchange, partial(decode, body, served), len(body))
         return 200, encoded
 
-    async def answer(self, exchange: Exchange, decode: Callable[[], Call]) -> Encoded:
+    async def answer(self, exchange: Exchange, decode: Callable[[], Call], size: int = 0) -> Encoded:
         """The way of a request whose version is chosen, whatever its protocol. No step is begun after the deadline.
 
-        Raises what each step does, `DeadlineExceeded`, and `AnswerTooLarge`.
+        `size`: the bytes that `decode` has to read. Raises what each step does, `DeadlineExceeded`, and `AnswerTooLarge`.
         """
         with exchange.stage("decode"):
-            call = decode()
+            call = await self.service.do(decode, size)
         outputs = await exchange.infer(call.inputs)
         with exchange.stage("encode"):
-            encoded = call.encode(outputs)
+            encoded = await self.service.do(partial(call.encode, outputs), sum(array.nbytes for array in outputs.values()))
         check(exchange.deadline, "the answer was sent")
         if len(encoded.body) > self.limits.response:
             raise AnswerTooLarge(

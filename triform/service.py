@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 from triform.deadlines import check
 from triform.errors import AliasNotFound, InvalidRequest, ModelNotFound, ResourceExhausted, TriformError, VersionNotFound
@@ -54,6 +54,10 @@ class Ran(NamedTuple):
 
 
 Execute = Callable[[Served, Mapping[str, Array], float | None], Awaitable[Ran]]
+Aside = Callable[[Callable[[], Any]], Awaitable[Any]]
+T = TypeVar("T")
+# Bytes of JSON. To read so many takes about the 5 ms for which one thread of Python keeps the others waiting anyway.
+LARGE: Final = 512 << 10
 
 
 async def run_here(served: Served, inputs: Mapping[str, Array], deadline: float | None) -> Ran:
@@ -269,11 +273,22 @@ class Exchange:
 
 
 class InferenceService:
-    """What a host runs: its models, how they are run, and a record of each request."""
+    """What a host runs: its models, how they are run, and a record of each request.
 
-    def __init__(self, models: Models, execute: Execute = run_here) -> None:
+    `aside`: for a host with an event loop, does work in a thread, so that the loop goes on meanwhile.
+    """
+
+    def __init__(self, models: Models, execute: Execute = run_here, aside: Aside | None = None) -> None:
         self.models = models
         self.execute = execute
+        self.aside = aside
+
+    async def do(self, work: Callable[[], T], size: int) -> T:
+        """What `work` on so many bytes returns; on many it is done aside."""
+        if self.aside is None or size < LARGE:
+            return work()
+        done: T = await self.aside(work)
+        return done
 
     @contextmanager
     def exchange(

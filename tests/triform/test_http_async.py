@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+import gzip
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import pytest
 
 from tests.conformance import models
 from triform.batching import Batched, BatchOptions
-from triform.http import HttpRequest, HttpSurface
+from triform.http import HttpRequest, HttpResponse, HttpSurface
 from triform.predictor import Predictor
 from triform.service import InferenceService
 from triform.testing import RecordingTelemetry, centred, repository
@@ -40,6 +42,52 @@ def surface(online_models: Path, telemetry: RecordingTelemetry) -> HttpSurface:
 
 def batched(surface: HttpSurface, threads: ThreadPoolExecutor, **options: BatchOptions) -> HttpSurface:
     return HttpSurface(InferenceService(surface.service.models, Batched(threads, options)))
+
+
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_loop_goes_on_while_large_bodies_are_read_and_written(surface: HttpSurface, large: bool, packed: bool) -> None:
+    rows = [[i / 7, i / 3, i / 11] for i in range(200_000 if large else 2)]
+    body = orjson.dumps({"instances": rows})
+    headers = [("content-encoding", "gzip")] if packed else []
+    request = HttpRequest("POST", "/v1/models/linear:predict", headers, gzip.compress(body, 1) if packed else body)
+    expected = surface.handle(request)
+    aside: list[str] = []
+
+    async def at_once(threads: ThreadPoolExecutor) -> HttpResponse:
+        loop = asyncio.get_running_loop()
+
+        async def elsewhere(work: Callable[[], object]) -> object:
+            ticked, loop_goes_on = threading.Event(), threading.Event()
+            loop.call_later(0.01, ticked.set)
+
+            def do() -> object:
+                if ticked.wait(30):
+                    loop_goes_on.set()
+                return work()
+
+            done = await loop.run_in_executor(threads, do)
+            aside.append("ticked" if loop_goes_on.is_set() else "stood still")
+            return done
+
+        service = InferenceService(surface.service.models, aside=elsewhere)
+        return await HttpSurface(service).handle_async(request)
+
+    with ThreadPoolExecutor(1) as threads:
+        answer = asyncio.run(at_once(threads))
+    assert (answer.status, answer.body) == (expected.status, expected.body)
+    assert aside == (["ticked"] * (3 if packed else 2) if large else [])
+
+
+def test_what_fails_aside_fails_as_on_the_loop(surface: HttpSurface, threads: ThreadPoolExecutor) -> None:
+    async def elsewhere(work: Callable[[], object]) -> object:
+        return await asyncio.get_running_loop().run_in_executor(threads, work)
+
+    service = InferenceService(surface.service.models, aside=elsewhere)
+    request = predict("linear", *([[1.0, 2.0, 3.0]] * 100_000), [1.0, "two", 3.0])
+    answer = asyncio.run(HttpSurface(service).handle_async(request))
+    assert (answer.status, answer.body) == ((expected := surface.handle(request)).status, expected.body)
+    assert answer.status == 400
 
 
 def test_many_at_once_are_answered_as_one_by_one(
