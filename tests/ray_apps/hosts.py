@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import tempfile
 import threading
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -19,6 +21,7 @@ from ray_apps.asgi import AsgiApp
 from ray_apps.hosting import host
 from tests.conformance.models import DEFAULT
 from tests.ray_apps.ports import SERVE_PORTS
+from triform.routes import LIVE
 from triform.telemetry import Silent, Telemetry
 
 Headers = Sequence[tuple[bytes, bytes]]
@@ -92,6 +95,23 @@ def running(
         loop.close()
 
 
+def _await_forgotten(prefix: str, seconds: float = 60.0) -> None:
+    """Until HAProxy knows of the application no more, some time after Serve does: who comes next may be the only one again."""
+    deadline = time.monotonic() + seconds
+    while True:
+        connection = http.client.HTTPConnection("127.0.0.1", SERVE_PORTS.http, timeout=10)
+        try:
+            connection.request("GET", f"{prefix}{LIVE}")
+            if connection.getresponse().status == 404:
+                return
+        except OSError:
+            pass  # it changes its configuration
+        finally:
+            connection.close()
+        assert time.monotonic() < deadline, f"{prefix} is still there"
+        time.sleep(0.1)
+
+
 @contextmanager
 def served(repository: Path, prefix: str = "/", name: str | None = None, **args: Any) -> Iterator[tuple[str, int]]:
     """Host and port of the application on the cluster that this process is connected to, below a prefix of its own.
@@ -117,3 +137,5 @@ def served(repository: Path, prefix: str = "/", name: str | None = None, **args:
         yield "127.0.0.1", SERVE_PORTS.http
     finally:
         serve.delete(name)
+        if prefix != "/":
+            _await_forgotten(prefix)

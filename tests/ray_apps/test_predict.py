@@ -8,6 +8,7 @@ import os
 import re
 import time
 import urllib.request
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -94,21 +95,30 @@ def test_what_is_counted_is_exported_by_ray(address: tuple[str, int], ray_cluste
 
 
 def histogram_is_whole(lines: list[str], name: str, requests: str) -> bool:
-    """Whether a histogram reads as Prometheus has them, and has seen each of the requests."""
-    seen: dict[str, list[tuple[dict[str, str], float]]] = {}
+    """Whether a histogram reads as Prometheus has them, and has seen each request, in each replica that is alive.
+
+    Of those that are gone Ray keeps the counters only.
+    """
+    buckets: dict[tuple[str, str], dict[float, float]] = {}
+    others: dict[tuple[str, str], defaultdict[str, float]] = {}
     for line in lines:
         metric, _, rest = line.partition("{")
         labels, _, value = rest.rpartition("} ")
-        seen.setdefault(metric, []).append((dict(re.findall(r'(\w+)="([^"]*)"', labels)), float(value)))
-    assert {f"{name}_bucket", f"{name}_sum", f"{name}_count"} <= set(seen)
-    mine = [(labels, value) for labels, value in seen[f"{name}_bucket"] if labels["model"] == "linear"]
-    by_bound = sorted((float(labels["le"]), value) for labels, value in mine)
-    values = [value for _, value in by_bound]
-    assert values == sorted(values)
-    total = sum(value for labels, value in seen[f"{name}_count"] if labels["model"] == "linear")
-    assert by_bound[-1] == (float("inf"), values[-1])
-    answered = sum(value for labels, value in seen[requests] if labels["model"] == "linear")
-    return len({labels["le"] for labels, _ in mine}) == 17 and values[-1] == total == answered > 0
+        series = dict(re.findall(r'(\w+)="([^"]*)"', labels))
+        if series.get("model") == "linear":
+            key = series["WorkerId"], series["version"]
+            if metric == f"{name}_bucket":
+                buckets.setdefault(key, {})[float(series["le"])] = float(value)
+            else:
+                others.setdefault(key, defaultdict(float))[metric] += float(value)
+    for key, of_one in buckets.items():
+        values = [value for _, value in sorted(of_one.items())]
+        assert values == sorted(values)
+        if len(values) < 17 or f"{name}_sum" not in others[key]:
+            return False
+        if not values[-1] == others[key][f"{name}_count"] == others[key][requests] > 0:
+            return False
+    return bool(buckets)
 
 
 def test_replicas_listen_on_loopback_only_where_serve_does(address: tuple[str, int]) -> None:
