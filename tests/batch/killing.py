@@ -104,16 +104,16 @@ def pause_the_first_until_there_are_two(at_work: Callable[[], bool]) -> Callable
 
     def work(over: threading.Event) -> None:
         deadline = time.monotonic() + 120
-        while not (alive := ours()):
-            if over.wait(0.05) or time.monotonic() > deadline:
-                return
         while not at_work():
-            if over.wait(0.002) or time.monotonic() > deadline:
+            if over.wait(0.01) or time.monotonic() > deadline:
                 return
-        alive[0].suspend()
+        first, *others = ours()
+        if others:
+            return
+        first.suspend()
         while not over.wait(0.05) and len(ours()) < 2 and time.monotonic() < deadline:
             pass
-        alive[0].resume()
+        first.resume()
 
     return work
 
