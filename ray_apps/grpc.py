@@ -148,9 +148,12 @@ class OpenInference:
         with service.exchange(request_id, deadline=deadline, caller=caller) as exchange:
             version = version_of(override[0] if override else request.model_version or None)
             served = exchange.choose(request.model_name or None, version=version)
-            size = 0 if request.raw_input_contents else request.ByteSize()  # what is raw is not read byte by byte
-            call = partial(decode, request, served, limit=self.surface.limits.request)
-            encoded = await self.surface.answer(exchange, call, size)
+            size, limit = request.ByteSize(), self.surface.limits.request
+            if size > limit:
+                raise PayloadTooLarge(f"the message has more than the {limit} bytes that are allowed")
+            if all(given.datatype != "BYTES" for given in request.inputs):  # numbers that are raw are not read one by one
+                size -= sum(map(len, request.raw_input_contents))
+            encoded = await self.surface.answer(exchange, partial(decode, request, served), size)
         return Serialized(encoded.body)
 
     def _model(self, request: Any) -> str | None:
@@ -210,11 +213,9 @@ def _fail(context: Any, error: TriformError) -> None:
     context.set_details(told(error)[:_MOST_TOLD])
 
 
-def decode(request: Any, served: Served, *, limit: int) -> Call:
+def decode(request: Any, served: Served) -> Call:
     """The call in a ModelInferRequest. Raises `InvalidRequest` and its kinds."""
     raw = request.raw_input_contents
-    if request.ByteSize() > limit:
-        raise PayloadTooLarge(f"the message has more than the {limit} bytes that are allowed")
     if raw and len(raw) != len(request.inputs):
         raise InvalidRequest(f"raw_input_contents has {len(raw)} tensors, inputs has {len(request.inputs)}")
     if raw and any(given.HasField("contents") for given in request.inputs):

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 from triform.deadlines import check
 from triform.errors import AliasNotFound, InvalidRequest, ModelNotFound, ResourceExhausted, TriformError, VersionNotFound
@@ -54,10 +54,18 @@ class Ran(NamedTuple):
 
 
 Execute = Callable[[Served, Mapping[str, Array], float | None], Awaitable[Ran]]
-Aside = Callable[[Callable[[], Any]], Awaitable[Any]]
 T = TypeVar("T")
 # Bytes of JSON. To read so many takes about the 5 ms for which one thread of Python keeps the others waiting anyway.
 LARGE: Final = 512 << 10
+
+
+class Aside(Protocol):
+    """Does `work` on so many bytes in a thread, so that the event loop goes on meanwhile; `urgent`: it ends a request.
+
+    Raises `Overloaded`, `DeadlineExceeded` when it comes, and what `work` raises.
+    """
+
+    def __call__(self, work: Callable[[], T], size: int, deadline: float | None, *, urgent: bool = False) -> Awaitable[T]: ...
 
 
 async def run_here(served: Served, inputs: Mapping[str, Array], deadline: float | None) -> Ran:
@@ -263,19 +271,24 @@ class Exchange:
         assert self.served is not None, "choose comes first"  # noqa: S101 - a fault of ours
         with self.stage("decode"):
             checked = self.served.signature.validate(inputs)
+        return await self.infer_checked(checked)
+
+    async def infer_checked(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """The same for arrays that fit the chosen version's signature."""
+        assert self.served is not None, "choose comes first"  # noqa: S101 - a fault of ours
         with self.stage("execute"):
-            ran = await self._execute(self.served, checked, self.deadline)
+            ran = await self._execute(self.served, inputs, self.deadline)
         if ran.queued:
             self.stages["queue"] = ran.queued
             self.stages["execute"] -= ran.queued
-        self.rows, self.batch_rows = rows_of(checked), ran.batch_rows
+        self.rows, self.batch_rows = rows_of(inputs), ran.batch_rows
         return ran.outputs
 
 
 class InferenceService:
     """What a host runs: its models, how they are run, and a record of each request.
 
-    `aside`: for a host with an event loop, does work in a thread, so that the loop goes on meanwhile.
+    `aside`: for a host with an event loop (`aside.OneByOne`).
     """
 
     def __init__(self, models: Models, execute: Execute = run_here, aside: Aside | None = None) -> None:
@@ -283,12 +296,11 @@ class InferenceService:
         self.execute = execute
         self.aside = aside
 
-    async def do(self, work: Callable[[], T], size: int) -> T:
-        """What `work` on so many bytes returns; on many it is done aside."""
+    async def do(self, work: Callable[[], T], size: int, deadline: float | None, *, urgent: bool = False) -> T:
+        """What `work` on so many bytes returns; on many it is done aside. Raises as `Aside`."""
         if self.aside is None or size < LARGE:
             return work()
-        done: T = await self.aside(work)
-        return done
+        return await self.aside(work, size, deadline, urgent=urgent)
 
     @contextmanager
     def exchange(
