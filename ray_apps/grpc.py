@@ -106,8 +106,9 @@ class OpenInference:
             models = self.surface.service.models
             index = MESSAGES["RepositoryIndexResponse"]()
             for name in models.names():
-                for version in models.versions(name) if http.caller is None or http.caller.may_see(name) else ():
-                    ready = models.is_ready(name, version)
+                if http.caller is not None and not http.caller.may_see(name):
+                    continue
+                for version, ready in models.states(name).items():
                     if ready or not request.ready:
                         index.models.add(name=name, version=str(version), state="READY" if ready else "UNAVAILABLE")
             return index

@@ -297,12 +297,8 @@ class HttpSurface:
         return _json({"name": chosen["model"], "ready": ready}, 200 if ready else 503)
 
     def v1_status(self, received: Received, chosen: Chosen) -> Answer:  # noqa: ARG002
-        models, model = self.service.models, chosen["model"]
-        if "version" in chosen or "alias" in chosen:
-            versions = [models.version_of(model, version=version_of(chosen.get("version")), alias=chosen.get("alias"))]
-        else:
-            versions = models.versions(model)
-        return _json(tfs.status({version: models.is_ready(model, version) for version in versions}))
+        version, alias = version_of(chosen.get("version")), chosen.get("alias")
+        return _json(tfs.status(self.service.models.states(chosen["model"], version=version, alias=alias)))
 
     def v1_metadata(self, received: Received, chosen: Chosen) -> Answer:  # noqa: ARG002
         return _json(tfs.metadata(self._served(chosen)))

@@ -144,18 +144,19 @@ class Models:
     def replace(self, model: str, predictors: Mapping[int, Predictor], aliases: Mapping[str, int]) -> None:
         """Makes these the model's versions, and what its aliases mean, all at once in place of what it had.
 
-        Who was given a version keeps it until he is done. The first alias that means a version is its variant.
+        Who was given a version keeps it until he is done. The first alias that means a version is its variant. What is new is told
+        of before it is served, so that no request waits for that.
         """
         with self._adding:
             before = self._models.get(model, _Versions()).slots
             slots = {version: self._slot_of(predictor, version, aliases, before) for version, predictor in predictors.items()}
-            self._models = {**self._models, model: _Versions(slots, dict(aliases))}
-        for version, slot in before.items():
-            if slot.served is not None and slots.get(version) is not slot:
-                self._told(slot.served, code=FREED)
-        for version, slot in slots.items():
-            if before.get(version) is not slot:
+            for slot in slots.values():
                 slot.get()
+            self._models = {**self._models, model: _Versions(slots, dict(aliases))}
+        here = {(version, slot.variant) for version, slot in slots.items()}
+        for version, slot in before.items():
+            if slot.served is not None and (version, slot.variant) not in here:
+                self._told(slot.served, code=FREED)
 
     def _slot_of(self, predictor: Predictor, version: int, aliases: Mapping[str, int], before: Mapping[int, _Slot]) -> _Slot:
         """That which holds it as this variant already, else a new one."""
@@ -166,7 +167,7 @@ class Models:
         return _Slot(lambda: predictor, variant, self._told)
 
     def _told(self, served: Served, code: str = "ok") -> None:
-        """Of every load and every end exactly once."""
+        """Of every load once, and of the end of what no other took the place of."""
         predictor = served.predictor
         load = LoadRecord.of(
             predictor.manifest, predictor.provider, predictor.load_seconds, form=self.form, variant=served.variant, code=code
@@ -185,13 +186,16 @@ class Models:
         """The versions at hand, rising. Raises `ModelNotFound`."""
         return sorted(self._versions(model).slots)
 
+    def states(self, model: str, *, version: int | None = None, alias: str | None = None) -> dict[int, bool]:
+        """Of each version at hand, or the one that was asked for, whether it is ready (`is_ready`). Loads nothing. Raises as `get`."""
+        if version is not None or alias is not None:
+            number, slot = self._find(model, version, alias)
+            return {number: slot.ready}
+        return {number: slot.ready for number, slot in sorted(self._versions(model).slots.items())}
+
     def get(self, model: str, *, version: int | None = None, alias: str | None = None) -> Served:
         """The version that was asked for, loaded if it must be. Raises `ModelNotFound`, `VersionNotFound`, `AliasNotFound`."""
         return self._slot(model, version, alias).get()
-
-    def version_of(self, model: str, *, version: int | None = None, alias: str | None = None) -> int:
-        """The number of the version that was asked for; loads nothing. Raises as `get`."""
-        return self._find(model, version, alias)[0]
 
     def is_ready(self, model: str, version: int | None = None) -> bool:
         """Whether the version can answer: it is loaded, or will be by its first request. Raises as `get`."""
