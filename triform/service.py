@@ -144,8 +144,8 @@ class Models:
     def replace(self, model: str, predictors: Mapping[int, Predictor], aliases: Mapping[str, int]) -> None:
         """Makes these the model's versions, and what its aliases mean, all at once in place of what it had.
 
-        Who was given a version keeps it until he is done. The first alias that means a version is its variant. What is new is told
-        of before it is served, so that no request waits for that.
+        Who was given a version keeps it until he is done. The first alias that means a version is its variant. What is new is
+        told of before it is served, so that no request waits for that.
         """
         with self._adding:
             before = self._models.get(model, _Versions()).slots
@@ -187,7 +187,7 @@ class Models:
         return sorted(self._versions(model).slots)
 
     def states(self, model: str, *, version: int | None = None, alias: str | None = None) -> dict[int, bool]:
-        """Of each version at hand, or the one that was asked for, whether it is ready (`is_ready`). Loads nothing. Raises as `get`."""
+        """Whether each version at hand, or the one that was asked for, is ready; all of one moment. Raises as `get`."""
         if version is not None or alias is not None:
             number, slot = self._find(model, version, alias)
             return {number: slot.ready}
