@@ -1,6 +1,9 @@
-"""`triform.http` as an ASGI application: no framework, a body is never read beyond its limit.
+"""`triform.http` as an ASGI application: no framework, of a body no more is kept than its limit.
 
     scope -> HttpRequest -> HttpSurface.greet -> receive -> HttpSurface.handle_async -> HttpResponse -> send
+
+That holds for what is here: Ray Serve itself takes in all that a caller sends, as fast as it comes, before it is asked for it
+(`ASGIDIReceiveProxy`), until the request is answered.
 
 A caller who goes away is the server's to notice: it cancels the call, and with it what waits for the model. Specification: ASGI
 3.0, HTTP connection scope and lifespan.

@@ -8,6 +8,7 @@ Serve calls the methods of `OpenInference` by the names of the RPCs. Tensors in 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -17,7 +18,15 @@ from typing import Any, Final
 from ray_apps.messages import MESSAGES, RPCS, SERVICE
 from triform.access import INFER, OPERATE, OVERRIDE, values
 from triform.api_keys import SIGNED, Role
-from triform.errors import Forbidden, InvalidRequest, PayloadTooLarge, TriformError, Unauthenticated, UnsupportedMethod
+from triform.errors import (
+    DeadlineExceeded,
+    Forbidden,
+    InvalidRequest,
+    PayloadTooLarge,
+    TriformError,
+    Unauthenticated,
+    UnsupportedMethod,
+)
 from triform.http import HttpRequest, HttpSurface, request_id_of, told, version_of
 from triform.package import Manifest
 from triform.protocols import oip, tensors
@@ -93,21 +102,28 @@ class OpenInference:
         return await self._told("ModelInfer", request, grpc_context, partial(self._infer, request), model=self._model(request))
 
     async def ModelStreamInfer(self, stream: Any, grpc_context: Any) -> AsyncIterator[Any]:
-        """Answers in the order of the requests; an error is an answer, and the stream goes on, but for who may not ask."""
+        """Answers in the order of the requests; an error is an answer, and the stream goes on, but for who may not ask.
+
+        It ends where no request comes for as long as one may take: it holds a place among those that are under way.
+        """
+        messages = aiter(stream)
         try:
             await self._attend("ModelStreamInfer", None, grpc_context, _nothing)
-            async for request in stream:
+            while (request := await self._next(messages, grpc_context)) is not None:
                 yield await self._streamed(request, grpc_context)
         except (Unauthenticated, Forbidden) as error:
             self._refused(grpc_context, error)
+        except Exception as error:  # noqa: BLE001 - it is told
+            _fail(grpc_context, _known("ModelStreamInfer", error))
 
     async def RepositoryIndex(self, request: Any, grpc_context: Any) -> Any:
         async def index(http: HttpRequest) -> Any:
             models = self.surface.service.models
             index = MESSAGES["RepositoryIndexResponse"]()
             for name in models.names():
-                for version in models.versions(name) if http.caller is None or http.caller.may_see(name) else ():
-                    ready = models.is_ready(name, version)
+                if http.caller is not None and not http.caller.may_see(name):
+                    continue
+                for version, ready in models.states(name).items():
                     if ready or not request.ready:
                         index.models.add(name=name, version=str(version), state="READY" if ready else "UNAVAILABLE")
             return index
@@ -126,6 +142,15 @@ class OpenInference:
 
         return await self._told(rpc, request, context, refuse, model=request.model_name, role=OPERATE)
 
+    async def _next(self, messages: AsyncIterator[Any], context: Any) -> Any:
+        """The next of a stream; None at its end, or where none came in time."""
+        try:
+            async with asyncio.timeout(self.timeout):
+                return await anext(messages, None)
+        except TimeoutError:
+            _fail(context, DeadlineExceeded(f"no request came for {self.timeout:g} s: the stream is closed"))
+            return None
+
     async def _streamed(self, request: Any, context: Any) -> Any:
         answer = MESSAGES["ModelStreamInferResponse"]()
         try:
@@ -134,8 +159,8 @@ class OpenInference:
             answer.infer_response.ParseFromString(done.SerializeToString())
         except (Unauthenticated, Forbidden):
             raise
-        except TriformError as error:
-            answer.error_message = told(error)
+        except Exception as error:  # noqa: BLE001 - it is told
+            answer.error_message = told(_known("ModelStreamInfer", error))
             answer.infer_response.id = request.id
         return answer
 
@@ -148,9 +173,12 @@ class OpenInference:
         with service.exchange(request_id, deadline=deadline, caller=caller) as exchange:
             version = version_of(override[0] if override else request.model_version or None)
             served = exchange.choose(request.model_name or None, version=version)
-            size = 0 if request.raw_input_contents else request.ByteSize()  # what is raw is not read byte by byte
-            call = partial(decode, request, served, limit=self.surface.limits.request)
-            encoded = await self.surface.answer(exchange, call, size)
+            size, limit = request.ByteSize(), self.surface.limits.request
+            if size > limit:
+                raise PayloadTooLarge(f"the message has more than the {limit} bytes that are allowed")
+            if all(given.datatype != "BYTES" for given in request.inputs):  # numbers that are raw are not read one by one
+                size -= sum(map(len, request.raw_input_contents))
+            encoded = await self.surface.answer(exchange, partial(decode, request, served), size)
         return Serialized(encoded.body)
 
     def _model(self, request: Any) -> str | None:
@@ -181,13 +209,8 @@ class OpenInference:
             return await self._attend(rpc, request, context, operation, model=model, role=role)
         except (Unauthenticated, Forbidden) as error:
             self._refused(context, error)
-        except TriformError as error:
-            if error.http_status >= 500:
-                log.warning("%s: %s", rpc, error.code, exc_info=error)
-            _fail(context, error)
-        except Exception:
-            log.exception("%s failed", rpc)
-            _fail(context, TriformError("the server failed; its log knows why"))
+        except Exception as error:  # noqa: BLE001 - it is told
+            _fail(context, _known(rpc, error))
         return MESSAGES[RPCS[rpc][1]]()
 
     def _refused(self, context: Any, error: TriformError) -> None:
@@ -203,6 +226,16 @@ async def _nothing(_: HttpRequest) -> None:
     """Asks whether a caller may come in."""
 
 
+def _known(rpc: str, error: Exception) -> TriformError:
+    """What a caller is told of an error; the log is told of one of ours."""
+    if not isinstance(error, TriformError):
+        log.error("%s failed", rpc, exc_info=error)
+        return TriformError("the server failed; its log knows why")
+    if error.http_status >= 500:
+        log.warning("%s: %s", rpc, error.code, exc_info=error)
+    return error
+
+
 def _fail(context: Any, error: TriformError) -> None:
     import grpc
 
@@ -210,11 +243,9 @@ def _fail(context: Any, error: TriformError) -> None:
     context.set_details(told(error)[:_MOST_TOLD])
 
 
-def decode(request: Any, served: Served, *, limit: int) -> Call:
+def decode(request: Any, served: Served) -> Call:
     """The call in a ModelInferRequest. Raises `InvalidRequest` and its kinds."""
     raw = request.raw_input_contents
-    if request.ByteSize() > limit:
-        raise PayloadTooLarge(f"the message has more than the {limit} bytes that are allowed")
     if raw and len(raw) != len(request.inputs):
         raise InvalidRequest(f"raw_input_contents has {len(raw)} tensors, inputs has {len(request.inputs)}")
     if raw and any(given.HasField("contents") for given in request.inputs):

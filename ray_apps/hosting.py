@@ -15,12 +15,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ray_apps.arguments import Arguments
 from ray_apps.health import Health
 from ray_apps.live import Live
 from triform.access import open_access
+from triform.aside import OneByOne
 from triform.batching import Batched
 from triform.errors import ConfigurationError, PackageError, VersionNotFound
 from triform.following import Follower, Node
@@ -72,16 +73,12 @@ def host(arguments: Arguments, settings: Settings, telemetry: Telemetry) -> Host
         if named not in names:
             raise ConfigurationError(f"args: '{named}' is not among the models here ({', '.join(names[:10])})")
     threads = ThreadPoolExecutor(MOST_THREADS, thread_name_prefix="triform-run")
-    bodies = ThreadPoolExecutor(1, thread_name_prefix="triform-body")  # more would only contend for the interpreter
+    bodies = ThreadPoolExecutor(1, thread_name_prefix="triform-body")
     batched = Batched(threads, arguments.overrides)
     live = Live(followers, node, models, batched, load, everything=not refs)
     access = open_access(settings, asyncio.to_thread, public=False)
-    surface = HttpSurface(InferenceService(models, batched, partial(_in, bodies)), arguments.limits(), access)
+    surface = HttpSurface(InferenceService(models, batched, OneByOne(bodies)), arguments.limits(), access)
     return Hosted(surface, batched, (threads, bodies), live, Health(models, seconds=arguments.health_timeout_s))
-
-
-async def _in(executor: Executor, work: Callable[[], Any]) -> Any:
-    return await asyncio.get_running_loop().run_in_executor(executor, work)
 
 
 def _refs(arguments: Arguments) -> list[Ref]:

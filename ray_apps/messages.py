@@ -6,6 +6,7 @@ repository and the parameters' wider choice that of Triton Inference Server, whi
 
 from __future__ import annotations
 
+from operator import methodcaller
 from typing import Any, Final
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
@@ -116,12 +117,12 @@ def add_to_server(servicer: Any, server: Any) -> None:
     import grpc
 
     handlers = {}
-    for rpc, (request, response) in RPCS.items():
+    for rpc, (request, _) in RPCS.items():
         make = grpc.stream_stream_rpc_method_handler if rpc in STREAMS else grpc.unary_unary_rpc_method_handler
         handlers[rpc] = make(
             getattr(servicer, rpc),
             request_deserializer=MESSAGES[request].FromString,
-            response_serializer=MESSAGES[response].SerializeToString,
+            response_serializer=methodcaller("SerializeToString"),  # an answer may be bytes already: grpc.Serialized
         )
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
     if hasattr(server, "add_registered_method_handlers"):

@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 PER_REQUEST: Final = ("request_id", "model", "version", "variant", "code", "rows", "batch_rows", "seconds", "caller")
 EVERY_SECONDS: Final = 5.0
+REMEMBERED: Final = 1000  # freed models for whom requests may still be in flight: more than are released in a request's time
 
 
 class RayTelemetry:
@@ -42,6 +43,7 @@ class RayTelemetry:
 
     def __init__(self) -> None:
         self._counted: dict[tuple[str, ...], _Series] = {}
+        self._gone: dict[tuple[str, ...], None] = {}  # models that were freed, by their labels: the latest
         self._telling = threading.Lock()
         self._made: Mapping[str, Any] = {metric.name: _made(metric) for metric in VOCABULARY}
         threading.Thread(target=self._tell_again, name="triform-metrics", daemon=True).start()
@@ -50,22 +52,27 @@ class RayTelemetry:
         self._count(observations(inference))
 
     def loaded(self, load: LoadRecord) -> None:
+        model = (*load.labels().values(),)
+        if load.code == "ok":
+            self._gone.pop(model, None)
+        elif load.code == FREED:
+            self._gone[model] = None
+            if len(self._gone) > REMEMBERED:
+                del self._gone[next(iter(self._gone))]
         self._count(of_load(load))
         self.tell()
-        if load.code == FREED:  # what was said last of a version that is gone is said no more
-            gone = load.labels().items()
-            for key, series in [*self._counted.items()]:
-                if gone <= series.labels.items():
-                    self._counted.pop(key, None)
 
     def ran(self, run: RunRecord) -> None:
         """No batch runs here."""
 
     def tell(self) -> None:
-        """Tells Ray all of it: a gauge that is not told again is forgotten."""
+        """Tells Ray all of it: a gauge that is not told again is forgotten. So what is said of a model that is gone is said once,
+        and then of who was in flight when it went."""
         with self._telling:
             for key, series in [*self._counted.items()]:
                 series.tell(self._made[key[0]])
+                if key[1:5] in self._gone:  # model, version, variant, form
+                    self._counted.pop(key, None)
 
     def _tell_again(self) -> None:
         while True:

@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Executor
 from functools import partial
+from itertools import accumulate, pairwise
 from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
@@ -30,6 +31,9 @@ from triform.signature import Array, rows_of
 
 MAX_ROWS: Final = 128  # of one run, where nothing else is said
 MAX_QUEUE_ROWS: Final = 4096
+MAX_QUEUE_BYTES: Final = 256 << 20
+_MANY_TEXTS: Final = 1 << 16
+_TEXT_BYTES: Final = 64  # that each of more is taken for
 
 Shapes = tuple[tuple[str, str, tuple[int, ...]], ...]
 
@@ -52,6 +56,7 @@ class _Pending:
         self.inputs = inputs
         self.rows = rows_of(inputs)
         self.weight = max(self.rows, 1)  # in the queue: a request without rows takes its place there too
+        self.bytes = sum(map(_bytes_of, inputs.values()))
         self.deadline = deadline
         self.since = since
         self.future = future
@@ -62,8 +67,8 @@ class _Pending:
 class DynamicBatcher:
     """Batches the requests for one predictor. Belongs to one event loop, which the model's runs never block.
 
-    `slots`: runs at the same time, each in a thread of `executor`. `max_rows`: of one run; `max_queue_rows`: that may wait, and
-    beyond them `Overloaded` is raised. `clock` is `time.monotonic`, which deadlines are given in.
+    `slots`: runs at the same time, each in a thread of `executor`. `max_rows`: of one run; `max_queue_rows` and `max_queue_bytes`
+    (of their inputs): that may wait, and beyond them `Overloaded` is raised. `clock` is `time.monotonic`, as deadlines are.
     """
 
     def __init__(
@@ -74,12 +79,14 @@ class DynamicBatcher:
         slots: int = 1,
         max_rows: int = MAX_ROWS,
         max_queue_rows: int = MAX_QUEUE_ROWS,
+        max_queue_bytes: int = MAX_QUEUE_BYTES,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.predictor = predictor
         self.max_rows = max_rows
         self.max_queue_rows = max_queue_rows
-        self.queued_rows = 0
+        self.max_queue_bytes = max_queue_bytes
+        self.queued_rows = self.queued_bytes = 0
         self._alone = predictor.independence == "dependent"
         self._executor = executor
         self._free = slots
@@ -98,11 +105,11 @@ class DynamicBatcher:
             raise DeadlineExceeded("the deadline passed before the request was queued")
         loop = asyncio.get_running_loop()
         pending = _Pending(inputs, deadline, now, loop.create_future())
-        if self.queued_rows and self.queued_rows + pending.weight > self.max_queue_rows:
-            raise Overloaded(f"{self.queued_rows} rows wait already, {self.max_queue_rows} may: send the request again later")
+        self._check_room(pending)
         expiry = loop.call_later(deadline - now, _expire, pending) if deadline is not None else None
         self._queue.append(pending)
         self.queued_rows += pending.weight
+        self.queued_bytes += pending.bytes
         self._fill_slots()
         try:
             return await pending.future
@@ -125,6 +132,13 @@ class DynamicBatcher:
         """Waits until nothing waits or runs."""
         while self._running:
             await asyncio.wait(self._running)
+
+    def _check_room(self, pending: _Pending) -> None:
+        """Raises `Overloaded`. One request may wait, however large."""
+        if self.queued_rows and self.queued_rows + pending.weight > self.max_queue_rows:
+            raise Overloaded(f"{self.queued_rows} rows wait already, {self.max_queue_rows} may: send the request again later")
+        if self.queued_rows and self.queued_bytes + pending.bytes > self.max_queue_bytes:
+            raise Overloaded(f"{self.queued_bytes} bytes wait already, {self.max_queue_bytes} may: send the request again later")
 
     def _fill_slots(self) -> None:
         while self._free and (batch := self._take()):
@@ -153,6 +167,7 @@ class DynamicBatcher:
         if pending.waits:
             pending.waits = False
             self.queued_rows -= pending.weight
+            self.queued_bytes -= pending.bytes
             if pending.future.done():
                 pending.inputs = {}
 
@@ -165,9 +180,11 @@ class DynamicBatcher:
             _expire(pending)
         return not pending.future.done()
 
-    async def _run(self, batch: Sequence[_Pending]) -> None:
+    async def _run(self, taken: Sequence[_Pending]) -> None:
+        batch = [pending for pending in taken if self._is_wanted(pending)]  # a caller may have gone since they were taken
         try:
-            await self._execute(batch)
+            if batch:
+                await self._execute(batch)
         except TriformError as error:
             if len(batch) == 1:
                 _fail(batch[0], error)
@@ -191,24 +208,33 @@ class DynamicBatcher:
 
     async def _execute(self, batch: Sequence[_Pending]) -> None:
         """One run; each request gets its rows. Raises what the run raised."""
-        inputs = _stacked(batch)
-        began = self._clock()
-        run = partial(self.predictor.run, inputs, deadline=_latest(batch))
-        outputs = await asyncio.get_running_loop().run_in_executor(self._executor, run)
-        ended, rows, start, first = self._clock(), rows_of(inputs), 0, True
-        for pending in batch:
-            stop = start + pending.rows
+        began, inputs = self._clock(), [pending.inputs for pending in batch]
+        run = partial(_run_together, self.predictor, inputs, _latest(batch))
+        answers = await asyncio.get_running_loop().run_in_executor(self._executor, run)
+        ended, rows, first = self._clock(), sum(pending.rows for pending in batch), True
+        for pending, outputs in zip(batch, answers, strict=True):
             if not pending.future.done():
-                mine = {name: array[start:stop] for name, array in outputs.items()}
-                pending.future.set_result(Answer(mine, rows, began - pending.since, ended - began, first))
+                pending.future.set_result(Answer(outputs, rows, began - pending.since, ended - began, first))
                 first = False
-            start = stop
 
 
-def _stacked(batch: Sequence[_Pending]) -> Mapping[str, Array]:
-    if len(batch) == 1:
-        return batch[0].inputs
-    return {name: np.concatenate([pending.inputs[name] for pending in batch]) for name in batch[0].inputs}
+def _run_together(
+    predictor: Predictor, requests: Sequence[Mapping[str, Array]], deadline: float | None
+) -> list[dict[str, Array]]:
+    """Each request's rows of one run of all. It is the run's thread that stacks them, which takes long where they are large."""
+    if len(requests) == 1:
+        return [predictor.run(requests[0], deadline=deadline)]
+    inputs = {name: np.concatenate([request[name] for request in requests]) for name in requests[0]}
+    outputs = predictor.run(inputs, deadline=deadline)
+    ends = [*accumulate(map(rows_of, requests))]
+    return [{name: array[start:end] for name, array in outputs.items()} for start, end in pairwise([0, *ends])]
+
+
+def _bytes_of(array: Array) -> int:
+    """In memory, with its texts, which are not measured one by one where they are very many."""
+    if array.dtype.kind != "O":
+        return array.nbytes
+    return array.nbytes + (sum(map(len, array.flat)) if array.size <= _MANY_TEXTS else _TEXT_BYTES * array.size)
 
 
 def _latest(batch: Sequence[_Pending]) -> float | None:
@@ -232,6 +258,7 @@ class BatchOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     slots: Annotated[int, msgspec.Meta(ge=1)] = 1
     max_rows: Annotated[int, msgspec.Meta(ge=1)] | None = None
     max_queue_rows: Annotated[int, msgspec.Meta(ge=1)] = MAX_QUEUE_ROWS
+    max_queue_bytes: Annotated[int, msgspec.Meta(ge=1)] = MAX_QUEUE_BYTES
 
 
 class Batched:
@@ -260,6 +287,7 @@ class Batched:
                 slots=options.slots,
                 max_rows=_max_rows(predictor, options),
                 max_queue_rows=options.max_queue_rows,
+                max_queue_bytes=options.max_queue_bytes,
             )
             self._batchers[predictor] = found
         return found

@@ -25,6 +25,7 @@ from triform.content import by_weight, is_utf8, media_type, pack, unpack
 from triform.deadlines import check
 from triform.errors import (
     AnswerTooLarge,
+    DeadlineExceeded,
     Forbidden,
     InvalidRequest,
     MethodNotAllowed,
@@ -41,7 +42,8 @@ from triform.protocols import invocations, oip, tfs
 from triform.protocols.bodies import JSON, Call, Encoded, write_json
 from triform.repository import VERSION
 from triform.routes import LIVE, Chosen, Route, find
-from triform.service import Exchange, InferenceService, Served
+from triform.service import LARGE, Exchange, InferenceService, Served
+from triform.signature import Array
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -150,11 +152,19 @@ class HttpSurface:
         except Exception:
             log.exception("request %s failed", received.request_id, extra=received.logged())
             status, encoded = _failure(TriformError("the server failed; its log knows why"))
-        accepted = received.listed("accept-encoding")
-        body, packed = await self.service.do(partial(pack, encoded.body, accepted), len(encoded.body) if accepted else 0)
+        body, packed = await self._packed(encoded.body, received)
         headers = {"content-type": encoded.content_type, **encoded.headers, **received.told, **packed}
         headers[REQUEST_ID] = received.request_id
         return HttpResponse(status, headers, b"" if http.method == "HEAD" else body)
+
+    async def _packed(self, body: bytes, received: Received) -> tuple[bytes, dict[str, str]]:
+        """The body as the caller would like it; as it is, where there is no time for that."""
+        accepted = received.listed("accept-encoding")
+        try:
+            size = len(body) if accepted else 0
+            return await self.service.do(partial(pack, body, accepted), size, received.deadline, urgent=True)
+        except (Overloaded, DeadlineExceeded):
+            return body, {}
 
     async def greet(self, http: HttpRequest) -> HttpRequest | HttpResponse:
         """For a host that has not read the body yet: the request with its caller, or a refusal that needs no body."""
@@ -230,23 +240,24 @@ class HttpSurface:
         ) as exchange:
             served = exchange.choose(chosen.get("model"), version=_version(received, chosen), alias=chosen.get("alias"))
             received.told[MODEL] = served.manifest.ref
-            with exchange.stage("decode"):
-                packed = received.header("content-encoding") is not None
-                size = len(received.http.body) * (_UNPACKED if packed else 1)
-                body = await self.service.do(partial(self._body, received), size if packed else 0)
-            encoded = await self.answer(exchange, partial(decode, body, served), len(body))
+            size = len(received.http.body)
+            if received.header("content-encoding") is not None:
+                size = max(size, min(size * _UNPACKED, LARGE))  # large, if it may unpack to as much
+            encoded = await self.answer(exchange, lambda: decode(self._body(received), served), size)
         return 200, encoded
 
     async def answer(self, exchange: Exchange, decode: Callable[[], Call], size: int = 0) -> Encoded:
         """The way of a request whose version is chosen, whatever its protocol. No step is begun after the deadline.
 
-        `size`: the bytes that `decode` has to read. Raises what each step does, `DeadlineExceeded`, and `AnswerTooLarge`.
+        `size`: the bytes that `decode` has to read. Raises what each step does, `DeadlineExceeded`, `Overloaded` and
+        `AnswerTooLarge`.
         """
         with exchange.stage("decode"):
-            call = await self.service.do(decode, size)
-        outputs = await exchange.infer(call.inputs)
+            call, inputs = await self.service.do(partial(_read, exchange, decode), size, exchange.deadline)
+        outputs = await exchange.infer_checked(inputs)
         with exchange.stage("encode"):
-            encoded = await self.service.do(partial(call.encode, outputs), sum(array.nbytes for array in outputs.values()))
+            size = sum(array.nbytes for array in outputs.values())
+            encoded = await self.service.do(partial(call.encode, outputs), size, exchange.deadline, urgent=True)
         check(exchange.deadline, "the answer was sent")
         if len(encoded.body) > self.limits.response:
             raise AnswerTooLarge(
@@ -286,12 +297,8 @@ class HttpSurface:
         return _json({"name": chosen["model"], "ready": ready}, 200 if ready else 503)
 
     def v1_status(self, received: Received, chosen: Chosen) -> Answer:  # noqa: ARG002
-        models, model = self.service.models, chosen["model"]
-        if "version" in chosen or "alias" in chosen:
-            versions = [models.version_of(model, version=version_of(chosen.get("version")), alias=chosen.get("alias"))]
-        else:
-            versions = models.versions(model)
-        return _json(tfs.status({version: models.is_ready(model, version) for version in versions}))
+        version, alias = version_of(chosen.get("version")), chosen.get("alias")
+        return _json(tfs.status(self.service.models.states(chosen["model"], version=version, alias=alias)))
 
     def v1_metadata(self, received: Received, chosen: Chosen) -> Answer:  # noqa: ARG002
         return _json(tfs.metadata(self._served(chosen)))
@@ -325,6 +332,13 @@ def at_once(answer: Coroutine[Any, Any, T]) -> T:
         return response
     answer.close()
     raise RuntimeError("this service's models run elsewhere: use handle_async")
+
+
+def _read(exchange: Exchange, decode: Callable[[], Call]) -> tuple[Call, dict[str, Array]]:
+    """The call, and its inputs as the chosen version takes them."""
+    assert exchange.served is not None, "choose comes first"  # noqa: S101 - a fault of ours
+    call = decode()
+    return call, exchange.served.signature.validate(call.inputs)
 
 
 def _json(value: Any, status: int = 200) -> Answer:

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 from triform.deadlines import check
 from triform.errors import AliasNotFound, InvalidRequest, ModelNotFound, ResourceExhausted, TriformError, VersionNotFound
@@ -54,10 +54,18 @@ class Ran(NamedTuple):
 
 
 Execute = Callable[[Served, Mapping[str, Array], float | None], Awaitable[Ran]]
-Aside = Callable[[Callable[[], Any]], Awaitable[Any]]
 T = TypeVar("T")
 # Bytes of JSON. To read so many takes about the 5 ms for which one thread of Python keeps the others waiting anyway.
 LARGE: Final = 512 << 10
+
+
+class Aside(Protocol):
+    """Does `work` on so many bytes in a thread, so that the event loop goes on meanwhile; `urgent`: it ends a request.
+
+    Raises `Overloaded`, `DeadlineExceeded` when it comes, and what `work` raises.
+    """
+
+    def __call__(self, work: Callable[[], T], size: int, deadline: float | None, *, urgent: bool = False) -> Awaitable[T]: ...
 
 
 async def run_here(served: Served, inputs: Mapping[str, Array], deadline: float | None) -> Ran:
@@ -136,18 +144,19 @@ class Models:
     def replace(self, model: str, predictors: Mapping[int, Predictor], aliases: Mapping[str, int]) -> None:
         """Makes these the model's versions, and what its aliases mean, all at once in place of what it had.
 
-        Who was given a version keeps it until he is done. The first alias that means a version is its variant.
+        Who was given a version keeps it until he is done. The first alias that means a version is its variant. What is new is
+        told of before it is served, so that no request waits for that.
         """
         with self._adding:
             before = self._models.get(model, _Versions()).slots
             slots = {version: self._slot_of(predictor, version, aliases, before) for version, predictor in predictors.items()}
-            self._models = {**self._models, model: _Versions(slots, dict(aliases))}
-        for version, slot in before.items():
-            if slot.served is not None and slots.get(version) is not slot:
-                self._told(slot.served, code=FREED)
-        for version, slot in slots.items():
-            if before.get(version) is not slot:
+            for slot in slots.values():
                 slot.get()
+            self._models = {**self._models, model: _Versions(slots, dict(aliases))}
+        here = {(version, slot.variant) for version, slot in slots.items()}
+        for version, slot in before.items():
+            if slot.served is not None and (version, slot.variant) not in here:
+                self._told(slot.served, code=FREED)
 
     def _slot_of(self, predictor: Predictor, version: int, aliases: Mapping[str, int], before: Mapping[int, _Slot]) -> _Slot:
         """That which holds it as this variant already, else a new one."""
@@ -158,7 +167,7 @@ class Models:
         return _Slot(lambda: predictor, variant, self._told)
 
     def _told(self, served: Served, code: str = "ok") -> None:
-        """Of every load and every end exactly once."""
+        """Of every load once, and of the end of what no other took the place of."""
         predictor = served.predictor
         load = LoadRecord.of(
             predictor.manifest, predictor.provider, predictor.load_seconds, form=self.form, variant=served.variant, code=code
@@ -177,13 +186,16 @@ class Models:
         """The versions at hand, rising. Raises `ModelNotFound`."""
         return sorted(self._versions(model).slots)
 
+    def states(self, model: str, *, version: int | None = None, alias: str | None = None) -> dict[int, bool]:
+        """Whether each version at hand, or the one that was asked for, is ready; all of one moment. Raises as `get`."""
+        if version is not None or alias is not None:
+            number, slot = self._find(model, version, alias)
+            return {number: slot.ready}
+        return {number: slot.ready for number, slot in sorted(self._versions(model).slots.items())}
+
     def get(self, model: str, *, version: int | None = None, alias: str | None = None) -> Served:
         """The version that was asked for, loaded if it must be. Raises `ModelNotFound`, `VersionNotFound`, `AliasNotFound`."""
         return self._slot(model, version, alias).get()
-
-    def version_of(self, model: str, *, version: int | None = None, alias: str | None = None) -> int:
-        """The number of the version that was asked for; loads nothing. Raises as `get`."""
-        return self._find(model, version, alias)[0]
 
     def is_ready(self, model: str, version: int | None = None) -> bool:
         """Whether the version can answer: it is loaded, or will be by its first request. Raises as `get`."""
@@ -263,19 +275,24 @@ class Exchange:
         assert self.served is not None, "choose comes first"  # noqa: S101 - a fault of ours
         with self.stage("decode"):
             checked = self.served.signature.validate(inputs)
+        return await self.infer_checked(checked)
+
+    async def infer_checked(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """The same for arrays that fit the chosen version's signature."""
+        assert self.served is not None, "choose comes first"  # noqa: S101 - a fault of ours
         with self.stage("execute"):
-            ran = await self._execute(self.served, checked, self.deadline)
+            ran = await self._execute(self.served, inputs, self.deadline)
         if ran.queued:
             self.stages["queue"] = ran.queued
             self.stages["execute"] -= ran.queued
-        self.rows, self.batch_rows = rows_of(checked), ran.batch_rows
+        self.rows, self.batch_rows = rows_of(inputs), ran.batch_rows
         return ran.outputs
 
 
 class InferenceService:
     """What a host runs: its models, how they are run, and a record of each request.
 
-    `aside`: for a host with an event loop, does work in a thread, so that the loop goes on meanwhile.
+    `aside`: for a host with an event loop (`aside.OneByOne`).
     """
 
     def __init__(self, models: Models, execute: Execute = run_here, aside: Aside | None = None) -> None:
@@ -283,12 +300,11 @@ class InferenceService:
         self.execute = execute
         self.aside = aside
 
-    async def do(self, work: Callable[[], T], size: int) -> T:
-        """What `work` on so many bytes returns; on many it is done aside."""
+    async def do(self, work: Callable[[], T], size: int, deadline: float | None, *, urgent: bool = False) -> T:
+        """What `work` on so many bytes returns; on many it is done aside. Raises as `Aside`."""
         if self.aside is None or size < LARGE:
             return work()
-        done: T = await self.aside(work)
-        return done
+        return await self.aside(work, size, deadline, urgent=urgent)
 
     @contextmanager
     def exchange(

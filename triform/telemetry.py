@@ -34,7 +34,10 @@ class Metric(msgspec.Struct, frozen=True):
 
 Observation = tuple[Metric, dict[str, str], float]
 _MODEL: Final = ("model", "version", "variant", "form")
-_SECONDS: Final = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
+_SECONDS: Final = (
+    0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005,
+    0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0,
+)  # fmt: skip
 _ROWS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024, 4096, 16384, 131072, 1048576)
 
 REQUESTS: Final = Metric(

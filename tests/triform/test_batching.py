@@ -8,13 +8,14 @@ import threading
 import time
 import weakref
 from collections.abc import Awaitable, Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
+from tests.gates import Gate
 from triform import testing
 from triform.batching import Answer, Batched, DynamicBatcher
 from triform.errors import DeadlineExceeded, Overloaded, RunFailed
@@ -26,24 +27,6 @@ from triform.signature import Array
 BAD = 99  # the model has ten entries
 
 
-class Gate(ThreadPoolExecutor):
-    """Threads that begin a run when the test says so; `began` counts them."""
-
-    def __init__(self) -> None:
-        super().__init__(max_workers=4)
-        self.open = threading.Event()
-        self.began = 0
-
-    def submit(self, work: Callable[..., Any], /, *args: Any, **options: Any) -> Future[Any]:
-        self.began += 1
-
-        def wait() -> Any:
-            assert self.open.wait(30), "the test never opened the gate"
-            return work(*args, **options)
-
-        return super().submit(wait)
-
-
 @pytest.fixture(scope="module")
 def predictors(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Predictor]:
     folder = tmp_path_factory.mktemp("batching")
@@ -52,6 +35,7 @@ def predictors(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pred
         "centred": testing.centred(folder / "centred.onnx"),
         "wide": testing.identity(folder / "wide.onnx", "FP32", shape=("N", "width")),
         "slow": testing.slow(folder / "slow.onnx"),
+        "text": testing.identity(folder / "text.onnx", "BYTES"),
     }
     repository = testing.repository(folder / "models", models)
     loaded: dict[str, Predictor] = {}
@@ -303,6 +287,76 @@ def test_requests_without_rows_are_bounded_too(lookup: Predictor, gate: Gate) ->
             await batcher.infer(x())
         gate.open.set()
         assert [y(a) for a in await asyncio.gather(running, *empty)] == [[10.0], [], []]
+
+    within(test())
+
+
+@pytest.mark.parametrize(("model", "size"), [("wide", 4 * 1000), ("text", 8 + 992)])
+def test_a_queue_is_bounded_by_bytes_too(predictors: Callable[[str], Predictor], gate: Gate, model: str, size: int) -> None:
+    async def test() -> None:
+        array = np.ones((1, 1000), np.float32) if model == "wide" else np.array(["x" * 992], object)
+        batcher = DynamicBatcher(predictors(model), gate, max_queue_bytes=3 * size)
+        tasks = [asyncio.create_task(batcher.infer({"x": array})) for _ in range(6)]
+        await settle()
+        assert batcher.queued_bytes == 3 * size
+        tasks[1].cancel()
+        await settle()
+        assert batcher.queued_bytes == 2 * size, "who gives up makes room"
+        gate.open.set()
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [type(a) for a in answers] == [Answer, asyncio.CancelledError, Answer, Answer, Overloaded, Overloaded]
+        assert batcher.queued_bytes == 0
+
+    within(test())
+
+
+def test_a_request_larger_than_the_queue_waits_alone(lookup: Predictor, gate: Gate) -> None:
+    async def test() -> None:
+        batcher = DynamicBatcher(lookup, gate, max_queue_bytes=1)
+        tasks = [asyncio.create_task(batcher.infer(x(i))) for i in range(3)]
+        await settle()
+        gate.open.set()
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [type(a) for a in answers] == [Answer, Answer, Overloaded]
+
+    within(test())
+
+
+def test_who_goes_before_his_run_has_begun_is_not_run(lookup: Predictor, gate: Gate) -> None:
+    async def test() -> None:
+        gate.open.set()
+        batcher = DynamicBatcher(lookup, gate)
+        task = asyncio.create_task(batcher.infer(x(1)))
+        await asyncio.sleep(0)  # it is taken, and its run is about to begin
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await batcher.drain()
+        assert gate.began == 0
+        assert y(await batcher.infer(x(2))) == [20.0], "its slot is free again"
+
+    within(test())
+
+
+class Watched(np.ndarray[Any, np.dtype[Any]]):
+    """Knows which threads stacked it."""
+
+    stacked: ClassVar[list[str]] = []
+
+    def __array_function__(self, *args: Any) -> Any:
+        self.stacked.append(threading.current_thread().name)
+        return super().__array_function__(*args)  # type: ignore[no-untyped-call]
+
+
+def test_rows_are_stacked_in_the_thread_of_the_run(lookup: Predictor, gate: Gate) -> None:
+    async def test() -> None:
+        batcher = DynamicBatcher(lookup, gate)
+        tasks = [asyncio.create_task(batcher.infer({"x": np.array([i]).view(Watched)})) for i in range(3)]
+        await settle()
+        gate.open.set()
+        assert [(y(a), a.batch_rows) for a in await asyncio.gather(*tasks)] == [([0.0], 1), ([10.0], 2), ([20.0], 2)]
+        assert Watched.stacked
+        assert {name.rpartition("_")[0] for name in Watched.stacked} == {"gate"}
 
     within(test())
 

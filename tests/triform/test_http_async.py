@@ -6,13 +6,15 @@ import asyncio
 import gzip
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
 
 from tests.conformance import models
+from triform.aside import OneByOne
 from triform.batching import Batched, BatchOptions
 from triform.http import HttpRequest, HttpResponse, HttpSurface
 from triform.predictor import Predictor
@@ -52,40 +54,43 @@ def test_the_loop_goes_on_while_large_bodies_are_read_and_written(surface: HttpS
     headers = [("content-encoding", "gzip")] if packed else []
     request = HttpRequest("POST", "/v1/models/linear:predict", headers, gzip.compress(body, 1) if packed else body)
     expected = surface.handle(request)
-    aside: list[str] = []
+    with Ticked(1) as threads:
 
-    async def at_once(threads: ThreadPoolExecutor) -> HttpResponse:
-        loop = asyncio.get_running_loop()
+        async def at_once() -> HttpResponse:
+            threads.loop = asyncio.get_running_loop()
+            service = InferenceService(surface.service.models, aside=OneByOne(threads))
+            return await HttpSurface(service).handle_async(request)
 
-        async def elsewhere(work: Callable[[], object]) -> object:
-            ticked, loop_goes_on = threading.Event(), threading.Event()
-            loop.call_later(0.01, ticked.set)
-
-            def do() -> object:
-                if ticked.wait(30):
-                    loop_goes_on.set()
-                return work()
-
-            done = await loop.run_in_executor(threads, do)
-            aside.append("ticked" if loop_goes_on.is_set() else "stood still")
-            return done
-
-        service = InferenceService(surface.service.models, aside=elsewhere)
-        return await HttpSurface(service).handle_async(request)
-
-    with ThreadPoolExecutor(1) as threads:
-        answer = asyncio.run(at_once(threads))
-    assert (answer.status, answer.body) == (expected.status, expected.body)
-    assert aside == (["ticked"] * (3 if packed else 2) if large else [])
+        answer = asyncio.run(at_once())
+        assert (answer.status, answer.body) == (expected.status, expected.body)
+        assert threads.seen == (["ticked"] * 2 if large else [])
 
 
-def test_what_fails_aside_fails_as_on_the_loop(surface: HttpSurface, threads: ThreadPoolExecutor) -> None:
-    async def elsewhere(work: Callable[[], object]) -> object:
-        return await asyncio.get_running_loop().run_in_executor(threads, work)
+class Ticked(ThreadPoolExecutor):
+    """Threads that wait for the event loop to go on before they do."""
 
-    service = InferenceService(surface.service.models, aside=elsewhere)
+    loop: asyncio.AbstractEventLoop
+
+    def __init__(self, threads: int) -> None:
+        super().__init__(threads)
+        self.seen: list[str] = []
+
+    def submit(self, work: Callable[..., Any], /, *args: Any, **options: Any) -> Future[Any]:
+        ticked = threading.Event()
+        self.loop.call_later(0.01, ticked.set)
+
+        def do() -> Any:
+            self.seen.append("ticked" if ticked.wait(30) else "stood still")
+            return work(*args, **options)
+
+        return super().submit(do)
+
+
+def test_what_fails_aside_fails_as_on_the_loop(surface: HttpSurface) -> None:
     request = predict("linear", *([[1.0, 2.0, 3.0]] * 100_000), [1.0, "two", 3.0])
-    answer = asyncio.run(HttpSurface(service).handle_async(request))
+    with ThreadPoolExecutor(1) as thread:
+        service = InferenceService(surface.service.models, aside=OneByOne(thread))
+        answer = asyncio.run(HttpSurface(service).handle_async(request))
     assert (answer.status, answer.body) == ((expected := surface.handle(request)).status, expected.body)
     assert answer.status == 400
 

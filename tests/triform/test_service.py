@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from triform.protocols.bodies import Call, Encoded
 from triform.repository import ModelRepository, open_repository
 from triform.service import InferenceService, Models, Ran, Served, run_here
 from triform.signature import Array
-from triform.telemetry import InferenceRecord
+from triform.telemetry import InferenceRecord, LoadRecord
 from triform.testing import RecordingTelemetry
 
 GOOD = b'{"instances": [[1, 2, 3], [4, 5, 6]]}'
@@ -106,7 +107,8 @@ def test_versions_and_aliases(opened: ModelRepository) -> None:
     assert models.get("linear").manifest.version == 1
     assert models.get("linear", version=2).variant == "canary"
     assert models.get("linear", alias="canary").manifest.version == 2
-    assert models.version_of("linear", alias="canary") == 2
+    assert models.states("linear", alias="canary") == {2: True}
+    assert models.states("linear") == {1: True, 2: True}
     assert models.versions("linear") == [1, 2]
     models.add("linear", 3, loader(opened, 3))
     assert models.get("linear").manifest.version == 3, "stable moved"
@@ -133,6 +135,46 @@ def test_a_models_versions_are_replaced_all_at_once(opened: ModelRepository) -> 
     telemetry.loads.clear()
     models.replace("linear", {2: two, 3: three}, {"stable": 2, "shadow": 3})
     assert telemetry.loads == [], "nothing came or went"
+
+
+def test_no_request_waits_while_a_version_is_told_of(opened: ModelRepository) -> None:
+    """Telling may take its time, and a new version is served only then."""
+
+    class Asking(RecordingTelemetry):
+        def loaded(self, load: LoadRecord) -> None:
+            super().loaded(load)
+            if models.names():
+                answers.append(pool.submit(models.get, "linear").result(10).predictor)
+
+    answers: list[Predictor] = []
+    telemetry = Asking()
+    models = Models(form="serve", telemetry=telemetry)
+    one, again, two = loader(opened)(), loader(opened)(), loader(opened, 2)()
+    with ThreadPoolExecutor(1) as pool:
+        models.replace("linear", {1: one}, {"stable": 1})
+        models.replace("linear", {1: again}, {"stable": 1})
+        models.replace("linear", {2: two}, {"stable": 2})
+    assert answers == [one, again, two]
+    assert [(load.version, load.code) for load in telemetry.loads] == [(1, "ok"), (1, "ok"), (2, "ok"), (1, "freed")]
+
+
+class Restless(Models):
+    """Each look at a model's versions is followed by a release: 1, then 2, then 1 again."""
+
+    def _versions(self, model: str) -> Any:
+        found = super()._versions(model)
+        ((version, slot),) = found.slots.items()
+        other = 3 - version
+        self.replace(model, {other: slot.get().predictor}, {"stable": other})
+        return found
+
+
+@pytest.mark.parametrize("path", ["/v1/models/linear", "/v1/models/linear/labels/stable"])
+def test_the_status_of_versions_is_that_of_one_moment(opened: ModelRepository, path: str) -> None:
+    models = Restless(form="serve")
+    models.replace("linear", {1: loader(opened)()}, {"stable": 1})
+    answer = HttpSurface(InferenceService(models)).handle(HttpRequest("GET", path))
+    assert (answer.status, answer.body.count(b'"AVAILABLE"')) == (200, 1)
 
 
 def test_without_a_stable_alias_the_highest_version_answers(opened: ModelRepository) -> None:

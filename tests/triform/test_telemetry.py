@@ -128,3 +128,14 @@ def test_two_backends_do_not_meet() -> None:
 def test_silence_takes_anything() -> None:
     Silent().record(RECORD)
     Silent().loaded(LOAD)
+
+
+def test_times_below_a_millisecond_are_told_apart() -> None:
+    registry = CollectorRegistry()
+    telemetry = prometheus(registry)
+    for microseconds in 20, 40, 90, 200:
+        telemetry.record(InferenceRecord(form="serve", model="m", version=1, seconds=microseconds / 1e6))
+    labels = {"model": "m", "version": "1", "variant": "stable", "form": "serve"}
+    bounds = ["2.5e-05", "5e-05", "0.0001", "0.00025"]
+    found = [registry.get_sample_value("triform_request_seconds_bucket", {**labels, "le": bound}) for bound in bounds]
+    assert found == [1, 2, 3, 4]

@@ -1,0 +1,32 @@
+"""Threads that wait until a test lets them go."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+
+class Gate(ThreadPoolExecutor):
+    """`began` counts what they were given; `open` lets all of it go on, `let_one` the next."""
+
+    def __init__(self, threads: int = 4) -> None:
+        super().__init__(threads, thread_name_prefix="gate")
+        self.open = threading.Event()
+        self.began = 0
+        self._tickets = threading.Semaphore(0)
+
+    def let_one(self) -> None:
+        self._tickets.release()
+
+    def submit(self, work: Callable[..., Any], /, *args: Any, **options: Any) -> Future[Any]:
+        self.began += 1
+
+        def wait() -> Any:
+            for _ in range(3000):
+                if self.open.is_set() or self._tickets.acquire(timeout=0.01):
+                    return work(*args, **options)
+            raise AssertionError("the test never opened the gate")
+
+        return super().submit(wait)
