@@ -153,7 +153,7 @@ def test_it_answers_what_is_in_flight_when_it_is_told_to_end(tmp_path: Path) -> 
     """Fifty requests, none of which can have been answered before."""
     ports = free_ports(4)
     arguments = tmp_path / "args.json"
-    arguments.write_text('{"num_cpus": 0, "allow_anonymous": true, "overrides": {"slow": {"max_queue_rows": 1000000}}}')
+    arguments.write_text('{"num_cpus": 0, "allow_anonymous": true, "timeout_s": 600, "drain_s": 300}')
     models = {"linear": testing.linear(tmp_path / "linear.onnx"), "slow": testing.slow(tmp_path / "slow.onnx")}
     testing.repository(tmp_path / "models", models)
     with started(tmp_path, ports, "--args", arguments, "--grace", 3) as process:
@@ -163,7 +163,7 @@ def test_it_answers_what_is_in_flight_when_it_is_told_to_end(tmp_path: Path) -> 
         with ThreadPoolExecutor(50) as clients:
             assert list(clients.map(partial(ask, port), [LINEAR] * 100, [BODY] * 100)) == [200] * 100
             assert ask(port, READY) == 200
-            asked = [Asked(port, SLOW, bytes(1024 * 2000), inference_header_content_length="0") for _ in range(50)]
+            asked = [Asked(port, SLOW, bytes(1024 * 100), inference_header_content_length="0") for _ in range(50)]
             process.send_signal(signal.SIGTERM)
             until(lambda: ask(port, READY) == 503)
             assert ask(port, LINEAR, BODY) == 200, "not ready, and it answers"
