@@ -121,7 +121,7 @@ def test_a_start_that_would_wait_for_ever_can_be_ended(tmp_path: Path, number: s
     with started(tmp_path, ports, "--args", arguments) as process:
         until(lambda: all(map(listens, ports[:2])) or process.poll() is not None, 240)  # HAProxy stands, two replicas never will
         process.send_signal(number)
-        assert process.wait(90) == 128 + number, told(tmp_path)
+        assert process.wait(180) == 128 + number, told(tmp_path)
         until(lambda: not any(map(listens, ports[:2])), 10)
     assert "Traceback" not in told(tmp_path)
 
