@@ -9,9 +9,11 @@
 
     each round, each server: started alone, its answers checked -> wrk with 1, 8 and 32 clients -> ended -> medians -> table
 
-One row a request, one worker and one ONNX Runtime thread a server (`servers/`). Servers run one at a time: an idle Ray takes a
-tenth of a core, and there may be two. `p50`, `p99` are wrk's, in milliseconds; `CPU us` is the CPU time of all the server's
-processes, HAProxy and Ray's daemons too, over the requests answered meanwhile. Spread: largest minus smallest, over median.
+One row a request, one worker and one ONNX Runtime thread a server (`servers/`), each Ray with as many logical CPUs. Servers run
+one at a time: an idle Ray takes a tenth of a core, and there may be two. `access log`: whether the server writes a line for
+each request, as the usual Ray Serve app and BentoML do by themselves; it is off in the rest. `p50`, `p99` are wrk's, in
+milliseconds; `CPU us` is the CPU time of all the server's processes, HAProxy and Ray's daemons too, over the requests answered
+meanwhile. Spread: largest minus smallest, over median.
 """
 
 from __future__ import annotations
@@ -134,7 +136,7 @@ def tell(rounds: Rounds, encoding: str, report: Report) -> None:
     for name, seen in rounds.items():
         if encoding not in WAYS[name].encodings or not seen:
             continue
-        cells = [WAYS[name].title]
+        cells = [WAYS[name].title, "yes" if WAYS[name].logs else "no"]
         for clients in CLIENTS:
             loads = [one[encoding, clients].load for one in seen]
             cells += [f"{statistics.median(load.rate for load in loads):,.0f}"]
@@ -147,7 +149,7 @@ def tell(rounds: Rounds, encoding: str, report: Report) -> None:
             f"{ratio:.2f}" if ratio else "",
         ]
         rows.append(cells)
-    columns = ["server"]
+    columns = ["server", "access log"]
     for clients in CLIENTS:
         columns += [f"{clients} client{'s' * (clients > 1)}: req/s", "p50 ms", "p99 ms"]
     columns += ["CPU us", "spread", "Triform's times"]

@@ -1,6 +1,6 @@
 """`python -m ray_apps --repository models`: a Ray of its own on this machine, and on it the application, until SIGTERM or Ctrl-C.
 
-environment -> Ray -> Serve with HAProxy -> build_app -> wait -> not ready, and answering -> what is in flight is answered -> end
+environment -> build_app -> Ray -> Serve with HAProxy -> wait -> not ready, and answering -> what is in flight is answered -> end
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -90,24 +92,55 @@ def _run(given: dict[str, Any], http_options: dict[str, Any], grpc_port: int, cp
 
     from ray_apps.predict import GRPC, build_app
 
-    ended = threading.Event()
+    made, end = build_app(given), End()
     try:
-        with told(APP):
+        with told(APP), end.breaks_off():
             ray.init("local", num_cpus=cpus, include_dashboard=False, log_to_driver=True, logging_level="WARNING")
-            for number in signal.SIGTERM, signal.SIGINT:
-                signal.signal(number, lambda *_: ended.set())
+            end.hear()  # Ray has put a handler of its own in place of ours
             grpc_options = {"port": grpc_port, "grpc_servicer_functions": [GRPC], "enable_reflection": False}
             serve.start(http_options=http_options, grpc_options=grpc_options)
-            handle = serve.run(build_app(given), name=APP, route_prefix="/")
+            handle = serve.run(made, name=APP, route_prefix="/")
         sys.stderr.write(f"ready: http://{http_options['host']}:{http_options['port']}, gRPC on port {grpc_port}\n")
         sys.stderr.flush()
-        while not ended.wait(1.0):  # a wait without an end would keep the signal from its handler on some systems
-            pass
+        end.wait()
         _leave(handle, grace)
         serve.delete(APP)  # answers what is in flight, while HAProxy still stands; a shutdown would take both at once
-        serve.shutdown()
     finally:
+        if ray.is_initialized():  # else it would start one
+            serve.shutdown()  # ends HAProxy, which would outlive Ray and keep the ports
         ray.shutdown()
+
+
+class End:
+    """SIGTERM or Ctrl-C. What starts is broken off by it, for Serve waits as long as it takes for replicas that find no room."""
+
+    def __init__(self) -> None:
+        self._number = 0
+        self._starting = False
+
+    def hear(self) -> None:
+        for number in signal.SIGTERM, signal.SIGINT:
+            signal.signal(number, self._heard)
+
+    def _heard(self, number: int, _: object) -> None:
+        self._number = number
+        if self._starting:
+            raise KeyboardInterrupt  # the one that Ray lets through
+
+    @contextmanager
+    def breaks_off(self) -> Iterator[None]:
+        self._starting = True
+        self.hear()
+        try:
+            yield
+        except KeyboardInterrupt:
+            raise SystemExit(128 + self._number) from None  # as a shell says it
+        finally:
+            self._starting = False
+
+    def wait(self) -> None:
+        while not self._number:  # no Event: the signal might find its lock taken by the very thread that it interrupts
+            time.sleep(0.2)
 
 
 def _leave(handle: Any, grace: float) -> None:

@@ -80,7 +80,7 @@ class Arguments(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     accelerator_type: str | None = None  # the kind of GPU, in Ray's words
     resources: dict[str, Annotated[float, msgspec.Meta(gt=0)]] = {}  # of a node's own, such as a MIG slice
     max_ongoing_requests: Count = 1024  # of a replica; beyond it and the next
-    max_queued_requests: Annotated[int, msgspec.Meta(ge=0)] = 1024  # Serve itself answers 429
+    max_queued_requests: Count = 1024  # Serve itself answers 429
     health_period_s: Seconds = 2.0  # between two looks of Serve at a replica
     health_timeout_s: Seconds = 10.0  # that all its sessions together have to answer a golden row each
     drain_s: Duration = 60.0  # that a replica which must go has for what is in flight
@@ -138,11 +138,11 @@ class Arguments(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         for model in ["", *self.overrides]:
             options = self.runtime(settings, model)
             where = f"args: overrides.{model}: " if model else "args: "
-            if options.provider not in ("cuda", "tensorrt"):
+            if options.provider == "cpu":
                 continue
-            if not self.num_gpus:
+            if not self.num_gpus and options.provider != "auto":
                 raise ConfigurationError(f"{where}provider {options.provider} needs num_gpus above 0")
-            if self.num_gpus < 1 and options.gpu_mem_limit is None:
+            if 0 < self.num_gpus < 1 and options.gpu_mem_limit is None:
                 raise ConfigurationError(f"{where}num_gpus below 1 shares a GPU: gpu_mem_limit must say how much of its memory")
 
     def limits(self) -> Limits:

@@ -69,11 +69,8 @@ class OpenInference:
     async def ServerLive(self, request: Any, grpc_context: Any) -> Any:  # noqa: ARG002 - all RPCs are called alike
         return MESSAGES["ServerLiveResponse"](live=True)
 
-    async def ServerReady(self, request: Any, grpc_context: Any) -> Any:
-        async def ready(_: HttpRequest) -> Any:
-            return MESSAGES["ServerReadyResponse"](ready=self.surface.service.models.all_ready())
-
-        return await self._told("ServerReady", request, grpc_context, ready)
+    async def ServerReady(self, request: Any, grpc_context: Any) -> Any:  # noqa: ARG002
+        return MESSAGES["ServerReadyResponse"](ready=self.surface.service.models.all_ready())
 
     async def ServerMetadata(self, request: Any, grpc_context: Any) -> Any:
         async def metadata(_: HttpRequest) -> Any:

@@ -25,6 +25,7 @@ from ray_apps.grpc import OpenInference
 from ray_apps.hosting import Hosted, host
 from ray_apps.logs import log_as_json
 from ray_apps.telemetry import Logged, RayTelemetry
+from triform.errors import ConfigurationError
 from triform.settings import Settings
 from triform.telemetry import Telemetry
 
@@ -76,7 +77,15 @@ def build_app(args: Mapping[str, Any]) -> serve.Application:
     settings = arguments.settings(os.environ)
     if off := missing(os.environ):
         log.warning("Serve will be slow: start Ray with %s in its environment, or use python -m ray_apps", " ".join(off))
-    deployment = serve.deployment(
+    try:
+        deployment = _deployment(arguments)
+    except ValueError as error:  # what Ray alone knows of numbers and names
+        raise ConfigurationError(f"args: {' '.join(str(error).split())}") from error
+    return deployment.bind(arguments, settings)
+
+
+def _deployment(arguments: Arguments) -> serve.Deployment:
+    return serve.deployment(
         serve.ingress()(Predict),
         name="predict",
         **_scale(arguments),
@@ -90,7 +99,6 @@ def build_app(args: Mapping[str, Any]) -> serve.Application:
         ray_actor_options=arguments.ray_actor_options(),
         logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),  # its access log is made even if off
     )
-    return deployment.bind(arguments, settings)
 
 
 def _scale(arguments: Arguments) -> dict[str, Any]:

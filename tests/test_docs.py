@@ -14,6 +14,7 @@ import typer.main
 from batch.cli import app as batch_app
 from ray_apps.__main__ import app as serve_app
 from ray_apps.arguments import Arguments
+from ray_apps.environment import TUNED
 from triform.cli.app import app
 from triform.errors import TriformError
 from triform.settings import Settings
@@ -64,6 +65,21 @@ def test_every_option_is_documented_and_explains_itself(name: str, command: clic
 
 def test_every_argument_of_build_app_is_in_its_guide() -> None:
     assert [f.name for f in msgspec.structs.fields(Arguments) if f"`{f.name}`" not in SERVE] == []
+
+
+def test_every_variable_that_ray_is_started_with_is_in_its_guide() -> None:
+    assert [name for name in TUNED if not re.search(rf"^\|.*`{name}`", SERVE, re.MULTILINE)] == []
+
+
+@pytest.mark.parametrize("page", ["docs/serve.md", "docs/gpu.md", "README.md", "infra/ray/Dockerfile"])
+def test_what_a_page_starts_knows_who_may_call(page: str) -> None:
+    """Serve does not start otherwise."""
+    text = (ROOT / page).read_text()
+    scripts = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    lines = re.sub(r"```sh\n.*?```", "", text, flags=re.DOTALL).splitlines()
+    started = [step for step in scripts + lines if re.search(r"ray_apps --repository|serve deploy ray_apps|docker run -e", step)]
+    assert started
+    assert [step for step in started if not re.search(r"--allow-anonymous|TRIFORM_API_KEYS", step)] == []
 
 
 def test_every_setting_is_in_the_reference() -> None:

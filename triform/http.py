@@ -41,7 +41,7 @@ from triform.errors import (
 from triform.protocols import invocations, oip, tfs
 from triform.protocols.bodies import JSON, Call, Encoded, write_json
 from triform.repository import VERSION
-from triform.routes import LIVE, Chosen, Route, find
+from triform.routes import EVERYBODYS, Chosen, Route, find
 from triform.service import LARGE, Exchange, InferenceService, Served
 from triform.signature import Array
 
@@ -169,7 +169,7 @@ class HttpSurface:
     async def greet(self, http: HttpRequest) -> HttpRequest | HttpResponse:
         """For a host that has not read the body yet: the request with its caller, or a refusal that needs no body."""
         started = time.perf_counter()
-        if self.access is None or unquote(http.path) == LIVE:
+        if self.access is None or unquote(http.path) in EVERYBODYS:
             return http
         try:
             return await self.access.authenticate_head(http)
@@ -197,7 +197,7 @@ class HttpSurface:
 
     async def _answer(self, received: Received) -> Answer:
         http, access, path = received.http, self.access, unquote(received.http.path)
-        if access is None or path == LIVE:
+        if access is None or path in EVERYBODYS:
             return await self._operate(received, *find(http.method, path), http)
         http = await access.authenticate(http)
         route, chosen = find(http.method, path)

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from triform.api_keys import Role
 
 Chosen = Mapping[str, str]
-LIVE: Final = "/v2/health/live"  # for everybody
+LIVE: Final = "/v2/health/live"
+READY: Final = "/v2/health/ready"
+PING: Final = "/ping"
+EVERYBODYS: Final = frozenset({LIVE, READY, PING})  # what probes ask has no credentials, and is told yes or no
 
 
 class Route(NamedTuple):
@@ -41,8 +44,8 @@ ROUTES: Final = (
     *_models_of("v1", ("POST", ":predict", "v1_predict"), alias=True),
     Route("POST", "/invocations", "invocations"),
     Route("GET", LIVE, "v2_live"),
-    Route("GET", "/v2/health/ready", "v2_ready"),
-    Route("GET", "/ping", "ping"),
+    Route("GET", READY, "v2_ready"),
+    Route("GET", PING, "ping"),
     Route("GET", "/v2", "v2_server"),
     *_models_of("v2", ("GET", "/ready", "v2_model_ready"), ("GET", "", "v2_model")),
     *_models_of("v1", ("GET", "/metadata", "v1_metadata"), ("GET", "", "v1_status"), alias=True),

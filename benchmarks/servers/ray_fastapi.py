@@ -11,6 +11,8 @@ import sys
 import threading
 from typing import Any
 
+CPUS = 4  # logical ones, of each Ray that is measured
+
 
 def serve_until_told(app: Any, port: int) -> None:
     """A Ray of its own and the application on it, until SIGTERM."""
@@ -19,7 +21,7 @@ def serve_until_told(app: Any, port: int) -> None:
 
     ended = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: ended.set())
-    ray.init("local", num_cpus=2, include_dashboard=False, logging_level="WARNING")
+    ray.init("local", num_cpus=CPUS, include_dashboard=False, logging_level="WARNING")
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     serve.run(app, route_prefix="/")
     while not ended.wait(1.0):

@@ -17,13 +17,13 @@ import orjson
 
 from benchmarks.environments import ROOT, environment
 from benchmarks.load import Ask
+from benchmarks.servers.ray_fastapi import CPUS
 from benchmarks.servers.running import Encoding, Running, ServerFailed, check_answer, running
 from ray_apps.ports import Ports, free_ports
 
 MODEL = "perceptron"
 JSON = {"content-type": "application/json"}
 HEADER_LENGTH = "inference-header-content-length"
-CPUS = 4  # logical ones, of each Ray
 
 
 class Place(NamedTuple):
@@ -36,12 +36,16 @@ class Place(NamedTuple):
 
 
 class Way(NamedTuple):
-    """`command` gets the environment's Python, the place and the ports; `lock`: of an environment of its own."""
+    """`command` gets the environment's Python, the place and the ports; `lock`: of an environment of its own.
+
+    `logs`: whether it writes a line for each request, which it does where nobody turns that off.
+    """
 
     title: str
     command: Callable[[str, Place, Ports], list[str]]
     encodings: Mapping[str, Encoding]
     lock: str | None = None
+    logs: bool = False
     environ: Callable[[Place, Ports], Mapping[str, str]] = lambda *_: {}
 
     def python(self, root: Path) -> str:
@@ -185,9 +189,11 @@ WAYS: Mapping[str, Way] = {
     "triform": Way("Triform on Ray Serve", _triform, OIP, environ=_fast_serve),
     "ray-asgi": Way("raw ASGI on Ray Serve, HAProxy", _module("ray_asgi"), OIP, environ=_fast_serve),
     "uvicorn": Way("raw ASGI on uvicorn", _uvicorn, OIP),
-    "ray-fastapi": Way("Ray Serve, the usual way (FastAPI)", _module("ray_fastapi"), plain_json("/predict", lambda told: told)),
+    "ray-fastapi": Way(
+        "Ray Serve, the usual way (FastAPI)", _module("ray_fastapi"), plain_json("/predict", lambda told: told), logs=True
+    ),
     "litserve": Way("LitServe", _module("litserve_app"), plain_json("/predict", lambda told: told["y"]), "litserve"),
-    "bentoml": Way("BentoML", _bentoml, plain_json("/predict", lambda told: told), "bentoml"),
+    "bentoml": Way("BentoML", _bentoml, plain_json("/predict", lambda told: told), "bentoml", logs=True),
     "mlserver": Way("MLServer", _mlserver, {"JSON": OIP["JSON"]}, "mlserver"),
     "mosec": Way("mosec", _mosec, plain_json("/inference", lambda told: told["y"]) | message_pack("/binary"), "mosec"),
     "triton": Way("Triton, Python backend", _triton, OIP, "triton", environ=_same_python),

@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks import serving
 from benchmarks.load import Load
+from benchmarks.report import Report
 from benchmarks.servers.models import TINY, example, packaged, perceptron
 from benchmarks.servers.running import ServerFailed, running
 from benchmarks.servers.ways import WAYS, Place
@@ -101,6 +102,18 @@ def test_ratios_are_of_the_same_round() -> None:
     rounds = {"triform": [seen(100), seen(10), seen(30)], "mosec": [seen(50), seen(5), seen(10)], "triton": []}
     assert serving.times(rounds, "mosec") == 2.0
     assert serving.times(rounds, "triton") is None
+
+
+def test_the_table_says_whose_access_log_is_on(tmp_path: Path) -> None:
+    one = {("JSON", clients): serving.Seen(Load(100, 1.0, 0.0, 0.0), 0.0) for clients in serving.CLIENTS}
+    report = Report()
+    serving.tell({name: [one] for name in WAYS}, "JSON", report)
+    report.write(tmp_path / "table.md")
+    lines = (tmp_path / "table.md").read_text().splitlines()
+    rows = [[cell.strip() for cell in line.split("|")] for line in lines if "|" in line]
+    assert rows[0][1:3] == ["server", "access log"]
+    logging = [row[1] for row in rows if row[2] == "yes"]
+    assert logging == [WAYS["ray-fastapi"].title, WAYS["bentoml"].title]
 
 
 @pytest.mark.parametrize("name", [name for name, way in WAYS.items() if way.lock])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from ray.serve.schema import ServeDeploySchema
 from ray_apps.environment import TUNED, draining_seconds, serve_environment
 from ray_apps.predict import build_app
 from tests.infra.manifests import RAY, assert_needs_few_rights, documents, mounted, only, pods, validate
+from tests.infra.test_image import layers
 from triform.settings import Settings
 
 MANIFESTS = ("serving/access.yaml", "serving/redis.yaml", "serving/rayservice.yaml")
@@ -132,10 +134,29 @@ def test_a_pod_that_must_go_has_the_time_for_what_is_in_flight() -> None:
         assert pod["spec"]["terminationGracePeriodSeconds"] > first + drain
 
 
+def test_kuberay_is_not_asked_for_a_service_that_it_would_not_make() -> None:
+    """With incremental upgrades BuildServeService passes over spec.serveService; its own Service has the head's port `serve`."""
+    assert SERVICE["spec"]["upgradeStrategy"]["type"] == "NewClusterWithIncrementalUpgrade"
+    assert "serveService" not in SERVICE["spec"]
+    (container,) = HEAD["spec"]["containers"]
+    assert {"name": "serve", "containerPort": CONFIG["http_options"]["port"]} in container["ports"]
+    assert only("serving/access.yaml", "Service")["spec"]["selector"]["ray.io/node-type"] == "worker"  # as in excludeHeadPod...
+
+
+def test_rays_object_store_fits_in_shared_memory() -> None:
+    """Else Ray puts it on the disk at /tmp, and warns."""
+    for group in [CLUSTER["headGroupSpec"], *CLUSTER["workerGroupSpecs"]]:
+        (shm,) = [one["emptyDir"] for one in group["template"]["spec"]["volumes"] if one["name"] == "shm"]
+        assert shm == {"medium": "Memory", "sizeLimit": "1Gi"}
+        assert 0 < int(group["rayStartParams"]["object-store-memory"]) <= 0.9 * (1 << 30)
+
+
 def test_clients_find_the_ports_that_serve_listens_at() -> None:
     ports = {"serve": CONFIG["http_options"]["port"], "grpc": CONFIG["grpc_options"]["port"]}
-    assert {port["name"]: port["targetPort"] for port in SERVICE["spec"]["serveService"]["spec"]["ports"]} == ports
+    service = only("serving/access.yaml", "Service")["spec"]
+    assert {port["name"]: port["targetPort"] for port in service["ports"]} == ports
     for pod in WORKERS:
+        assert {**pod["metadata"]["labels"], "ray.io/node-type": "worker"}.items() >= service["selector"].items()
         (container,) = pod["spec"]["containers"]
         named = {port["name"]: port["containerPort"] for port in container["ports"]}
         assert named.items() >= ports.items()
@@ -165,6 +186,14 @@ def test_only_the_clusters_own_pods_reach_replicas_and_haproxys_pages() -> None:
     assert rule["from"] == [own]
 
 
+def test_the_guide_makes_every_secret_that_a_pod_needs() -> None:
+    text = "".join((RAY / name).read_text() for name in MANIFESTS)
+    needed = {*re.findall(r"secretName: ([a-z-]+)", text), *re.findall(r"secretKeyRef: {name: ([a-z-]+)", text)}
+    guide = (RAY.parent.parent / "docs/serve.md").read_text()
+    assert needed == {"triform-keys", "triform-redis"}
+    assert set(re.findall(r"^kubectl create secret generic (\S+)", guide, re.MULTILINE)) == needed
+
+
 def test_the_heads_memory_is_the_redis_that_is_deployed() -> None:
     options = CLUSTER["gcsFaultToleranceOptions"]
     service = only("serving/redis.yaml", "Service")
@@ -186,3 +215,13 @@ def test_replicas_on_gpus_find_workers_that_have_what_they_ask(name: str, group:
     asked = app["args"].get("resources", {})
     assert json.loads(json.loads(GROUPS[group]["rayStartParams"].get("resources", '"{}"'))) == asked
     assert {f"nvidia.com/{slice_}" for slice_ in asked} <= set(limits)
+
+
+@pytest.mark.parametrize(("name", "group"), [("serve.gpu.yaml", "gpu"), ("serve.mig.yaml", "mig")])
+def test_replicas_on_gpus_find_an_image_that_has_their_provider(name: str, group: str) -> None:
+    (app,) = yaml.safe_load((RAY.parent.parent / "ray_apps" / name).read_text())["applications"]
+    image = GROUPS[group]["template"]["spec"]["containers"][0]["image"]
+    target = image.rpartition("/")[2].partition(":")[0].removeprefix("triform-")
+    (packages,) = re.findall(r"--from=(\S+) /opt/venv", layers(target))
+    assert "gpu.txt" in layers(packages)
+    assert ("tensorrt-cu13-libs" in layers(packages)) == (app["args"]["provider"] == "tensorrt")

@@ -11,10 +11,9 @@ import grpc
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from tests.conformance.test_access import Guard, guard
+from tests.conformance.test_access import PROBED, Guard, guard
 from tests.ray_apps.hosts import served
 from tests.ray_apps.ports import SERVE_PORTS
-from triform.routes import LIVE
 
 BELOW, NAME = "/guarded", "guarded"
 PREDICT, GOOD, ANSWER = "/v1/models/text:predict", b'{"instances": ["a"]}', b'{"predictions":["a"]}'
@@ -48,7 +47,7 @@ def guarded(ray_cluster: Any, online_models: Path, tmp_path_factory: pytest.Temp
 def test_http(guarded: Guarded) -> None:
     """A signature is over the path below the application's own."""
     keys = guarded.guard
-    assert guarded.send("GET", LIVE, {})[0] == 200
+    assert [guarded.send("GET", path, {})[0] for path in PROBED] == [200, 200, 200]
     status, body, headers = guarded.send("POST", PREDICT, {}, GOOD)
     assert (status, b'"code":"unauthenticated"' in body, headers["content-type"]) == (401, True, "application/json")
     assert "Bearer" in headers["www-authenticate"]
@@ -69,6 +68,7 @@ def test_grpc(guarded: Guarded) -> None:
     request = service_pb2.ModelInferRequest(model_name="text", inputs=[x])
     to, key = ("application", NAME), ("authorization", guarded.guard.bearer("infer")["Authorization"])
     assert guarded.stub.ServerLive(service_pb2.ServerLiveRequest(), metadata=[to], timeout=60).live
+    assert guarded.stub.ServerReady(service_pb2.ServerReadyRequest(), metadata=[to], timeout=60).ready
     answer = guarded.stub.ModelInfer(request, metadata=[to, key], timeout=60)
     assert list(answer.outputs[0].contents.bytes_contents) == [b"a"]
     streamed = list(guarded.stub.ModelStreamInfer(iter([request, request]), metadata=[to, key], timeout=60))

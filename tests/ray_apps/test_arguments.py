@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from ray_apps.arguments import Arguments
+from ray_apps.predict import build_app
 from triform.batching import BatchOptions
 from triform.errors import ConfigurationError
 from triform.runtime import RuntimeOptions
@@ -79,6 +80,9 @@ def test_what_a_replica_asks_ray_for() -> None:
         ({"provider": "cuda"}, "provider cuda needs num_gpus above 0"),
         ({"overrides": {"m": {"provider": "cuda"}}}, r"overrides\.m: provider cuda needs num_gpus above 0"),
         ({"num_gpus": 0.25}, "num_gpus below 1 shares a GPU: gpu_mem_limit"),
+        ({"num_gpus": 0.25, "provider": "auto"}, "num_gpus below 1 shares a GPU: gpu_mem_limit"),
+        ({"num_gpus": 0.25, "provider": "cpu", "overrides": {"m": {"provider": "auto"}}}, r"overrides\.m: num_gpus below 1"),
+        ({"max_queued_requests": 0}, "max_queued_requests"),
         ({"num_gpus": 1.5, "provider": "cuda"}, "num_gpus: expected a share of one GPU or whole ones, got 1.5"),
         ({"provider": "rocm"}, "provider"),
         ({"resources": {"mig": 0}}, "resources"),
@@ -90,3 +94,17 @@ def test_what_a_replica_asks_ray_for() -> None:
 def test_what_can_not_be_is_named(args: dict[str, Any], told: str) -> None:
     with pytest.raises(ConfigurationError, match=f"^args: .*({told})"):
         Arguments.of({**HERE, **args}).settings({})
+
+
+def test_auto_needs_no_gpu_and_of_a_whole_one_no_share() -> None:
+    assert runtime(**HERE, provider="auto") == RuntimeOptions(provider="auto")
+    assert runtime(**HERE, provider="auto", num_gpus=1) == RuntimeOptions(provider="auto")
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [({"resources": {"CPU": 1}}, "CPU"), ({"resources": {"mig": 1e-5}}, "mig"), ({"num_cpus": 1e-5}, "num_cpus")],
+)
+def test_what_ray_does_not_take_is_a_configuration_error(args: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"^args: .*{told}"):
+        build_app({**HERE, **args})

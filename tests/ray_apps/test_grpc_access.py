@@ -23,7 +23,7 @@ from triform.signing import Parts, sign
 from triform.testing import RecordingTelemetry
 
 X = {"name": "x", "datatype": "FP32", "shape": [1, 3], "contents": {"fp32_contents": [1, 2, 3]}}
-UNARY = [rpc for rpc in RPCS if rpc not in STREAMS and rpc != "ServerLive"]
+UNARY = [rpc for rpc in RPCS if rpc not in STREAMS and rpc not in ("ServerLive", "ServerReady")]
 
 
 class Guarded(NamedTuple):
@@ -118,8 +118,9 @@ def request_of(rpc: str) -> Any:
 
 
 @pytest.mark.parametrize("rpc", UNARY)
-def test_every_call_wants_credentials_but_liveness(guarded: Guarded, rpc: str) -> None:
+def test_every_call_wants_credentials_but_those_of_probes(guarded: Guarded, rpc: str) -> None:
     assert guarded.call("ServerLive", service_pb2.ServerLiveRequest()).live
+    assert guarded.call("ServerReady", service_pb2.ServerReadyRequest()).ready
     request = request_of(rpc)
     assert guarded.refused(rpc, request)[0] == "UNAUTHENTICATED"
     assert guarded.refused(rpc, request, ("authorization", "Bearer nonsense"))[0] == "UNAUTHENTICATED"
