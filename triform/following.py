@@ -139,12 +139,14 @@ class Follower:
     def start(self) -> None:
         """Serves the newest release that loads, so that a bad one keeps no replica from starting beside those that run.
 
+        The one in force is verified first, if that is due on this node: what kills its process then kills a child of it.
         Raises what is wrong with the one in force where none before it is better; `ModelNotFound`, `AliasNotFound`.
         """
         if self.ref.version is not None:
             version = self.ref.version
             self._models.replace(self.ref.model, {version: self._load(self.ref.model, version)}, {"stable": version})
             return
+        self._node.look(self.ref.model)
         errors: list[TriformError] = []
         for release in islice(ReleaseLog(self._node.repository, self.ref.model).newest_first(), EARLIER):
             try:
