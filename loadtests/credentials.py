@@ -1,8 +1,8 @@
 """How requests say who asks: a secret from a file or the environment -> headers. Never logged, never in a report or an order.
 
-    key       Authorization: Bearer <a key of `triform keys`>            jwt    the same with a token for an API Gateway
-    api-key   x-api-key, of an API Gateway's usage plan                  signed HMAC with a key of `triform keys`, one request each
-    sigv4     AWS's signature for execute-api, by botocore, with the credentials that it finds
+key       Authorization: Bearer <a key of `triform keys`>            jwt    the same with a token for an API Gateway
+api-key   x-api-key, of an API Gateway's usage plan                  signed HMAC with a key of `triform keys`, one request each
+sigv4     AWS's signature for execute-api, by botocore, with the credentials that it finds
 """
 
 from __future__ import annotations

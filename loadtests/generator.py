@@ -48,6 +48,7 @@ class Conductor:
     def __init__(self, order: Order, runner: Runner) -> None:
         self.collected = Collected()
         self.saturated: float | None = None
+        self.began = math.inf
         self.done = 0
         self.ended = Event()
         self._order = order
@@ -58,6 +59,7 @@ class Conductor:
 
     def _on_records(self, environment: Environment, msg: Any, **_: Any) -> None:  # noqa: ARG002 - Locust gives it by name
         part = self.collected.absorb(msg.data)
+        self.began = min(self.began, msg.data["began"] or math.inf)
         if OK in self.collected.outcomes:
             due = part["due"][part["outcome"] == self.collected.outcomes.index(OK)] - msg.data["began"]
             at = np.searchsorted(self._begins, due, side="right") - 1
@@ -144,9 +146,7 @@ def _await_workers(runner: MasterRunner, count: int) -> None:
             gevent.sleep(0.05)
 
 
-def _work_for(
-    order: Order, folder: Path, environment: Environment, runner: Runner, index: int, working: list[Work]
-) -> None:
+def _work_for(order: Order, folder: Path, environment: Environment, runner: Runner, index: int, working: list[Work]) -> None:
     """Gets this process's work ready, and tells the conductor of it while it lasts."""
     payloads = Payloads.read(folder)
     made = Work(order, payloads, signer(order.auth, os.environ.get(SECRET), order.region), environment, max(index, 0))
@@ -174,6 +174,7 @@ def _write(conductor: Conductor, environment: Environment, folder: Path, order: 
         examples=collected.examples,
         protocols=[*{payload.protocol: None for payload in payloads}],
         workers=order.workers,
+        began=conductor.began,
         saturated=conductor.saturated,
         locust_requests=total.num_requests,
         locust_failures=total.num_failures,

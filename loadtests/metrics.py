@@ -1,6 +1,6 @@
 """What a target counts about itself, from its page for Prometheus, and what a real Prometheus has seen of it.
 
-    GET .../metrics -> Endpoint: requests by code, time in queues          prometheus(url, folder) -> Prometheus: the same, queried
+GET .../metrics -> Endpoint: requests by code, time in queues          prometheus(url, folder) -> Prometheus: the same, queried
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from ray_apps.ports import free_ports
 from triform.errors import ConfigurationError, TriformError
 
 ROOT: Final = Path(__file__).parent.parent
-LINE: Final = re.compile(r"^((?:ray_)?triform_(requests_total|stage_seconds_sum|stage_seconds_count)\{(.*)\}) (\S+)$", re.MULTILINE)
+LINE: Final = re.compile(
+    r"^((?:ray_)?triform_(requests_total|stage_seconds_sum|stage_seconds_count)\{(.*)\}) (\S+)$", re.MULTILINE
+)
 LABEL: Final = re.compile(r'(\w+)="([^"]*)"')
 SCRAPE_SECONDS: Final = 1
 STARTS_SECONDS: Final = 30.0
@@ -90,7 +92,12 @@ def prometheus(url: str, model: str, folder: Path) -> Iterator[Prometheus]:
     config = folder / "prometheus.yml"
     config.write_text(CONFIG.format(seconds=SCRAPE_SECONDS, path=to.path or "/metrics", scheme=to.scheme, netloc=to.netloc))
     (port,) = free_ports(1)
-    command = [program, f"--config.file={config}", f"--web.listen-address=127.0.0.1:{port}", f"--storage.tsdb.path={folder / 'tsdb'}"]
+    command = [
+        program,
+        f"--config.file={config}",
+        f"--web.listen-address=127.0.0.1:{port}",
+        f"--storage.tsdb.path={folder / 'tsdb'}",
+    ]
     with (folder / "prometheus.log").open("wb") as log:
         process = subprocess.Popen(list(map(str, command)), stdout=log, stderr=log)
     try:

@@ -73,7 +73,8 @@ class Generated(msgspec.Struct, frozen=True):
     examples: dict[str, str]
     protocols: list[str]
     workers: int
-    saturated: float | None  # when the stage began that the target did not keep up with, in seconds
+    began: float  # Unix time, of the first worker
+    saturated: float | None  # when the stage began that the target did not keep up with, in seconds from there
     locust_requests: int
     locust_failures: int
     locust_warned: bool  # of too little CPU for itself

@@ -1,6 +1,6 @@
 """What is asked: Ray Serve or the Lambda form on this machine, started and stopped here, or a deployment that is there already.
 
-    serve(...) | function(...) | deployed(...) -> Target: where to ask, what it is like right now, what it has counted
+serve(...) | function(...) | deployed(...) -> Target: where to ask, what it is like right now, what it has counted
 """
 
 from __future__ import annotations
