@@ -1,6 +1,6 @@
 """`python -m loadtests --target serve --shape steps`: starts what it needs on loopback, asks, writes a report, and stops.
 
-    options -> checked -> flights.py: example and batch output -> targets.py -> driving.py -> results.py -> verdict, files -> exit code
+    options.py -> run.py -> flights.py: example and batch output -> targets.py -> driving.py -> results.py -> files, exit code
 
 Exit codes: 0 all limits were kept, 1 one was not, or the run failed, 2 wrong use.
 """
@@ -16,12 +16,13 @@ import typer
 from rich.console import Console
 
 from loadtests.credentials import read_secret
-from loadtests.run import Options, run
+from loadtests.options import Options
+from loadtests.run import run
 from loadtests.thresholds import FILE
 from triform.cli.output import FAILED, exit_code, print_error
 from triform.errors import TriformError
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None)
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)  # they may show locals
 
 
 @app.command()

@@ -1,5 +1,6 @@
-"""One request, one answer: Payload -> HTTP or gRPC -> Answer -> outcome. Nothing is sent twice, so that what is counted is what was
-asked; greenlets each take a connection of their own, and leave it to the next.
+"""One request, one answer: Payload -> HTTP or gRPC -> answer -> Outcome.
+
+Nothing is sent twice, so that what is counted is what was asked. Each greenlet takes a connection, and leaves it to the next.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import gevent
 import orjson
 
 from loadtests.answers import wrong
-from loadtests.credentials import LOOPBACK, Asked, Sign
+from loadtests.credentials import Asked, Sign
 from loadtests.order import Order
 from loadtests.payloads import Payload, Payloads
 from loadtests.records import CONNECTION, OK, REFUSED, TIMEOUT, WRONG
@@ -96,13 +97,12 @@ class GrpcClient:
     def __init__(self, order: Order, payloads: Payloads, sign: Sign) -> None:
         import grpc
 
-        target = order.grpc or ""
+        target = (order.grpc or "").removeprefix("https://")
         options = [("grpc.max_receive_message_length", -1)]
-        plain = target.removeprefix("https://") == target
-        target = target.removeprefix("https://")
-        channel = grpc.insecure_channel(target, options) if plain else grpc.secure_channel(
-            target, grpc.ssl_channel_credentials(), options
-        )  # fmt: skip
+        if target == order.grpc:
+            channel = grpc.insecure_channel(target, options)
+        else:
+            channel = grpc.secure_channel(target, grpc.ssl_channel_credentials(), options)
         self._grpc = grpc
         self._channel = channel
         self._call: dict[str, Any] = {}
@@ -134,7 +134,3 @@ def _code(body: bytes) -> str:
     except (ValueError, KeyError, TypeError, IndexError):
         return ""
     return f"_{code}" if isinstance(code, str) and CODE.fullmatch(code) else ""
-
-
-def is_loopback(host: str) -> bool:
-    return urlsplit(host).hostname in LOOPBACK

@@ -8,8 +8,7 @@ from typing import Final
 from rich.console import Console
 
 from batch import job
-from batch.spec import JobSpec
-from examples.flights import build, online
+from examples.flights import build, online, scoring
 from examples.flights.steps import ForeignFiles
 from loadtests.order import Protocol
 from loadtests.payloads import Payloads
@@ -26,16 +25,7 @@ def scored(root: Path, console: Console) -> Path:
         build.build(root)
     except ForeignFiles as error:
         raise ConfigurationError(f"--example: {error}") from error
-    spec = JobSpec(
-        repository=str(root / "repository"),
-        model=online.MODEL,
-        input=(str(root / "input"),),
-        output=str(root / "scored"),
-        key=("id",),
-        keep=("carrier", "origin", "dest"),
-        if_exists="replace",
-    )
-    return Path(job.run(spec, console).data)
+    return Path(job.run(scoring.spec(root), console).data)
 
 
 def payloads(root: Path, data: Path, protocols: tuple[Protocol, ...], seed: int) -> Payloads:

@@ -1,4 +1,4 @@
-"""What asks: `python -m loadtests.generator FOLDER [--master PORT | --worker PORT]`. Started by driving.py, several times for several.
+"""What asks: `python -m loadtests.generator FOLDER [--master PORT | --worker PORT]`, started by driving.py.
 
     order.json, payloads.msgpack -> Locust's runner (local, or a master and its workers) -> users.py
     records, every second, as Locust's messages -> Conductor -> records.npz, generated.json
@@ -19,13 +19,14 @@ from typing import Any, Final
 # isort: split
 from locust.env import Environment  # patches what blocks: before anything else is imported that could block
 from locust.log import setup_logging
-from locust.runners import MasterRunner, Runner, WorkerRunner
+from locust.runners import MasterRunner, Runner
 
 # isort: split
 import gevent
 import msgspec
 import numpy as np
 from gevent.event import Event
+from grpc.experimental.gevent import init_gevent
 
 from loadtests.credentials import SECRET, signer
 from loadtests.order import GENERATED, RECORDS, Generated, Order, Stage
@@ -93,7 +94,8 @@ def main() -> None:
     role.add_argument("--master", type=int, metavar="PORT")
     role.add_argument("--worker", type=int, metavar="PORT")
     given = parser.parse_args()
-    setup_logging("WARNING")
+    setup_logging("WARNING")  # type: ignore[no-untyped-call]  # Locust's
+    init_gevent()  # else a gRPC call holds up all greenlets
     try:
         order = Order.read(given.folder)
         if given.worker is not None:
@@ -111,7 +113,7 @@ def work(order: Order, folder: Path, port: int) -> None:
     runner = environment.create_worker_runner(LOOPBACK, port)
     _work_for(order, folder, environment, runner, runner.worker_index, working)
     runner.greenlet.join()
-    runner.client.close(linger=0)  # else ZeroMQ waits, at the end, for a master that is gone
+    runner.client.close(linger=0)  # type: ignore[no-untyped-call]  # else ZeroMQ waits, at the end, for a master that is gone
 
 
 def conduct(order: Order, folder: Path, port: int | None) -> None:

@@ -21,7 +21,7 @@ GENERATED: Final = "generated.json"
 
 
 class Stage(msgspec.Struct, frozen=True):
-    """A part of a shape in which the load stays the same. `begin`, `seconds`: from the shape's start; `level`: of the most, 0 to 1."""
+    """A part of a shape in which the load stays the same. `begin`: in seconds from the shape's start; `level`: of the most."""
 
     begin: float
     seconds: float

@@ -1,4 +1,4 @@
-"""What became of each request, twenty bytes each: Recorder (where it is asked) -> take -> Collected (where all come together) -> file."""
+"""What became of each request, in twenty-odd bytes: Recorder (in each process) -> Collected (from all of them) -> file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A load run on one page of HTML that stands alone: Result + checks -> page.py (headings, tables) + plots.py (curves, inside it)."""
+"""A load run on one page of HTML that stands alone: Result + checks -> batch/page.py (tables) + plots.py (curves, inside it)."""
 
 from __future__ import annotations
 
@@ -66,7 +66,8 @@ def _latency_by_rate(found: Result) -> dict[str, Curve]:
         points = sorted((rate, f.p50_ms, f.p99_ms, f.p999_ms) for rate, f in given if f.p50_ms is not None)
         names = ("p50", "p99", "p99.9")
     else:
-        moments = sorted((m.offered if found.loop == "open" else m.answered, m) for m in found.timeline if m.p50_ms is not None)
+        timed = [m for m in found.timeline if m.p50_ms is not None]
+        moments = sorted(((m.offered if found.loop == "open" else m.answered, m) for m in timed), key=lambda pair: pair[0])
         size = -(-len(moments) // RATES) or 1
         groups = [moments[i : i + size] for i in range(0, len(moments), size)]
         points = [
@@ -107,8 +108,8 @@ def _overview(found: Result, checks: Sequence[Check]) -> Iterator[str]:
     kept = all(check.kept for check in checks)
     yield page.heading(1, f"{found.title}: {found.shape}, {found.loop} loop")
     yield page.paragraph(
-        f"{'All limits were kept' if kept else 'Limits were broken'}: {found.total.ok:,} right answers of {found.total.requests:,} "
-        f"requests in {found.seconds:.1f} s, {found.total.refused:,} refused, {found.total.errors:,} errors, "
+        f"{'Kept all limits' if kept else 'Limits were broken'}. {found.total.requests:,} requests in {found.seconds:.1f} s: "
+        f"{found.total.ok:,} right answers, {found.total.refused:,} refused, {found.total.errors:,} errors, "
         f"{found.total.wrong:,} wrong.",
         "" if kept else "note",
     )
@@ -124,9 +125,7 @@ def _overview(found: Result, checks: Sequence[Check]) -> Iterator[str]:
     ]
     yield page.facts("The run", rows)
     if found.saturated is not None:
-        yield page.paragraph(
-            f"The target did not keep up with the stage that began at {found.saturated:.0f} s, and the run ended there."
-        )
+        yield page.paragraph(f"The target did not keep up with the stage that began at {found.saturated:.0f} s; the run ended.")
     if found.generator.late_p99_ms > LATE * 1e3 or found.generator.locust_warned:
         yield page.paragraph(
             "The side that asks had too little CPU, or all its connections were busy: part of the latencies is its own. "

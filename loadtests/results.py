@@ -81,8 +81,8 @@ class Counters(msgspec.Struct, frozen=True, kw_only=True):
     def differences(self) -> list[str]:
         """Where they do not agree, in words.
 
-        Answers are counted alike to the last one. What the client gave up on (a timeout, a broken connection), the server may have
-        answered all the same; what it was refused, something before the server may have refused.
+        Answers are counted alike to the last one. What the client gave up on (a timeout, a broken connection), the server may
+        have answered all the same; what it was refused, something before the server may have refused.
         """
         said = []
         ok, refused = self.client.get(OK, 0), self.client.get(REFUSED, 0)

@@ -2,83 +2,37 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final, NamedTuple, cast, get_args
+from typing import Any, Final
 
 import msgspec
 from rich.console import Console
 
-from examples.flights.online import MODEL
+from examples.flights.scoring import MODEL
 from examples.flights.serving import local_serve
 from loadtests import flights, targets
-from loadtests.credentials import check_wire
 from loadtests.driving import drive
 from loadtests.junit import junit
 from loadtests.metrics import prometheus
-from loadtests.order import OVER_HTTP, PROTOCOLS, Loop, Order, Protocol
+from loadtests.options import Checked, Options, check
 from loadtests.payloads import Payloads
-from loadtests.report import pictures, report
 from loadtests.records import OK
+from loadtests.report import pictures, report
 from loadtests.results import Counters, Result, result
-from loadtests.shapes import SECONDS, stages
 from loadtests.targets import Target
-from loadtests.thresholds import Check, Limits, judge, read_limits
+from loadtests.thresholds import Check, judge
 from loadtests.watching import watching
-from triform.errors import ConfigurationError
 from triform.stores import durable
 
-TARGETS: Final = ("serve", "lambda")
-# Requests a second at the most: in steps more than two cores answer, else what they do.
-RATES: Final[Mapping[str, float]] = {"serve": 60.0, "lambda": 30.0}
-STEP_RATES: Final[Mapping[str, float]] = {"serve": 600.0, "lambda": 200.0}
 SETTLE_SECONDS: Final = 60.0  # that counters may lag behind: replicas tell Ray every 5 s, Ray its page every 10
 
 
-class Options(NamedTuple):
-    """Those of the command; see __main__.py."""
-
-    target: str
-    shape: str
-    loop: str
-    rate: float | None
-    users: int
-    seconds: float | None
-    workers: int
-    protocols: str | None
-    host: str | None
-    grpc: str | None
-    grpc_metadata: tuple[str, ...]
-    metrics: str | None
-    prometheus: bool
-    auth: str
-    region: str | None
-    insecure: bool
-    thresholds: Path
-    timeout: float
-    replicas: str
-    environments: int
-    example: Path
-    output: Path
-    pictures: Path | None
-    seed: int
-
-
-class Checked(NamedTuple):
-    """What the options mean; `order` without the target's addresses."""
-
-    order: Order
-    limits: Limits
-    protocols: tuple[Protocol, ...]
-    replicas: tuple[int, int]
-
-
 def run(options: Options, secret: str | None, console: Console) -> bool:
-    """Whether all limits were kept. Raises `ConfigurationError` for options that cannot be meant, `TriformError` where it fails."""
+    """Whether all limits were kept. Raises `ConfigurationError` for options that cannot be meant, `TriformError` if it fails."""
     checked = check(options)
     with ExitStack() as stack:
         target, payloads = stack.enter_context(_target(options, checked, console))
@@ -87,83 +41,6 @@ def run(options: Options, secret: str | None, console: Console) -> bool:
     _write(options, found, checks)
     _say(options, found, checks, console)
     return all(check.kept for check in checks)
-
-
-def check(options: Options) -> Checked:
-    """Raises `ConfigurationError`, which names the option."""
-    if options.target not in TARGETS:
-        raise ConfigurationError(f"--target: no such target: {options.target!r}; there are {', '.join(TARGETS)}")
-    if options.loop not in get_args(Loop):
-        raise ConfigurationError(f"--loop: no such loop: {options.loop!r}; there are {', '.join(get_args(Loop))}")
-    if options.host is None:
-        for name in "grpc", "metrics":
-            if getattr(options, name) is not None:
-                raise ConfigurationError(f"--{name} belongs to a deployment: give its --host")
-        if options.auth != "none":
-            raise ConfigurationError(f"--auth {options.auth}: what is started here lets everybody in; it is for a --host")
-    else:
-        check_wire(options.auth, options.host, insecure=options.insecure)
-        if options.grpc is not None:
-            scheme = "" if options.grpc.startswith("https://") else "http://"
-            check_wire(options.auth, f"{scheme}{options.grpc}", insecure=options.insecure)
-    if options.prometheus and (options.target == "lambda" if options.host is None else options.metrics is None):
-        raise ConfigurationError("--prometheus: this target has no page to scrape" + (": give --metrics" if options.host else ""))
-    over = stages(options.shape, SECONDS.get(options.shape, 1.0) if options.seconds is None else options.seconds)
-    rates = STEP_RATES if options.shape == "steps" else RATES
-    rate = rates[options.target] if options.rate is None else options.rate
-    for name, value in {"rate": rate, "users": options.users, "workers": options.workers, "timeout": options.timeout}.items():
-        if not (math.isfinite(value) and value > 0):
-            raise ConfigurationError(f"--{name}: expected more than 0, got {value}")
-    if options.environments < 1:
-        raise ConfigurationError(f"--environments: expected 1 or more, got {options.environments}")
-    if options.loop == "closed" and options.users < options.workers:
-        raise ConfigurationError(f"--users: {options.users} callers are fewer than {options.workers} workers")
-    order = Order(
-        host=options.host or "",
-        grpc_metadata=_metadata(options.grpc_metadata),
-        stages=over,
-        loop=cast(Loop, options.loop),
-        rate=float(rate),
-        users=options.users,
-        workers=options.workers,
-        saturates=options.shape == "steps" and options.loop == "open",
-        timeout=options.timeout,
-        seed=options.seed,
-        auth=options.auth,
-        region=options.region,
-    )
-    limits = read_limits(options.thresholds, options.target, options.shape)
-    return Checked(order, limits, _protocols(options), _replicas(options.replicas))
-
-
-def _protocols(options: Options) -> tuple[Protocol, ...]:
-    has_grpc = options.target == "serve" if options.host is None else options.grpc is not None
-    there: tuple[Protocol, ...] = PROTOCOLS if has_grpc else OVER_HTTP
-    if options.protocols is None:
-        return there
-    given = tuple(dict.fromkeys(name.strip() for name in options.protocols.split(",")))
-    for name in given:
-        if name not in PROTOCOLS:
-            raise ConfigurationError(f"--protocols: no such protocol: {name!r}; there are {', '.join(PROTOCOLS)}")
-        if name not in there:
-            raise ConfigurationError(
-                f"--protocols: {name}: this target speaks no gRPC" + (": give --grpc" if options.host else "")
-            )
-    return cast(tuple[Protocol, ...], given)
-
-
-def _replicas(text: str) -> tuple[int, int]:
-    least, _, most = text.partition(":")
-    if not (least.isdecimal() and (most or least).isdecimal() and 0 <= int(least) <= int(most or least) and int(most or least)):
-        raise ConfigurationError(f"--replicas: expected a number or MIN:MAX, got {text!r}")
-    return int(least), int(most or least)
-
-
-def _metadata(given: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
-    for text in given:
-        if "=" not in text:
-            raise ConfigurationError(f"--grpc-metadata: expected name=value, got {text!r}")
-    return tuple((name, value) for name, _, value in (text.partition("=") for text in given))
 
 
 @contextmanager
@@ -232,7 +109,8 @@ def _settled(sources: Mapping[str, Any], before: Mapping[str, int], client: Mapp
             with suppress(OSError):
                 now = {code: count - before.get(code, 0) for code, count in source().items()}
                 counted[name] = {code: count for code, count in sorted(now.items()) if count}
-        settled = not Counters(client=dict(client), **counted).differences() if len(counted) == len(sources) else False
+        together = Counters(client=dict(client), server=counted.get("server"), prometheus=counted.get("prometheus"))
+        settled = len(counted) == len(sources) and not together.differences()
         if settled or time.monotonic() > deadline:
             return counted
         time.sleep(0.5)

@@ -50,8 +50,8 @@ def stages(shape: str, seconds: float) -> tuple[Stage, ...]:
 def arrivals(over: Sequence[Stage], rate: float, chance: random.Random) -> Iterator[float]:
     """When requests are due, in seconds from the start, rising: Poisson, `rate` times the level a second on average.
 
-    Arrivals forget what was before them, so each stage begins anew; and those of several workers, each with its share of the rate,
-    are together those of one.
+    Arrivals forget what was before them, so each stage begins anew; and those of several workers, each with its share of the
+    rate, are together those of one.
     """
     for stage in over:
         at = stage.begin
@@ -65,4 +65,4 @@ def arrivals(over: Sequence[Stage], rate: float, chance: random.Random) -> Itera
 def level(over: Sequence[Stage], at: float) -> float:
     """The level at a moment, in seconds from the start; 0 once it is over."""
     number = bisect_right([stage.begin for stage in over], at) - 1
-    return over[number].level if 0 <= number and at < over[-1].end else 0.0
+    return over[number].level if number >= 0 and at < over[-1].end else 0.0

@@ -1,5 +1,5 @@
-"""Locust's users. `Arrivals`, one in each process, sends requests when they are due, whatever became of those before; `Caller`, many,
-asks again once it is answered.
+"""Locust's users. `Arrivals`, one in each process, sends requests when they are due, whatever became of those before; `Caller`,
+many, asks again once it is answered.
 
     Work.run -> Choice.draw -> client.ask -> Recorder + Locust's own request event
 
@@ -107,7 +107,7 @@ class Work:
     def _record(self, payload: Payload, due: float, sent: float, outcome: Outcome) -> None:
         waited = self.now() - due
         self.recorder.add(self.began + due, sent - due, waited, payload.protocol, outcome.kind, payload.rows, outcome.told)
-        self._environment.events.request.fire(
+        self._environment.events.request.fire(  # type: ignore[no-untyped-call]  # Locust's
             request_type=payload.protocol,
             name=f"{payload.rows} rows",
             response_time=waited * 1e3,

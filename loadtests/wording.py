@@ -44,7 +44,8 @@ def _of(flights: Flights, protocol: Protocol, chance: np.random.Generator) -> It
 
 def _complete(tensors: Mapping[str, Array]) -> Array:
     floats = [tensor for tensor in tensors.values() if tensor.dtype.kind == "f"]
-    return np.all([np.isfinite(tensor).reshape(len(tensor), -1).all(axis=1) for tensor in floats], axis=0)
+    complete: Array = np.all([np.isfinite(tensor).reshape(len(tensor), -1).all(axis=1) for tensor in floats], axis=0)
+    return complete
 
 
 def _worded(flights: Flights, protocol: Protocol, some: Array) -> tuple[str, dict[str, str], bytes]:
