@@ -8,6 +8,7 @@ Exit codes: 0 all limits were kept, 1 one was not, or the run failed, 2 wrong us
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -94,6 +95,7 @@ def load(
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started here ends as after Ctrl-C
     try:
         app()
     except TriformError as error:

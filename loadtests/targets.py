@@ -97,11 +97,12 @@ def serve_arguments(replicas: tuple[int, int], shape: str) -> dict[str, Any]:
 
 @contextmanager
 def function(repository: Path, environments: int, shape: str) -> Iterator[Target]:
-    """The Lambda form behind a local API Gateway, with so many environments at most."""
+    """The Lambda form behind a local API Gateway, with so many environments at most; one is there
+    already, but for a burst."""
     told = _Told()
     environ = {"TRIFORM_REPOSITORY": str(repository.absolute())}
-    idle = IDLE if shape == "burst" else 300.0
-    with local_gateway("http-v2", environ=environ, echo=told.line, max_concurrency=environments, idle=idle) as gateway:
+    warm = {"idle": IDLE} if shape == "burst" else {"provisioned": 1}
+    with local_gateway("http-v2", environ=environ, echo=told.line, max_concurrency=environments, **warm) as gateway:
         yield Target(
             "Lambda behind a local API Gateway", "environments", gateway.url, None, lambda: told.look(gateway), told.requests
         )
