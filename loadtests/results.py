@@ -153,16 +153,14 @@ def result(
     stages = []
     for stage in order.stages:
         within = (at >= stage.begin) & (at < stage.end)
-        if not within.any() and stage.level:
-            break  # the run ended before
+        if (told.saturated is not None and stage.begin > told.saturated) or (not within.any() and stage.level):
+            break  # the run ended before, or in it
         in_time = (done >= stage.begin) & (done < stage.end) & _is(records, names, OK)
         offered = float(within.sum()) / stage.seconds
         measured = figures(within, stage.seconds, int(in_time.sum()))
         stages.append(StageFigures(begin=stage.begin, seconds=stage.seconds, offered=offered, figures=measured))
     everything = np.ones(len(at), bool)
     outcomes = {name: int(_is(records, names, name).sum()) for name in names}
-    client = {OK: outcomes.get(OK, 0) + outcomes.get(WRONG, 0)}
-    client |= {name: count for name, count in outcomes.items() if name not in (OK, WRONG)}
     late = records["late"] if order.loop == "open" else np.zeros(1, np.float32)
     return Result(
         target=target,
@@ -183,7 +181,7 @@ def result(
         missed_looks=watched.missed,
         outcomes=outcomes,
         examples={name: text for name, text in told.examples.items() if name != OK},
-        counters=Counters(client=client, **counters),
+        counters=Counters(client=client_counters(driven), **counters),
         generator=Generator(
             workers=told.workers,
             late_p99_ms=float(np.quantile(late, 0.99)) * 1e3 if len(late) else 0.0,
@@ -193,6 +191,16 @@ def result(
         ),
         saturated=told.saturated,
     )
+
+
+def client_counters(driven: Driven) -> dict[str, int]:
+    """Requests by outcome, as `Counters` has them."""
+    counted = np.bincount(driven.records["outcome"], minlength=len(driven.generated.outcomes)).tolist()
+    client = {OK: 0}
+    for name, count in zip(driven.generated.outcomes, counted, strict=True):
+        code = OK if name == WRONG else name
+        client[code] = client.get(code, 0) + count
+    return client
 
 
 def _is(records: Columns, names: Sequence[str], name: str) -> NDArray[np.bool_]:

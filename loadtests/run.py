@@ -20,9 +20,8 @@ from loadtests.junit import junit
 from loadtests.metrics import prometheus
 from loadtests.options import Checked, Options, check
 from loadtests.payloads import Payloads
-from loadtests.records import OK
 from loadtests.report import pictures, report
-from loadtests.results import Counters, Result, result
+from loadtests.results import Counters, Result, client_counters, result
 from loadtests.targets import Target
 from loadtests.thresholds import Check, judge
 from loadtests.watching import watching
@@ -82,8 +81,8 @@ def _asked(
         with watching(target) as watched:
             driven = drive(order, payloads, folder / "order", secret)
             sources: dict[str, Any] = {"server": target.counted, "prometheus": scraping.requests if scraping else None}
-            lowest = {OK: int((driven.records["outcome"] == _number(driven.generated.outcomes, OK)).sum())}
-            counted = _settled({name: source for name, source in sources.items() if source is not None}, before, lowest)
+            given = {name: source for name, source in sources.items() if source is not None}
+            counted = _settled(given, before, client_counters(driven))
         return result(
             order,
             driven,
@@ -96,10 +95,6 @@ def _asked(
         )
 
 
-def _number(outcomes: list[str], name: str) -> int:
-    return outcomes.index(name) if name in outcomes else -1
-
-
 def _settled(sources: Mapping[str, Any], before: Mapping[str, int], client: Mapping[str, int]) -> dict[str, dict[str, int]]:
     """What each source has counted since `before`, once none lags behind the client, or behind another; else what they have."""
     deadline = time.monotonic() + SETTLE_SECONDS
@@ -109,7 +104,7 @@ def _settled(sources: Mapping[str, Any], before: Mapping[str, int], client: Mapp
             with suppress(OSError):
                 now = {code: count - before.get(code, 0) for code, count in source().items()}
                 counted[name] = {code: count for code, count in sorted(now.items()) if count}
-        together = Counters(client=dict(client), server=counted.get("server"), prometheus=counted.get("prometheus"))
+        together = Counters(client={**client}, server=counted.get("server"), prometheus=counted.get("prometheus"))
         settled = len(counted) == len(sources) and not together.differences()
         if settled or time.monotonic() > deadline:
             return counted

@@ -23,10 +23,8 @@ def payloads(answer: float = 0.25, bound: float = 1e-6) -> Payloads:
     return Payloads(MODEL, "probabilities", 1, "p_late", [one])
 
 
-def found(
-    *requests: tuple[float, float, str], shape: str = "soak", seconds: float = 10.0, rate: float = 10.0, **counters: object
-) -> Result:
-    """A result of requests: when each was due in seconds from the start, how long it waited, its outcome."""
+def found(*requests: tuple[float, float, str], shape: str = "soak", saturated: float | None = None, **counters: object) -> Result:
+    """A result of ten seconds' requests: when each was due in seconds from the start, how long it waited, its outcome."""
     outcomes = list(dict.fromkeys(outcome for *_, outcome in requests)) or [OK]
     columns = [
         [1000.0 + due for due, *_ in requests],
@@ -37,14 +35,14 @@ def found(
         [1] * len(requests),
     ]
     records = {name: np.array(column, kind) for (name, kind), column in zip(COLUMNS.items(), columns, strict=True)}
-    order = Order(host="http://127.0.0.1:1", stages=stages(shape, seconds), rate=rate, users=1)
+    order = Order(host="http://127.0.0.1:1", stages=stages(shape, 10.0), rate=10.0, users=1)
     told = Generated(
         outcomes=outcomes,
         examples={name: f"why {name}" for name in outcomes},
         protocols=["tfs"],
         workers=1,
         began=1000.0,
-        saturated=None,
+        saturated=saturated,
         locust_requests=len(requests),
         locust_failures=0,
         locust_warned=False,

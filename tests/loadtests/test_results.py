@@ -31,6 +31,12 @@ def test_a_rate_is_of_answers_that_came_in_time_not_of_what_was_offered() -> Non
     assert run.timeline[-1].outstanding == 0
 
 
+def test_a_stage_in_which_the_run_ended_is_no_point_of_a_curve() -> None:
+    run = found(*[(i / 10, 0.01, OK) for i in range(33)], shape="steps", saturated=2.0)
+    assert [stage.begin for stage in run.stages] == [0, 1, 2]
+    assert (run.total.ok, run.counters.client) == (33, {OK: 33})
+
+
 def test_a_run_in_which_nothing_was_asked_has_no_latency() -> None:
     run = found()
     assert (run.total.requests, run.total.p50_ms, run.total.error_rate) == (0, None, 0.0)
