@@ -47,6 +47,7 @@ def curves(named: Mapping[str, Curve], look: Look, marked: float | None = None) 
     known = [value for curve in named.values() for value in curve.y if value is not None]
     if look.logarithmic and known and min(known) > 0:
         axes.set_yscale("log")
+        axes.set_ylim(top=max(known) * (max(known) / min(known)) ** 0.25 * 1.5)  # room for the legend
         axes.yaxis.set_minor_formatter(NullFormatter())
     else:
         axes.set_ylim(0, (max(known, default=0.0) or 1.0) * 1.22)

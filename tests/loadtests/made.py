@@ -5,21 +5,23 @@ from __future__ import annotations
 import numpy as np
 
 from loadtests.driving import Driven
-from loadtests.order import Generated, Order
+from loadtests.order import Generated, Order, Protocol
 from loadtests.payloads import Payload, Payloads
 from loadtests.records import COLUMNS, OK
 from loadtests.results import Result, result
 from loadtests.shapes import stages
 from loadtests.watching import Watched
+from loadtests.wording import GRPC_PATH
 
 MODEL = "flight-delay"
 PATH = f"/v1/models/{MODEL}:predict"
 
 
-def payloads(answer: float = 0.25, bound: float = 1e-6) -> Payloads:
+def payloads(answer: float = 0.25, bound: float = 1e-6, over: Protocol = "tfs") -> Payloads:
     """One request of one row; right is `answer`, give or take `bound`."""
     expected, bounds = np.float32([answer]).tobytes(), np.float64([bound]).tobytes()
-    one = Payload("tfs", 1, PATH, {"content-type": "application/json"}, b'{"instances": [{}]}', expected, bounds)
+    path = GRPC_PATH if over == "oip-grpc" else PATH
+    one = Payload(over, 1, path, {"content-type": "application/json"}, b'{"instances": [{}]}', expected, bounds)
     return Payloads(MODEL, "probabilities", 1, "p_late", [one])
 
 

@@ -6,9 +6,12 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+import grpc
 
 Answer = Callable[[int], tuple[int, bytes] | None]  # of the request with that number: status and body, or hang up
 
@@ -75,3 +78,30 @@ def predicted(value: float, seconds: float = 0.0) -> tuple[int, bytes]:
     """A row's answer, after so many seconds."""
     time.sleep(seconds)
     return 200, json.dumps({"predictions": [{"p_late": value}]}).encode()
+
+
+@contextmanager
+def grpc_stub(
+    path: str, answer: Callable[[int, grpc.ServicerContext], bytes]
+) -> Iterator[tuple[str, list[dict[str, str | bytes]]]]:
+    """name:port of a gRPC server with one method, and the metadata of each request to it."""
+    asked: list[dict[str, str | bytes]] = []
+    counting = threading.Lock()
+
+    def handle(_: bytes, context: grpc.ServicerContext) -> bytes:
+        with counting:
+            asked.append({one.key: one.value for one in context.invocation_metadata()})
+            number = len(asked) - 1
+        return answer(number, context)
+
+    class Handler(grpc.GenericRpcHandler):
+        def service(self, details: Any) -> Any:
+            return grpc.unary_unary_rpc_method_handler(handle) if details.method == path else None
+
+    server = grpc.server(ThreadPoolExecutor(8), handlers=(Handler(),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield f"127.0.0.1:{port}", asked
+    finally:
+        server.stop(None).wait(10)

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
+from tritonclient.grpc import service_pb2
 
 from loadtests.driving import Driven, drive
-from loadtests.order import Order, Stage
+from loadtests.order import Order, Protocol, Stage
 from loadtests.shapes import stages
-from tests.loadtests.made import PATH, payloads
-from tests.loadtests.stub import predicted, stub
+from loadtests.wording import GRPC_PATH
+from tests.loadtests.made import MODEL, PATH, payloads
+from tests.loadtests.stub import grpc_stub, predicted, stub
 from triform.errors import TriformError
 
 
-def driven(folder: Path, host: str, *, secret: str | None = None, **options: Any) -> Driven:
+def driven(folder: Path, host: str, *, over: Protocol = "tfs", **options: Any) -> Driven:
     given = {"stages": stages("soak", 1.5), "rate": 40.0, "users": 3, "timeout": 5.0, **options}
-    return drive(Order(host=host, **given), payloads(0.25), folder, secret)
+    return drive(Order(host=host, **given), payloads(over=over), folder)
 
 
 def outcomes(found: Driven) -> Counter[str]:
@@ -52,6 +56,31 @@ def test_each_answer_is_called_what_it_is_and_nothing_is_sent_twice(tmp_path: Pa
     assert "0.5 where the batch job has 0.25" in found.generated.examples["wrong_answer"]
     assert found.generated.locust_requests == len(said)
     assert found.generated.locust_failures == sum(one != "ok" for one in said)
+
+
+def test_grpc_is_asked_without_holding_up_others_and_its_codes_are_told(tmp_path: Path) -> None:
+    def answer(number: int, context: grpc.ServicerContext) -> bytes:
+        if number == 0:
+            time.sleep(1.0)
+        code = {1: grpc.StatusCode.RESOURCE_EXHAUSTED, 2: grpc.StatusCode.UNAVAILABLE}.get(number)
+        if code is not None:
+            context.abort(code, "not now")
+        value = 0.5 if number == 3 else 0.25
+        made: Any = service_pb2.ModelInferResponse(model_name=MODEL)
+        made.outputs.add(name="probabilities", datatype="FP32", shape=[1, 2])
+        made.raw_output_contents.append(np.float32([1 - value, value]).tobytes())
+        return bytes(made.SerializeToString())
+
+    with grpc_stub(GRPC_PATH, answer) as (target, metadata):
+        found = driven(tmp_path, "http://127.0.0.1:9", grpc=target, grpc_metadata=(("application", "x"),), over="oip-grpc")
+    said = outcomes(found)
+    assert said.pop("ok") == len(found.records["due"]) - 3
+    assert said == {"refused": 1, "grpc_unavailable": 1, "wrong_answer": 1}
+    assert len(metadata) == len(found.records["due"]), "nothing was sent twice"
+    assert all(one["application"] == "x" for one in metadata)
+    ends = found.records["due"] + found.records["waited"]
+    slow = int(np.argmax(found.records["waited"]))
+    assert (ends[slow + 1 :] < ends[slow]).any(), "who came later was answered while one waited"
 
 
 def test_a_latency_counts_from_when_the_request_was_due(tmp_path: Path) -> None:
