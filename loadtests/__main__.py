@@ -17,8 +17,7 @@ import typer
 from rich.console import Console
 
 from loadtests.credentials import read_secret
-from loadtests.options import Options
-from loadtests.run import run
+from loadtests.options import Options, check
 from loadtests.thresholds import FILE
 from triform.cli.output import FAILED, exit_code, print_error
 from triform.errors import TriformError
@@ -90,7 +89,10 @@ def load(
         pictures=pictures,
         seed=seed,
     )
-    if not run(given, read_secret(auth, secret_file, os.environ), console):
+    checked, secret = check(given), read_secret(auth, secret_file, os.environ)
+    from loadtests.run import run  # after the options were checked: it imports Ray, pyarrow and matplotlib
+
+    if not run(given, checked, secret, console):
         raise typer.Exit(FAILED)
 
 

@@ -40,7 +40,7 @@ def curves(named: Mapping[str, Curve], look: Look, marked: float | None = None) 
         y = [float("nan") if value is None else value for value in curve.y]
         style = "steps-post" if look.steps else "default"
         axes.plot(
-            curve.x, y, color=colour, label=name, linewidth=1.4, drawstyle=style, marker="o" if look.marks else None, markersize=4
+            curve.x, y, color=colour, label=name, linewidth=1.4, drawstyle=style, marker="o" if look.marks else None, markersize=3
         )
     if marked is not None:
         axes.axvline(marked, color=RED, linewidth=1.2, linestyle=":", label="saturated")

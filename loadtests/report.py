@@ -34,7 +34,7 @@ def pictures(found: Result) -> dict[str, bytes]:
     return {
         "latency-by-rate": curves(_latency_by_rate(found), Look(_rate_axis(found), "ms", marks=True, logarithmic=True)),
         "rate": curves(_rates(found), Look(SECONDS, "requests/s"), found.saturated),
-        "latency": curves(_latencies(found), Look(SECONDS, "ms", logarithmic=True), found.saturated),
+        "latency": curves(_latencies(found), Look(SECONDS, "ms", marks=True, logarithmic=True), found.saturated),
         "queue": curves(_queues(found), Look(SECONDS, "requests out", whole=True), found.saturated),
         **_watched(found),
     }

@@ -1,4 +1,4 @@
-"""One load run from its options to its report: Options -> check -> target -> drive -> Result -> checks -> files."""
+"""One load run from its options to its report: Options, checked -> target -> drive -> Result -> checks -> files."""
 
 from __future__ import annotations
 
@@ -18,21 +18,24 @@ from loadtests import flights, targets
 from loadtests.driving import drive
 from loadtests.junit import junit
 from loadtests.metrics import prometheus
-from loadtests.options import Checked, Options, check
+from loadtests.options import Checked, Options
 from loadtests.payloads import Payloads
 from loadtests.report import pictures, report
 from loadtests.results import Counters, Result, client_counters, result
 from loadtests.targets import Target
 from loadtests.thresholds import Check, judge
 from loadtests.watching import watching
+from triform.errors import ConfigurationError
 from triform.stores import durable
 
 SETTLE_SECONDS: Final = 60.0  # that counters may lag behind: replicas tell Ray every 5 s, Ray its page every 10
 
 
-def run(options: Options, secret: str | None, console: Console) -> bool:
-    """Whether all limits were kept. Raises `ConfigurationError` for options that cannot be meant, `TriformError` if it fails."""
-    checked = check(options)
+def run(options: Options, checked: Checked, secret: str | None, console: Console) -> bool:
+    """Whether all limits were kept. Raises `ConfigurationError` where something is not there, `TriformError` where it fails."""
+    for name, folder in {"--output": options.output, "--pictures": options.pictures}.items():
+        if folder is not None:
+            _make(name, folder)
     with ExitStack() as stack:
         target, payloads = stack.enter_context(_target(options, checked, console))
         found = _asked(options, checked, target, payloads, secret, console)
@@ -111,15 +114,22 @@ def _settled(sources: Mapping[str, Any], before: Mapping[str, int], client: Mapp
         time.sleep(0.5)
 
 
+def _make(option: str, folder: Path) -> None:
+    """So that a run does not end in vain."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ConfigurationError(f"{option}: {folder} cannot be written to: {error.strerror}") from error
+
+
 def _write(options: Options, found: Result, checks: list[Check]) -> None:
-    options.output.mkdir(parents=True, exist_ok=True)
     at = options.output / f"{options.target}-{options.shape}"
     content = {"checks": checks, **msgspec.structs.asdict(found)}
     durable.replace(at.with_suffix(".html"), report(found, checks))
     durable.replace(at.with_suffix(".json"), msgspec.json.format(msgspec.json.encode(content), indent=1))
     durable.replace(at.with_suffix(".xml"), junit(found, checks))
     if options.pictures is not None:
-        options.pictures.mkdir(parents=True, exist_ok=True)
         for name, svg in pictures(found).items():
             durable.replace(options.pictures / f"load-{options.target}-{options.shape}-{name}.svg", svg)
 

@@ -48,7 +48,7 @@ def limits(tmp_path: Path) -> Path:
 
 def load(example: Path, output: Path, *options: object) -> Run:
     command = [sys.executable, "-m", "loadtests", "--example", example, "--output", output, *options]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=400, check=False)
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=500, check=False)
     (file,) = output.glob("*.json") if output.exists() else [None]
     assert file is not None, done.stdout + done.stderr
     suite = ElementTree.parse(file.with_suffix(".xml")).getroot()[0]  # noqa: S314 - our own

@@ -106,14 +106,16 @@ def test_serve_takes_the_arguments(shape: str, replicas: tuple[int, int]) -> Non
 
 
 def test_the_command_says_what_is_wrong_in_a_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
     wrong = {
+        "--output": ["--output", str(tmp_path / "file")],
         "square": ["--shape", "square"],
         "--secret-file": ["--auth", "jwt", "--secret-file", str(tmp_path)],
         "--no": ["--no"],
     }
     for named, options in wrong.items():
         command = [sys.executable, "-m", "loadtests", *options]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
         assert done.returncode == 2
         assert "Traceback" not in done.stderr
         assert named in done.stderr
