@@ -21,7 +21,7 @@ from infra.local.gateway import Gateway, local_gateway
 from loadtests.metrics import Endpoint
 from triform.errors import ConfigurationError
 
-GONE: Final = {"min_replicas": 0, "to_zero_delay_s": 5}  # of a burst: the last replica goes in its pause
+GONE: Final = {"min_replicas": 0, "to_zero_delay_s": 12}  # of a burst: the last replica goes in its pause
 IDLE: Final = 5.0  # seconds, of a burst: after which Lambda's environments go
 COLD: Final = "  Init Duration: "  # in a REPORT line of a request that waited for a new environment
 COUNTED: Final = '"triform_requests_total"'  # in a line of EMF

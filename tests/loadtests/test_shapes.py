@@ -50,7 +50,7 @@ def test_arrivals_come_as_often_as_the_rate_says_whoever_shares_them() -> None:
 
 def test_a_burst_has_a_pause_that_ray_serve_notices() -> None:
     pauses = [stage.seconds for stage in stages("burst", SECONDS["burst"]) if stage.level == 0]
-    assert max(pauses) > 12 + 5 + 10, "Serve looks back twelve seconds, then waits five, then takes its time"
+    assert max(pauses) > 12 + 12 + 10, "Serve looks back twelve seconds, then waits twelve, then takes its time"
 
 
 def test_nothing_is_asked_before_or_after() -> None:
