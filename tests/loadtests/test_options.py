@@ -110,7 +110,7 @@ def test_the_command_says_what_is_wrong_in_a_line(tmp_path: Path) -> None:
     wrong = {
         "--output": ["--output", str(tmp_path / "file")],
         "square": ["--shape", "square"],
-        "--secret-file": ["--auth", "jwt", "--secret-file", str(tmp_path)],
+        "--secret-file": ["--host", "https://far.example", "--auth", "jwt", "--secret-file", str(tmp_path)],
         "--no": ["--no"],
     }
     for named, options in wrong.items():
