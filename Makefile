@@ -12,13 +12,17 @@ UV     := 0.13.8
 REPOSITORY ?= build/flights/models
 MODELS     ?= flight-delay
 STAGE      ?= prod
+# What `make load` asks, how, and further options of `python -m loadtests`.
+TARGET     ?= serve
+SHAPE      ?= steps
+OPTIONS    ?=
 LOCKS  := requirements/dev.txt requirements/models.txt
 STAMP  := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 export RAY_USAGE_STATS_ENABLED := 0
 export UV_LINK_MODE := copy
 
-.PHONY: help setup demo test test-slow lint bench package-lambda lock clean
+.PHONY: help setup demo test test-slow lint bench load package-lambda lock clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -51,6 +55,9 @@ lint: setup ## ruff, mypy --strict, import contracts
 
 bench: setup ## run the benchmarks; each prints its tables (20 to 30 minutes; Spark needs Java)
 	@for name in predict scoring lambda_cold_start lambda_warm "batch --plot docs/img" "batch --flat --plot docs/img" "batch --profile"; do $(BIN)/python -m benchmarks.$$name; done
+
+load: setup ## load on TARGET=serve|lambda by SHAPE=steps|spike|soak|diurnal|burst, answers checked; more in OPTIONS; a report in build/load
+	@$(BIN)/python -m loadtests --target $(TARGET) --shape $(SHAPE) $(OPTIONS)
 
 package-lambda: setup ## build the Lambda layers (MODELS of REPOSITORY) and render the template of STAGE, without AWS
 	@test "$(REPOSITORY)" != build/flights/models || test -d $(REPOSITORY) || $(BIN)/python -m examples.flights.build --to build/flights

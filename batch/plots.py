@@ -50,7 +50,7 @@ def drawn(draw: Callable[P, Figure]) -> Callable[P, bytes]:
 @drawn
 def throughput(numbers: Sequence[int], speeds: Sequence[float], median: float) -> Figure:
     """Rows a second of each part: bars, or points where they are many."""
-    figure, axes = _figure(2.6)
+    figure, axes = blank(2.6)
     if len(numbers) <= MANY:
         axes.bar(numbers, speeds, color=BLUE, width=0.8)
     else:
@@ -67,7 +67,7 @@ def throughput(numbers: Sequence[int], speeds: Sequence[float], median: float) -
 @drawn
 def stages(numbers: Sequence[int], seconds: Mapping[str, Sequence[float]]) -> Figure:
     """Seconds by stage, stacked: a bar for each part, or the mean of neighbouring parts where they are many."""
-    figure, axes = _figure(2.8)
+    figure, axes = blank(2.8)
     groups = np.array_split(np.arange(len(numbers)), min(len(numbers), MANY))
     at = np.array([numbers[group[0]] for group in groups], dtype=float)
     width = 0.8 * (float(np.diff(at).min()) if len(at) > 1 else 1.0)
@@ -85,7 +85,7 @@ def stages(numbers: Sequence[int], seconds: Mapping[str, Sequence[float]]) -> Fi
 
 @drawn
 def histogram(counts: NDArray[np.int64], edges: NDArray[np.float64]) -> Figure:
-    figure, axes = _figure(2.2)
+    figure, axes = blank(2.2)
     axes.stairs(counts, edges, fill=True, color=BLUE)
     axes.set_xlim(edges[0], edges[-1])
     axes.set_ylim(bottom=0)
@@ -98,7 +98,7 @@ def histogram(counts: NDArray[np.int64], edges: NDArray[np.float64]) -> Figure:
 @drawn
 def bars(counts: Mapping[str, int], colour: str = BLUE) -> Figure:
     """Counts by name, the first on top."""
-    figure, axes = _figure(0.55 + 0.28 * len(counts))
+    figure, axes = blank(0.55 + 0.28 * len(counts))
     at = range(len(counts))
     axes.barh(at, list(counts.values()), color=colour, height=0.7)
     axes.set_yticks(at, labels=[_label(name) for name in counts])
@@ -146,7 +146,8 @@ def actors(time: Timeline) -> Figure:
     return figure
 
 
-def _figure(height: float) -> tuple[Figure, Any]:
+def blank(height: float) -> tuple[Figure, Any]:
+    """A figure of the usual width and its axes. `height`: in inches."""
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     axes = figure.subplots()
     _plain(axes)

@@ -18,8 +18,7 @@ from rich.table import Table
 
 from batch import job
 from batch.cli import print_summary
-from batch.spec import JobSpec
-from examples.flights import build, evaluate, online
+from examples.flights import build, evaluate, online, scoring
 from examples.flights.serving import LocalServe, local_serve
 from infra.local.gateway import local_gateway
 from triform.errors import TriformError
@@ -48,16 +47,7 @@ def demo(folder: Path, console: Console) -> None:
     build.build(folder)
     with local_serve() as serve:
         step(console, "2. Score every flight: python -m batch run --model flight-delay@stable --key id ...")
-        spec = JobSpec(
-            repository=str(folder / "repository"),
-            model="flight-delay@stable",
-            input=(str(folder / "input"),),
-            output=str(folder / "scored"),
-            key=("id",),
-            keep=("carrier", "origin", "dest"),
-            if_exists="replace",  # a demo that is run again after the example changed takes the new run
-        )
-        summary = job.run(spec, console)
+        summary = job.run(scoring.spec(folder), console)
         print_summary(summary, console)
         serve.begin(folder / "repository")  # it gets ready meanwhile
         step(console, "3. Verify the run: python -m batch verify")

@@ -13,8 +13,9 @@ import uuid
 from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 from hypothesis import settings
 
@@ -23,6 +24,9 @@ from tests.faulty_proxy import FaultyProxy, faulty_proxy
 from tests.ray_apps.ports import SERVE_PORTS
 from triform import testing
 from triform.repository import ModelRepository
+
+if TYPE_CHECKING:
+    from batch.job import Summary
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
@@ -96,6 +100,27 @@ def serve_address(ray_cluster: Any, online_models: Path) -> Iterator[tuple[str, 
 
     with served(online_models) as address:
         yield address
+
+
+@pytest.fixture(scope="session")
+def flights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The flights example, built."""
+    from examples.flights import build
+
+    root = tmp_path_factory.mktemp("flights")
+    build.build(root)
+    return root
+
+
+@pytest.fixture(scope="session")
+def scored(flights: Path, ray_cluster: Any) -> Summary:
+    """The batch job's run over all of it."""
+    from rich.console import Console
+
+    from batch import job
+    from examples.flights import scoring
+
+    return job.run(msgspec.structs.replace(scoring.spec(flights), actors=2), Console(quiet=True))
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ import pytest
 import typer.main
 
 from batch.cli import app as batch_app
+from loadtests.__main__ import app as load_app
 from ray_apps.__main__ import app as serve_app
 from ray_apps.arguments import Arguments
 from ray_apps.environment import TUNED
@@ -24,6 +25,7 @@ ROOT = Path(__file__).parent.parent
 REFERENCE = (ROOT / "docs/reference.md").read_text()
 SERVE = (ROOT / "docs/serve.md").read_text()
 BATCH = (ROOT / "docs/batch.md").read_text()
+LOAD = (ROOT / "docs/load-testing.md").read_text()
 DOCS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")])
 
 
@@ -46,6 +48,7 @@ COMMANDS = [
     *commands(typer.main.get_command(app), "triform"),
     *commands(typer.main.get_command(batch_app), "python -m batch"),
     *commands(typer.main.get_command(serve_app), "python -m ray_apps"),
+    *commands(typer.main.get_command(load_app), "python -m loadtests"),
 ]
 
 
@@ -56,7 +59,7 @@ def test_every_command_is_in_the_reference(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "command"), COMMANDS, ids=[name for name, _ in COMMANDS])
 def test_every_option_is_documented_and_explains_itself(name: str, command: click.Command) -> None:
-    pages = REFERENCE + BATCH if name.startswith("python -m batch") else REFERENCE
+    pages = REFERENCE + {"python -m batch": BATCH, "python -m loadtests": LOAD}.get(" ".join(name.split()[:3]), "")
     for parameter in command.params:
         if parameter.param_type_name == "option" and parameter.name != "help":
             assert f"`{parameter.opts[0]}`" in pages, f"{name} {parameter.opts[0]}"

@@ -18,12 +18,12 @@ import tritonclient.grpc
 import tritonclient.http
 
 from examples.flights.mapping import read_columns
+from examples.flights.scoring import MODEL
 from triform.features import Features
 from triform.package import Manifest
 from triform.repository import open_repository, resolve
 from triform.signature import Array
 
-MODEL = "flight-delay@stable"
 ANSWER = "p_late"
 
 

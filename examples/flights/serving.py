@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from batch.pool import Cluster
 from ray_apps.failures import of_application
@@ -36,8 +36,9 @@ class LocalServe:
         self._ports = ports
         self._begun = 0.0
 
-    def begin(self, repository: Path) -> None:
-        """Starts the application with the models of the repository; it gets ready while the caller does something else."""
+    def begin(self, repository: Path, **arguments: Any) -> None:
+        """Starts the application with the models of the repository; it gets ready while the caller does something else.
+        `arguments`: further ones of `build_app`."""
         from ray import serve
         from ray.serve.api import RunTarget
 
@@ -49,7 +50,7 @@ class LocalServe:
             http_options={"host": HOST, "port": self._ports.http},
             grpc_options={"port": self._ports.grpc, "grpc_servicer_functions": [GRPC], "enable_reflection": False},
         )
-        args = {"repository": str(repository.absolute()), "num_cpus": 0, "drain_s": 0, "allow_anonymous": True}
+        args = {"repository": str(repository.absolute()), "num_cpus": 0, "drain_s": 0, "allow_anonymous": True, **arguments}
         target = RunTarget(build_app(args), name=APP)
         serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
 

@@ -18,10 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from batch import job
 from batch.cli import run_folder
 from batch.job import Summary
-from batch.spec import JobSpec
 from examples import demo
 from examples.flights import build, evaluate, online
 from examples.flights.data import read_partitions
@@ -34,27 +32,6 @@ from triform.repository import open_repository
 from triform.runs import commit
 
 ROWS, DEAD = 336_776, 1_573
-
-
-@pytest.fixture(scope="session")
-def flights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("flights")
-    build.build(root)
-    return root
-
-
-@pytest.fixture(scope="session")
-def scored(flights: Path, ray_cluster: object) -> Summary:
-    spec = JobSpec(
-        repository=str(flights / "repository"),
-        model="flight-delay@stable",
-        input=(str(flights / "input"),),
-        output=str(flights / "scored"),
-        key=("id",),
-        keep=("carrier",),
-        actors=2,
-    )
-    return job.run(spec, Console(quiet=True))
 
 
 def read(folder: Path | str) -> pa.Table:
