@@ -2,16 +2,16 @@
 
     counts by window -> expected (stable's probability so far) -> log_evalues -> / design effect so far -> sums from each start
 
-Wealth is a nonnegative supermartingale while the hypothesis holds, so that it ever reaches 1/alpha has a probability of at most alpha
-(Ville 1939): looking after every window costs nothing, and one may stop whenever one likes (Johari et al. 2022, Oper. Res.;
+Wealth is a nonnegative supermartingale while the hypothesis holds, so that it ever reaches 1/alpha has a probability of at most
+alpha (Ville 1939): looking after every window costs nothing, and one may stop whenever one likes (Johari et al. 2022, Oper. Res.;
 Howard, Ramdas et al. 2021, Ann. Stat.).
 
-**Dependence.** Within a window the bets assume that requests are independent given the window. Where they are not (a key that fails
-again and again, latencies that stick together) counts vary more than binomially, by the *design effect* k (Kish 1965). The k-th root
-of an e-value is one again for clusters of at most k requests and for series in which requests k apart are independent (Hoelder's
-inequality over the k subseries), and by the central limit theorem wherever the variance of the counts is at most k times the
-binomial. k is estimated from the earlier windows (Cochran's Q of the differences over its degrees of freedom), never below `least`.
-What no window can show is a disturbance of one side that outlasts windows: to the gate it is the version's.
+**Dependence.** Within a window the bets assume that requests are independent given the window. Where they are not (a key that
+fails again and again, latencies that stick together) counts vary more than binomially, by the *design effect* k (Kish 1965). The
+k-th root of an e-value is one again for clusters of at most k requests and for series in which requests k apart are independent
+(Hoelder's inequality over the k subseries), and by the central limit theorem wherever the variance of the counts is at most k
+times the binomial. k is estimated from the earlier windows (Cochran's Q of the differences over its degrees of freedom), never
+below `least`. What no window can show is a disturbance of one side that outlasts windows: to the gate it is the version's.
 """
 
 from __future__ import annotations
@@ -43,8 +43,9 @@ def increments(
 
 def expected(events: Floats, of: Floats, memory: float = MEMORY) -> Floats:
     """The probability of an event as the windows before each one tell it, older ones less and less."""
-    made = np.empty(np.broadcast_shapes(events.shape, of.shape))
-    x, n = np.full(made.shape[:-1], 0.0), np.full(made.shape[:-1], 0.0)
+    made: Floats = np.empty_like(events, dtype=np.float64)
+    x = np.zeros(np.shape(events)[:-1])
+    n = x
     for t in range(made.shape[-1]):
         made[..., t] = (x + PRIOR_EVENTS) / (n + PRIOR_TRIALS)
         x, n = memory * x + events[..., t], memory * n + of[..., t]
@@ -72,7 +73,7 @@ def _of_blocks(seen: Counts, size: int, finer: Floats, prior: float, *, alone: b
     difference, so that a canary which differs evenly does not raise it. What is known without, `finer`, weighs as much as `prior`
     blocks."""
     windows = seen.canary.shape[-1]
-    blocks = [c[..., : windows // size * size].reshape(*c.shape[:-1], -1, size).sum(axis=-1) for c in seen]
+    blocks = [c[..., : windows // size * size].reshape(*c.shape[:-1], windows // size, size).sum(axis=-1) for c in seen]
     xc, nc, xs, ns = blocks
     both = (nc > 0) & ((ns > 0) | alone)
     pooled = (xc + xs + 1.0) / (nc + ns + 1.0 / expected(xc + xs, nc + ns))  # of the block, as both share what happens in it
@@ -104,4 +105,3 @@ def from_starts(won: Floats, starts: tuple[int, ...]) -> Floats:
         begun = np.arange(won.shape[-2])[:, None] >= start
         series.append(np.where(begun, total - before, 0.0))
     return np.concatenate(series, axis=-1)
-

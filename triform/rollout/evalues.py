@@ -108,7 +108,8 @@ def _log_factors(events: Floats, of: Floats, bet: Floats, centre: Floats) -> Flo
 
 
 def _inside(p: Any) -> Floats:
-    return np.clip(p, LEAST, 1.0 - LEAST)
+    inside: Floats = np.clip(p, LEAST, 1.0 - LEAST)
+    return inside
 
 
 def _logit(p: Floats) -> Floats:

@@ -3,9 +3,9 @@
     sketches by window -> stable's quantile q in the windows before -> runs of stable > q, of canary > ratio q + margin -> Counts
 
 "The canary takes at most `ratio` times as long as stable, plus `margin`" means P(canary > ratio q + margin) <= P(stable > q) for
-every q. Since q comes from earlier windows, the two shares of a window are those of one comparison of probabilities (evalues.py with
-the line p_canary = p_stable), whatever load does to both sides. Sketches know times to 2.2%: where the canary is accused its threshold
-is rounded up to the next edge, where it is to be acquitted down, so that rounding never helps either claim.
+every q. Since q comes from earlier windows, the two shares of a window are those of one comparison of probabilities (evalues.py
+with the line p_canary = p_stable), whatever load does to both sides. Sketches know times to 2.2%: where the canary is accused its
+threshold is rounded up to the next edge, where it is to be acquitted down, so that rounding never helps either claim.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def exceeding(
 ) -> Exceeding:
     """From histograms [..., windows, bins] whose first bin is `first_bin`; `margin` in seconds.
 
-    `beyond`: for the claim that the canary is too slow (True) or that it is not (False). Windows before which stable has fewer than
-    FEWEST runs count nothing.
+    `beyond`: for the claim that the canary is too slow (True) or that it is not (False). Windows before which stable has fewer
+    than FEWEST runs count nothing.
     """
     bins = stable.shape[-1]
     above_c, above_s = _above(canary), _above(stable)

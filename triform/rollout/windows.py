@@ -2,15 +2,15 @@
 
     replica: requests -> Sketch, Arm -> Window      replicas' Windows -> merge -> one Window -> guards.py, evidence.py
 
-Both sides of a window are of the same time: the gate compares a canary with *concurrent* stable. `requests` counts what was given to
-a side, answered or not, and an error is the version's failure: a caller's mistake is none. Counting one failure a key, replica and
-window keeps a caller who tries again and again from looking like many (comparison.py: the design effect).
+Both sides of a window are of the same time: the gate compares a canary with *concurrent* stable. `requests` counts what was given
+to a side, answered or not, and an error is the version's failure: a caller's mistake is none. Counting one failure a key, replica
+and window keeps a caller who tries again and again from looking like many (comparison.py: the design effect).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import msgspec
@@ -77,7 +77,8 @@ class Shadowed(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 
 class Window(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`step`: of the policy (0 is the first; SHADOW before it). `seconds`: by a monotonic clock. `reported` of `expected` replicas."""
+    """`step`: of the policy (0 is the first; SHADOW before it). `seconds`: by a monotonic clock. `reported` of `expected`
+    replicas."""
 
     step: int
     seconds: float
@@ -94,15 +95,15 @@ class Window(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     def fault(self) -> str | None:
         """What cannot be in it; such a window counts as missing."""
-        if not (math.isfinite(self.seconds) and self.seconds > 0):
-            return f"seconds: expected more than 0, got {self.seconds}"
+        if not 1e-3 <= self.seconds <= 1e7:
+            return f"seconds: expected 0.001 to 10,000,000, got {self.seconds}"
         if self.step < SHADOW or self.reported < 0 or self.expected < 0:
             return "step, reported or expected: negative"
         for name, arm in ("stable", self.stable), ("canary", self.canary):
             if not 0 <= arm.errors <= arm.requests:
                 return f"{name}: {arm.errors} errors of {arm.requests} requests"
             sketches = (arm.request_seconds, *arm.execute.values())
-            if any(n < 0 or not FASTEST <= i <= SLOWEST for s in sketches for i, n in s.bins.items()) or min(arm.scores, default=0) < 0:
+            if not all(map(_is_sound, sketches)) or min(arm.scores, default=0) < 0:
                 return f"{name}: a count that is negative, or of no bin"
             if any(not 0 <= bucket < BUCKETS for bucket in arm.execute):
                 return f"{name}: execute has a bucket of rows that there is not"
@@ -113,6 +114,11 @@ class Window(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 
 SHADOW: Final = -1  # the step of windows before the canary has traffic
+
+
+def _is_sound(sketch: Sketch) -> bool:
+    bins = sketch.bins
+    return not bins or (min(bins.values()) >= 0 and min(bins) >= FASTEST and max(bins) <= SLOWEST)
 
 
 def bin_of(seconds: float) -> int:
@@ -175,19 +181,16 @@ def merge_arms(arms: Sequence[Arm]) -> Arm:
     return Arm(
         requests=sum(a.requests for a in arms),
         errors=sum(a.errors for a in arms),
-        request_seconds=_sum(a.request_seconds for a in arms),
-        execute={b: _sum(a.execute[b] for a in arms if b in a.execute) for b in buckets},
+        request_seconds=merge_sketches(a.request_seconds for a in arms),
+        execute={b: merge_sketches(a.execute[b] for a in arms if b in a.execute) for b in buckets},
         scores=tuple(sum(column) for column in zip(*scores, strict=True)),
     )
 
 
-def _sum(sketches: Iterable[Sketch]) -> Sketch:
+def merge_sketches(sketches: Iterable[Sketch]) -> Sketch:
+    """Their sum."""
     bins: dict[int, int] = {}
     for sketch in sketches:
-        _add(bins, sketch.bins)
+        for index, n in sketch.bins.items():
+            bins[index] = bins.get(index, 0) + n
     return Sketch(bins)
-
-
-def _add(to: dict[int, int], bins: Mapping[int, int]) -> None:
-    for index, n in bins.items():
-        to[index] = to.get(index, 0) + n
