@@ -28,7 +28,7 @@ Floats = npt.NDArray[np.float64]
 SHIFTS: Final = (0.2, 0.45, 0.9, 1.8, 3.6)  # log odds between the limit and the alternatives that are bet on
 PACES: Final = (0.9, 0.7, 0.4, 0.1)  # of a rate, the same
 LEAST: Final = 1e-5  # no probability is taken to be nearer to 0 or 1
-_HALVINGS: Final = 34
+_HALVINGS: Final = 20
 
 
 class Line(NamedTuple):
@@ -91,9 +91,12 @@ def log_mean(logs: Floats, axis: int | tuple[int, ...]) -> Floats:
 
 def _projection(pc: Floats, nc: Floats, ps: Floats, ns: Floats, line: Line) -> Floats:
     """ts that minimises nc KL(pc || ratio ts + increase) + ns KL(ps || ts), by bisection: its derivative rises in ts."""
-    low = np.full(np.broadcast_shapes(pc.shape, nc.shape), LEAST)
+    if line == (1.0, 0.0):
+        pooled: Floats = _inside((nc * pc + ns * ps) / np.maximum(nc + ns, 1e-300))
+        return pooled
     most = (1.0 - LEAST - line.increase) / line.ratio if line.ratio > 0 else 1.0
-    high = np.full_like(low, min(1.0 - LEAST, most))
+    on_line = (pc - line.increase) / line.ratio if line.ratio > 0 else ps  # it lies between stable's own and where tc = pc
+    low, high = (np.clip(end(ps, on_line) + 0.0 * nc, LEAST, min(1.0 - LEAST, most)) for end in (np.minimum, np.maximum))
     for _ in range(_HALVINGS):
         ts = 0.5 * (low + high)
         tc = _inside(line.ratio * ts + line.increase)

@@ -71,13 +71,13 @@ def _latency(guard: Latency, seen: Judged, alpha: float, beta: float) -> list[Fi
     made = []
     for quantile in guard.quantiles:
         odds, wealths = Odds(alpha, beta, ASSUMED_RUNS, guard.design_effect), []
-        for beyond in (True, False):
-            found = exceeding(
-                canary, stable, first, quantile=quantile, ratio=guard.ratio, margin=guard.margin_ms / 1e3, beyond=beyond
+        found = exceeding(canary, stable, first, quantile=quantile, ratio=guard.ratio, margin=guard.margin_ms / 1e3)
+        for side in found:
+            won = increments(
+                side.counts, EQUAL, beyond=side is found.beyond, stable=side.expected, assumed=odds.assumed, least=odds.least
             )
-            won = increments(found.counts, EQUAL, beyond=beyond, stable=found.expected, assumed=odds.assumed, least=odds.least)
             wealths.append(won)
-        compared_runs = (found.counts.canary_of * (found.counts.stable_of > 0) * seen.counted).sum()
+        compared_runs = (found.within.counts.canary_of * (found.within.counts.stable_of > 0) * seen.counted).sum()
         against = wealth_against(np.concatenate(list(wealths[0]), axis=-1), seen)
         favour = min((wealth_in_favour(wealths[1][b], seen) for b in matter), default=0.0)
         values = [_time(seen, side, quantile) for side in ("canary", "stable")]

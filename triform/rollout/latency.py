@@ -29,30 +29,35 @@ class Exceeding(NamedTuple):
     expected: Floats
 
 
-def exceeding(
-    canary: Floats, stable: Floats, first_bin: int, *, quantile: float, ratio: float, margin: float, beyond: bool
-) -> Exceeding:
+class Compared(NamedTuple):
+    """For the claim that the canary is too slow, and for the claim that it is not."""
+
+    beyond: Exceeding
+    within: Exceeding
+
+
+def exceeding(canary: Floats, stable: Floats, first_bin: int, *, quantile: float, ratio: float, margin: float) -> Compared:
     """From histograms [..., windows, bins] whose first bin is `first_bin`; `margin` in seconds.
 
-    `beyond`: for the claim that the canary is too slow (True) or that it is not (False). Windows before which stable has fewer
-    than FEWEST runs count nothing.
+    Windows before which stable has fewer than FEWEST runs count nothing.
     """
     bins = stable.shape[-1]
     above_c, above_s = _above(canary), _above(stable)
     past = np.zeros((*stable.shape[:-2], bins))
-    columns = {name: np.zeros(stable.shape[:-1]) for name in ("xc", "nc", "xs", "ns", "p")}
+    up, down, nc, xs, ns, expected = (np.zeros(stable.shape[:-1]) for _ in range(6))
     for t in range(stable.shape[-2]):
-        total = past.sum(axis=-1)
+        sums = np.cumsum(past, axis=-1)
+        total = sums[..., -1]
         known = total >= FEWEST
-        at = np.minimum((np.cumsum(past, axis=-1) < quantile * total[..., None]).sum(axis=-1) + 1, bins)  # its upper edge
-        wanted = STEPS_PER_OCTAVE * np.log2(ratio * 2.0 ** ((at + first_bin) / STEPS_PER_OCTAVE) + margin) - first_bin
-        limit = np.clip(np.ceil(wanted - 1e-9) if beyond else np.floor(wanted + 1e-9), 0, bins).astype(np.intp)
-        share = _at(_above(past[..., None, :])[..., 0, :], at) / np.maximum(total, 1.0)
-        values = (_at(above_c[..., t, :], limit), above_c[..., t, 0], _at(above_s[..., t, :], at), above_s[..., t, 0], share)
-        for column, value in zip(columns.values(), values, strict=True):
-            column[..., t] = np.where(known, value, 0.0)
+        at = np.minimum((sums < quantile * total[..., None]).sum(axis=-1) + 1, bins)  # the upper edge of the quantile's bin
+        share = 1.0 - _at(sums, at - 1) / np.maximum(total, 1.0)
+        limit = STEPS_PER_OCTAVE * np.log2(ratio * 2.0 ** ((at + first_bin) / STEPS_PER_OCTAVE) + margin) - first_bin
+        for column, edge in (up, np.ceil(limit - 1e-9)), (down, np.floor(limit + 1e-9)):
+            column[..., t] = known * _at(above_c[..., t, :], np.clip(edge, 0, bins).astype(np.intp))
+        nc[..., t], ns[..., t] = known * above_c[..., t, 0], known * above_s[..., t, 0]
+        xs[..., t], expected[..., t] = known * _at(above_s[..., t, :], at), share
         past = MEMORY * past + stable[..., t, :]
-    return Exceeding(Counts(columns["xc"], columns["nc"], columns["xs"], columns["ns"]), columns["p"])
+    return Compared(*(Exceeding(Counts(column, nc, xs, ns), expected) for column in (up, down)))
 
 
 def _above(histogram: Floats) -> Floats:
