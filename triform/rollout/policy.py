@@ -1,33 +1,34 @@
 """`rollout.toml`: how a version is released, typed and checked. Unknown keys are refused by name.
 
-inconclusive = "rollback"           # or "hold": what happens when time is up and nothing is shown; a person decides
-longest_seconds = 86400             # of the whole rollout, while somebody watches
-[key]                               # what keeps a caller on a version: the header, else the record's column, else the request
-header = "x-user-id"
-column = "user_id"
-[shadow]                            # first, without the canary answering anybody; left out: not at all
-sample = 0.1
-min_requests = 500
-min_seconds = 600
-[[steps]]                           # rising weights; the last one's claim is to be shown before the canary is promoted
-weight = 0.01
-min_requests = 500                  # of the canary
-min_seconds = 300
-[guards.errors]                     # p_canary <= ratio * p_stable + increase
-increase = 0.005
-[guards.latency]                    # t_canary <= ratio * t_stable + margin_ms, for each quantile and bucket of executed rows
-ratio = 1.2
-margin_ms = 1.0
-[guards.disagreement]               # share of shadowed rows whose answers differ by more than the recorded tolerance
-limit = 0.01
-[guards.score_shift]                # population stability index of the scores in fixed bins
-limit = 0.2
-[guards.limits]                     # of the canary, end to end, whatever stable does
-error_rate = 0.1                    # roll back above
-p99_ms = 1000                       # roll back above; p50_ms and p95_ms, too
-qps = 50                            # roll back below: requests answered a second
+    inconclusive = "rollback"           # or "hold": what happens when time is up and nothing is shown; a person decides
+    longest_seconds = 86400             # of the whole rollout, while somebody watches
+    [key]                               # what keeps a caller on a version: the header, else the record's column, else the request
+    header = "x-user-id"
+    column = "user_id"
+    [shadow]                            # first, without the canary answering anybody; left out: not at all
+    sample = 0.1
+    min_requests = 500
+    min_seconds = 600
+    [[steps]]                           # rising weights; the last one's claim is to be shown before the canary is promoted
+    weight = 0.01
+    min_requests = 500                  # of the canary
+    min_seconds = 300
+    [guards.errors]                     # p_canary <= ratio * p_stable + increase
+    increase = 0.005
+    [guards.latency]                    # t_canary <= ratio * t_stable + margin_ms, for each quantile and bucket of executed rows
+    ratio = 1.2
+    margin_ms = 1.0
+    [guards.disagreement]               # share of shadowed rows whose answers differ by more than the recorded tolerance
+    limit = 0.01
+    [guards.score_shift]                # population stability index of the scores in fixed bins
+    limit = 0.2
+    [guards.limits]                     # of the canary, end to end, whatever stable does
+    error_rate = 0.1                    # roll back above
+    p99_ms = 1000                       # roll back above; p50_ms and p95_ms, too
+    qps = 50                            # roll back below: requests answered a second
 
-rollout.toml -> read_policy -> Policy -> gate.py, machine.py
+What a file leaves out is as the dataclass says; `read_policy` checks all of it before anything begins, and gate.py and machine.py
+take the `Policy`.
 """
 
 from __future__ import annotations
