@@ -82,6 +82,8 @@ BEYOND = (  # a tenth of the rollouts: other rates, then what the assumption on 
     Scenario("latency autocorrelated 0.98, design_effect = 50", phi=0.98, design_effect=50.0),
 )
 WORSE = (
+    Scenario("the same"),
+    Scenario("the same, no errors at all", 0.0, 0.0),
     Scenario("errors 1% -> 1.5% (the limit)", canary=0.015),
     Scenario("errors 1% -> 2%", canary=0.02),
     Scenario("errors 1% -> 3%", canary=0.03),
@@ -199,7 +201,7 @@ def draw(same: Sequence[tuple[str, float, float]], powers: dict[str, Floats], fo
     figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
     requests = np.cumsum(sizes(0, 1, LONG)[0][0])
     for name, share in powers.items():
-        axes.plot(requests, 100 * share, label=name)
+        axes.plot(requests, 100 * share, label=name, linestyle="--" if "same" in name or "limit" in name else "-")
     axes.set_xscale("log")
     axes.set_xlabel("requests that the canary has had")
     axes.set_ylabel("rolled back, %")
@@ -217,6 +219,7 @@ def _save(figure: object, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--rollouts", type=int, default=10_000, help="of each A/A scenario; a tenth or less of the others")
+    parser.add_argument("--table", type=Path, help="a file for the tables, as Markdown")
     parser.add_argument("--to", type=Path, default=Path("build/rollout"), help="the folder for the plots")
     given = parser.parse_args()
     report, same, powers, rows = Report(), list[tuple[str, float, float]](), dict[str, Floats](), list[list[str]]()
@@ -243,7 +246,8 @@ def main() -> None:
     columns = ["canary", "50%", "80%", "95%", f"by {requests[-1]:,.0f}", "promoted"]
     report.table("Requests of the canary until so many rollouts are rolled back", columns, rows)
     draw(same, powers, given.to)
-    report.write(given.to / "rollout.md")
+    if given.table:
+        report.write(given.table)
 
 
 if __name__ == "__main__":
