@@ -20,7 +20,7 @@ ALL = Policy(
         latency=Latency(quantiles=(0.5,)),
         disagreement=Disagreement(limit=0.02),
         score_shift=ScoreShift(limit=0.2),
-        limits=Limits(error_rate=0.1, p99_ms=1000, qps=5),
+        limits=Limits(error_rate=0.1, p99_ms=1000, qps=2),
     ),
 )
 
@@ -154,3 +154,23 @@ def test_a_single_huge_count_neither_overflows_nor_promotes() -> None:
     for shadowed in Shadowed(), Shadowed(requests=10**15, rows=10**15, disagreed=0):
         window = Window(step=1, seconds=1e-3, stable=most, canary=most, shadowed=shadowed)
         assert judge(ALL, [window] * 3, 1, 0.0).decision in ("CONTINUE", "ROLLBACK")
+
+
+def good_rollouts(number: int) -> list[str]:
+    """The first rollback's reasons of each good rollout that was rolled back, by the whole gate with every guard."""
+    wrong = []
+    for seed in range(number):
+        seen = [*windows(ALL, SHADOW, number=8, requests=200, seed=seed, disagree=0.005)]
+        seen += [*windows(ALL, 0, number=8, requests=200, seed=seed), *windows(ALL, 1, number=12, requests=200, seed=seed)]
+        verdict = judge(ALL, seen, 1, 0.0)
+        wrong += list(verdict.reasons) if verdict.decision == "ROLLBACK" else []
+    return wrong
+
+
+def test_the_whole_gate_rolls_back_no_good_canary() -> None:
+    assert good_rollouts(20) == []
+
+
+@pytest.mark.slow
+def test_the_whole_gate_hardly_ever_rolls_back_a_good_canary() -> None:
+    assert len(good_rollouts(500)) <= 8
