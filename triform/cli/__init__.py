@@ -3,6 +3,7 @@
 model.py    package, inspect, verify, predict        releases.py    repo list, release set|show|log|rollback
 prune.py    repo prune                              keys.py        keys new|list|revoke
 audit.py    audit verify                            doctor.py      doctor
+rollout.py  rollout replay
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import sys
 import typer
 
 import triform
-from triform.cli import audit, doctor, keys, model, prune, releases
+from triform.cli import audit, doctor, keys, model, prune, releases, rollout
 from triform.cli.output import exit_code, print_error
 from triform.errors import TriformError
 
@@ -17,6 +17,7 @@ model.register(app)
 releases.repo.command()(prune.prune)
 app.add_typer(releases.repo, name="repo")
 app.add_typer(releases.release, name="release")
+app.add_typer(rollout.rollout, name="rollout")
 app.add_typer(keys.keys, name="keys")
 app.add_typer(audit.audit, name="audit")
 app.command()(doctor.doctor)

@@ -1,0 +1,93 @@
+"""A verdict with all that it rests on, as a file: whoever doubts it computes it again.
+
+    judge -> record -> encode -> evidence.json -> decode -> replay: policy and windows through the gate again
+
+The file is JSON: the policy as it was, every window of the rollout, the judged step, the watched seconds, the verdict.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import msgspec
+
+from triform.errors import ConfigurationError, InvalidInput
+from triform.rollout.findings import Finding
+from triform.rollout.gate import Verdict, judge
+from triform.rollout.policy import Policy
+from triform.rollout.windows import Window
+
+FORMAT: Final = 1
+CLOSE: Final = 1e-6  # of logarithms: another machine's may differ in the last digits
+
+
+class Evidence(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`at`: ISO 8601, UTC, as told by who recorded it; nothing rests on it."""
+
+    format: int = FORMAT
+    model: str
+    stable: int
+    canary: int
+    at: str = ""
+    policy: Policy
+    windows: tuple[Window, ...]
+    verdict: Verdict
+
+
+class Replayed(msgspec.Struct, frozen=True, kw_only=True):
+    """`differences`: what the recorded verdict says otherwise; none if it is the same."""
+
+    verdict: Verdict
+    differences: tuple[str, ...]
+
+
+def encode(evidence: Evidence) -> bytes:
+    """JSON."""
+    return msgspec.json.encode(evidence)
+
+
+def decode(content: bytes, source: str = "evidence") -> Evidence:
+    """Raises `InvalidInput` for what is no evidence, naming `source` and the key."""
+    try:
+        evidence = msgspec.json.decode(content, type=Evidence)
+    except (msgspec.DecodeError, ConfigurationError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidInput(f"{source}: not the evidence of a rollout: {str(error).replace('`', chr(39))}") from error
+    if evidence.format != FORMAT:
+        raise InvalidInput(f"{source}: evidence of format {evidence.format}, this Triform reads format {FORMAT}")
+    if not -1 <= evidence.verdict.step < len(evidence.policy.steps):
+        raise InvalidInput(f"{source}: a verdict on step {evidence.verdict.step} of {len(evidence.policy.steps)}")
+    return evidence
+
+
+def replay(evidence: Evidence) -> Replayed:
+    """Judges the recorded windows anew, by the recorded policy."""
+    said = evidence.verdict
+    verdict = judge(evidence.policy, evidence.windows, said.step, said.watched)
+    return Replayed(verdict=verdict, differences=tuple(_differences(said, verdict)))
+
+
+def _differences(said: Verdict, now: Verdict) -> list[str]:
+    told = []
+    for name in ("decision", "requests", "seconds"):
+        before, after = getattr(said, name), getattr(now, name)
+        if before != after and not (name == "seconds" and math.isclose(before, after, rel_tol=CLOSE)):
+            told.append(f"{name}: recorded {before}, recomputed {after}")
+    before_of, after_of = ({f.guard: f for f in v.findings} for v in (said, now))
+    for guard in sorted(before_of.keys() | after_of.keys()):
+        one, other = before_of.get(guard), after_of.get(guard)
+        if one is None or other is None:
+            told.append(f"{guard}: only {'recomputed' if one is None else 'recorded'}")
+        else:
+            told += [f"{guard}: {text}" for text in _between(one, other)]
+    return told
+
+
+def _between(said: Finding, now: Finding) -> list[str]:
+    told = [] if said.says == now.says else [f"recorded '{said.says}', recomputed '{now.says}'"]
+    for name in ("against", "against_at", "in_favour", "in_favour_at", "canary", "stable"):
+        before, after = getattr(said, name), getattr(now, name)
+        same = before == after or (None not in (before, after) and math.isclose(before, after, rel_tol=CLOSE, abs_tol=1e-5))
+        if not same:
+            told.append(f"{name}: recorded {before}, recomputed {after}")
+    return told

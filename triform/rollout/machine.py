@@ -1,0 +1,174 @@
+"""The rollout as a state machine: (state, evidence, clock) -> (state, actions), pure.
+
+    shadow -> step 0 -> step 1 -> ... -> promoted          ROLLBACK, abort, or INCONCLUSIVE with "rollback" -> rolled_back
+                 any of them <-> paused                    INCONCLUSIVE with "hold" -> held: a person decides
+                                                           somebody else wrote another release -> superseded
+
+Actions say what the release log should hold, and are given again until it does: a controller that was killed between a decision
+and its writing goes on from the log and its last state, and writing twice changes nothing. Nothing but a verdict PROMOTE, or a
+person, raises the canary's share; each raises it by one step.
+
+**The clock** may jump. Time goes by in steps of at most `MOST_TICK` seconds between two looks, and never backwards: neither a
+jump nor hours without a controller bring a rollout to its end, and what a step asks for is counted in the windows' own seconds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Final, Literal
+
+import msgspec
+
+from triform.errors import InvalidRequest, ReleaseConflict
+from triform.releases import Release
+from triform.rollout.gate import Verdict, judge
+from triform.rollout.policy import Policy
+from triform.rollout.windows import SHADOW, Window
+
+MOST_TICK: Final = 300.0
+
+Phase = Literal["running", "paused", "held", "promoted", "rolled_back", "superseded"]
+Command = Literal["pause", "resume", "promote", "abort"]
+ENDED: Final = ("promoted", "rolled_back", "superseded")
+
+
+class State(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`step`: SHADOW or an index of the policy's steps. `begun`: whether the log has been seen to hold what the step asks for.
+    `watched`: seconds so far. `at`: the clock at the latest look; None: before the first."""
+
+    stable: int
+    canary: int
+    first: int
+    step: int
+    phase: Phase = "running"
+    begun: bool = False
+    watched: float = 0.0
+    at: float | None = None
+    reason: str = ""
+
+
+class Action(msgspec.Struct, frozen=True, kw_only=True):
+    """What the release log should say next. `rollback` is tried until it wins, the others once, against the revision that was
+    looked at (releases.py)."""
+
+    kind: Literal["shadow", "canary", "promote", "rollback"]
+    share: float = 0.0  # of the requests or keys
+    reason: str = ""
+
+
+class Observation(msgspec.Struct, frozen=True, kw_only=True):
+    """`windows`: all of this rollout, oldest first. `release`: the one in force. `command`: what a person wants."""
+
+    windows: Sequence[Window] = ()
+    release: Release
+    command: Command | None = None
+
+
+def begin(policy: Policy, release: Release, canary: int) -> State:
+    """The state before the first look. Raises `ReleaseConflict` if a rollout is under way, `InvalidRequest` for what is
+    stable."""
+    if release.canary or release.shadow:
+        raise ReleaseConflict(f"revision {release.revision} has a canary or shadow already: one rollout at a time")
+    if canary == release.stable:
+        raise InvalidRequest(f"version {canary} is stable already")
+    first = SHADOW if policy.shadow else 0
+    return State(stable=release.stable, canary=canary, first=first, step=first)
+
+
+def advance(policy: Policy, state: State, seen: Observation, clock: float) -> tuple[State, tuple[Action, ...], Verdict | None]:
+    """The next state, what to write, and the verdict that it rests on, if one was asked for. `clock`: seconds, any origin."""
+    state = _told_by_log(policy, _ticked(state, clock), seen.release)
+    verdict = None
+    if state.phase not in ENDED:
+        if state.begun:
+            verdict = judge(policy, seen.windows, state.step, state.watched)
+        if verdict and verdict.decision == "ROLLBACK":  # whatever a person wants at the same time, and paused or not
+            state = _become(state, "rolled_back", "; ".join(verdict.reasons))
+        elif seen.command:
+            state = _commanded(policy, state, seen.command)
+        elif verdict and state.phase == "running":
+            state = _judged(policy, state, verdict)
+    return state, _actions(policy, state, seen.release), verdict
+
+
+def _ticked(state: State, clock: float) -> State:
+    if not math.isfinite(clock):
+        return state
+    passed = clock - state.at if state.at is not None and state.phase == "running" else 0.0
+    return msgspec.structs.replace(state, watched=state.watched + min(max(0.0, passed), MOST_TICK), at=clock)
+
+
+def _told_by_log(policy: Policy, state: State, release: Release) -> State:
+    """What others wrote since: the log wins. A version that is stable was promoted, whoever did it."""
+    if state.phase in ("rolled_back", "superseded") or (release.stable == state.canary and state.phase == "promoted"):
+        return state
+    if release.stable == state.canary:
+        return _become(state, "promoted", f"by {release.changed_by}: {release.reason}")
+    now = _there(state, release)
+    if release.stable == state.stable and now == _wanted(policy, state.step):
+        return msgspec.structs.replace(state, begun=True)
+    before = _wanted(policy, state.step - 1) if state.step > state.first else ("none", 0.0)
+    if release.stable == state.stable and not state.begun and now == before:
+        return state
+    return _become(state, "superseded", f"revision {release.revision} by {release.changed_by}: {release.reason}")
+
+
+def _commanded(policy: Policy, state: State, command: Command) -> State:
+    if command == "abort":
+        return _become(state, "rolled_back", "aborted")
+    if command == "promote" and state.begun:
+        return _stepped(policy, state, "promoted by hand")
+    if command == "pause" and state.phase == "running":
+        return _become(state, "paused", "paused")
+    if command == "resume" and state.phase in ("paused", "held"):
+        watched = 0.0 if state.phase == "held" else state.watched  # time was up: it gets the same again
+        return msgspec.structs.replace(state, phase="running", watched=watched, reason="resumed")
+    return state
+
+
+def _judged(policy: Policy, state: State, verdict: Verdict) -> State:
+    reason = "; ".join(verdict.reasons)
+    if verdict.decision == "PROMOTE":
+        return _stepped(policy, state, reason)
+    if verdict.decision == "INCONCLUSIVE":
+        return _become(state, "rolled_back" if policy.inconclusive == "rollback" else "held", reason)
+    return state
+
+
+def _stepped(policy: Policy, state: State, reason: str) -> State:
+    if state.step == len(policy.steps) - 1:
+        return _become(state, "promoted", reason)
+    return msgspec.structs.replace(state, step=state.step + 1, phase="running", begun=False, reason=reason)
+
+
+def _become(state: State, phase: Phase, reason: str) -> State:
+    return msgspec.structs.replace(state, phase=phase, reason=reason)
+
+
+def _actions(policy: Policy, state: State, release: Release) -> tuple[Action, ...]:
+    """What is still to be written, until the log has it."""
+    beside = _there(state, release)[0] in ("shadow", "canary")
+    if state.phase in ENDED:
+        if not beside or release.stable != state.stable or state.phase == "superseded":
+            return ()
+        return (Action(kind="promote" if state.phase == "promoted" else "rollback", reason=state.reason),)
+    kind, share = wanted = _wanted(policy, state.step)
+    if _there(state, release) == wanted or state.phase != "running":
+        return ()
+    return (Action(kind="shadow" if kind == "shadow" else "canary", share=share, reason=state.reason),)
+
+
+def _wanted(policy: Policy, step: int) -> tuple[str, float]:
+    if step == SHADOW and policy.shadow:
+        return "shadow", policy.shadow.sample
+    return "canary", policy.steps[step].weight
+
+
+def _there(state: State, release: Release) -> tuple[str, float]:
+    """What the log holds of the version that is rolled out."""
+    if release.canary:
+        return ("canary", release.canary.weight) if release.canary.version == state.canary else ("another", 0.0)
+    if release.shadow:
+        return ("shadow", release.shadow.sample) if release.shadow.version == state.canary else ("another", 0.0)
+    return "none", 0.0
