@@ -41,10 +41,14 @@ settings.load_profile("triform")
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What needs the Ray cluster runs in one process, so that a session has one cluster however many processes it has."""
+    """What needs the Ray cluster runs in one process, so that a session has one cluster however many processes it has.
+
+    So does what needs the year of flights, which is built once.
+    """
     for item in items:
         params = getattr(item, "callspec", None)
-        if "ray_cluster" in getattr(item, "fixturenames", ()) or (params and params.params.get("send") == "serve"):
+        fixtures = getattr(item, "fixturenames", ())
+        if {"ray_cluster", "flights"} & set(fixtures) or (params and params.params.get("send") == "serve"):
             item.add_marker(pytest.mark.xdist_group("ray"))
 
 

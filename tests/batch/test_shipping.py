@@ -106,6 +106,7 @@ def test_a_driver_in_another_folder_ships_its_code(workbench: Workbench, elsewhe
     assert_scored_by_the_copy(workbench, elsewhere, 400)
 
 
+@pytest.mark.slow
 def test_a_driver_outside_of_the_cluster_ships_its_code(workbench: Workbench, elsewhere: Path, client_server: str) -> None:
     done = drive(workbench.write_some(4), elsewhere, client_server)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr + done.stdout
