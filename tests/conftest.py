@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+os.environ.setdefault("RAY_worker_niceness", "0")  # else its workers starve beside another process of tests
+os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # each start has four workers otherwise, which few tests need
 os.environ.update(SERVE_PORTS.environment(Path(tempfile.mkdtemp(prefix="serve-"))))  # before Ray Serve is imported anywhere
 
 
