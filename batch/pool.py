@@ -29,6 +29,8 @@ from triform.errors import ConfigurationError, JobError
 from triform.runtime import RuntimeOptions
 
 REACHABLE_SECONDS = 10.0
+STARTS = 2
+TOO_LATE = "timed out during startup"  # what Ray 2.60 says when its processes take more than 30 s, as on a machine that is busy
 CALLS = 2  # of an actor at a time: one scores, the other places what it has scored
 
 
@@ -106,17 +108,13 @@ class Cluster:
     def _connect(self) -> None:
         import ray
 
-        options: dict[str, Any] = {"runtime_env": shipping.of_driver()}
         if self.address == "local":
-            options = {"include_dashboard": False, "object_store_memory": 200 << 20}
-        else:
-            _check_reachable(self.address)
+            _start(include_dashboard=False, object_store_memory=200 << 20)
+            return
+        _check_reachable(self.address)
         try:
-            with _without_stderr():
-                ray.init(address=self.address, logging_level=logging.ERROR, log_to_driver=False, **options)
+            _init(self.address, runtime_env=shipping.of_driver())
         except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-            if self.address == "local":
-                raise
             raise ConfigurationError(f"address: the cluster at {self.address} cannot be used: {_reason(error)}") from error
 
     def __exit__(self, *_: object) -> None:
@@ -130,6 +128,28 @@ class Cluster:
 
         alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         return [Resources(found.get("CPU", 0.0), found.get("GPU", 0.0)) for found in alive]
+
+
+def _init(address: str, **options: Any) -> None:
+    import ray
+
+    with _without_stderr():
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **options)
+
+
+def _start(**options: Any) -> None:
+    """A Ray on this machine, tried again where it was too busy: Ray gives its own processes 30 s. Raises `JobError`.
+
+    What is left of the first ends with this process.
+    """
+    for _ in range(STARTS):
+        try:
+            _init("local", **options)
+            return
+        except Exception as error:  # it has no class of its own
+            if TOO_LATE not in str(error):
+                raise
+    raise JobError(f"Ray did not start, {STARTS} times: this machine is too busy for it; run the same command again later")
 
 
 def _check_reachable(address: str) -> None:

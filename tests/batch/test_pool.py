@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from batch.pool import Cluster, Pool, Resources, size_pool
+from batch.pool import STARTS, Cluster, Pool, Resources, _start, size_pool
 from tests.batch.killing import meanwhile, pause_the_first_until_there_are_two
 from tests.batch.workbench import Workbench, assert_each_row_once
-from triform.errors import ConfigurationError
+from triform.errors import ConfigurationError, JobError
 
 ROOT = Path(__file__).parents[2]
 FOUR_CPUS = Resources(4.0, 0.0)
@@ -130,6 +131,23 @@ def test_actors_share_a_gpu_by_fractions(workbench: Workbench) -> None:
     command = [sys.executable, "-c", FRACTIONS, workbench.root, workbench.repository]
     done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("late", "said"), [(1, ""), (STARTS, "this machine is too busy")])
+def test_a_ray_that_starts_too_slowly_is_started_once_more(monkeypatch: pytest.MonkeyPatch, late: int, said: str) -> None:
+    import ray
+
+    starts: list[str] = []
+
+    def init(**options: Any) -> None:
+        starts.append(options["address"])
+        if len(starts) <= late:
+            raise Exception("The current node timed out during startup. ...")  # noqa: TRY002 - as Ray does
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(JobError, match=said) if said else nullcontext():
+        _start()
+    assert starts == ["local"] * STARTS
 
 
 def test_a_cluster_that_is_there_is_used_and_left_running(ray_cluster: Any) -> None:
