@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import psutil
@@ -43,7 +43,10 @@ def left_after(seconds: float, processes: list[psutil.Process]) -> list[str]:
     minute to notice, and are ended here."""
 
     def runs(process: psutil.Process) -> bool:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        try:
+            return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:  # it ended between the two
+            return False
 
     def is_agent(process: psutil.Process) -> bool:
         """By its name or, before it has renamed itself, by what it was started with."""
@@ -58,9 +61,11 @@ def left_after(seconds: float, processes: list[psutil.Process]) -> list[str]:
     deadline = time.monotonic() + seconds
     while (left := working()) and time.monotonic() < deadline:
         time.sleep(0.1)
-    names = [f"{process.pid} {process.name()}" for process in left]
+    names = []
     for process in processes:
-        if runs(process):
+        with suppress(psutil.NoSuchProcess):
+            if process in left:
+                names.append(f"{process.pid} {process.name()}")
             process.kill()
     return names
 

@@ -95,6 +95,7 @@ def test_a_latency_counts_from_when_the_request_was_due(tmp_path: Path) -> None:
     assert (records["late"] <= records["waited"]).all()
 
 
+@pytest.mark.slow
 def test_what_takes_too_long_is_given_up(tmp_path: Path) -> None:
     with stub(lambda number: predicted(0.25, 12.0 if number == 0 else 0.0)) as server:
         found = driven(tmp_path, server.url, timeout=4.0)
@@ -116,6 +117,7 @@ def test_two_workers_share_the_load(loop: str, tmp_path: Path) -> None:
     assert (np.diff(found.records["due"]) >= 0).all()
 
 
+@pytest.mark.slow
 def test_a_closed_loop_never_has_more_requests_out_than_callers(tmp_path: Path) -> None:
     with stub(lambda _: predicted(0.25, 0.02)) as server:
         found = driven(tmp_path, server.url, loop="closed", users=3)
@@ -125,6 +127,7 @@ def test_a_closed_loop_never_has_more_requests_out_than_callers(tmp_path: Path) 
     assert outcomes(found)["ok"] == len(begins) > 10
 
 
+@pytest.mark.slow
 def test_nobody_is_asked_while_the_level_is_nothing(tmp_path: Path) -> None:
     over = (Stage(0, 0.5, 1.0), Stage(0.5, 1.0, 0.0), Stage(1.5, 0.5, 1.0))
     with stub(lambda _: predicted(0.25)) as server:

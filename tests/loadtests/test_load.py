@@ -110,6 +110,7 @@ def test_a_few_seconds_of_the_local_lambda(flights: Path, scored: Summary, limit
     assert names == {f"load-lambda-burst-{name}.svg" for name in ("latency-by-rate", "rate", "latency", "queue", "serving")}
 
 
+@pytest.mark.slow
 def test_another_model_than_the_batch_job_used_gives_wrong_answers(
     flights: Path, scored: Summary, limits: Path, tmp_path: Path
 ) -> None:

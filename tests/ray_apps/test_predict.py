@@ -10,6 +10,7 @@ import time
 import urllib.request
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import tritonclient.http
 
 from ray_apps.environment import FAST, missing
 from tests.ray_apps.ports import SERVE_PORTS
+from triform.telemetry import REQUEST_SECONDS
 
 BODY = b'{"instances": [[1, 2, 3]]}'
 
@@ -42,7 +44,11 @@ def post(address: tuple[str, int], path: str, body: bytes, headers: dict[str, st
 def test_haproxy_stands_in_front(address: tuple[str, int]) -> None:
     assert missing(os.environ) == []
     listening = [c.pid for c in psutil.net_connections("tcp") if c.status == "LISTEN" and c.laddr.port == SERVE_PORTS.http]
-    assert {psutil.Process(pid).name() for pid in listening if pid} == {"haproxy"}
+    names = set()
+    for pid in filter(None, listening):
+        with suppress(psutil.NoSuchProcess):  # one that was replaced, for another configuration
+            names.add(psutil.Process(pid).name())
+    assert names == {"haproxy"}
 
 
 def test_an_unmodified_triton_client(address: tuple[str, int]) -> None:
@@ -97,7 +103,7 @@ def test_what_is_counted_is_exported_by_ray(address: tuple[str, int], ray_cluste
 def histogram_is_whole(lines: list[str], name: str, requests: str) -> bool:
     """Whether a histogram reads as Prometheus has them, and has seen each request, in each replica that is alive.
 
-    Of those that are gone Ray keeps the counters only.
+    Of those that are gone Ray keeps the counters only. Each bound is told on its own, so a page may show half of an update.
     """
     buckets: dict[tuple[str, str], dict[float, float]] = {}
     others: dict[tuple[str, str], defaultdict[str, float]] = {}
@@ -113,8 +119,7 @@ def histogram_is_whole(lines: list[str], name: str, requests: str) -> bool:
                 others.setdefault(key, defaultdict(float))[metric] += float(value)
     for key, of_one in buckets.items():
         values = [value for _, value in sorted(of_one.items())]
-        assert values == sorted(values)
-        if len(values) < 17 or f"{name}_sum" not in others[key]:
+        if len(values) <= len(REQUEST_SECONDS.buckets) or values != sorted(values) or f"{name}_sum" not in others[key]:
             return False
         if not values[-1] == others[key][f"{name}_count"] == others[key][requests] > 0:
             return False
