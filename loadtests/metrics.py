@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
+from infra.local.processes import background
 from ray_apps.ports import free_ports
 from triform.errors import ConfigurationError, TriformError
 
@@ -98,19 +99,11 @@ def prometheus(url: str, model: str, folder: Path) -> Iterator[Prometheus]:
         f"--web.listen-address=127.0.0.1:{port}",
         f"--storage.tsdb.path={folder / 'tsdb'}",
     ]
-    with (folder / "prometheus.log").open("wb") as log:
-        process = subprocess.Popen(list(map(str, command)), stdout=log, stderr=log)
-    try:
+    log = folder / "prometheus.log"
+    with background(command, log) as process:
         made = Prometheus(f"http://127.0.0.1:{port}", model)
-        _await(made, process, folder / "prometheus.log")
+        _await(made, process, log)
         yield made
-    finally:
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(10)
 
 
 def _program() -> Path:

@@ -19,6 +19,7 @@ import msgspec
 import pytest
 from hypothesis import settings
 
+from infra.local.processes import background
 from tests.conformance.models import build
 from tests.faulty_proxy import FaultyProxy, faulty_proxy
 from tests.ray_apps.ports import SERVE_PORTS
@@ -199,18 +200,9 @@ def pushgateway(debian: Callable[..., Path], tmp_path: Path) -> Iterator[str]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [program, f"--web.listen-address=127.0.0.1:{port}", "--persistence.file="]
-    with (tmp_path / "pushgateway.log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-    try:
+    with background(command, tmp_path / "pushgateway.log") as process:
         _await(f"http://127.0.0.1:{port}/-/ready", process)
         yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(10)
 
 
 @pytest.fixture(scope="session")
@@ -222,14 +214,10 @@ def redis_server(debian: Callable[..., Path]) -> Iterator[str]:
     libraries = ":".join(map(str, (program.parent.parent / "lib").glob("*-linux-gnu")))
     with tempfile.TemporaryDirectory(prefix="redis-") as folder:  # a socket's path has some hundred characters at most
         at = Path(folder) / "redis.sock"
-        command = [program, "--port", "0", "--unixsocket", at, "--save", "", "--dir", folder, "--logfile", f"{folder}/log"]
-        process = subprocess.Popen(command, env={**os.environ, "LD_LIBRARY_PATH": libraries})
-        try:
+        command = [program, "--port", "0", "--unixsocket", at, "--save", "", "--dir", folder]
+        with background(command, Path(folder) / "log", {**os.environ, "LD_LIBRARY_PATH": libraries}) as process:
             _await_socket(at, process)
             yield f"unix://{at}"
-        finally:
-            process.terminate()
-            process.wait(10)
 
 
 def _await_socket(at: Path, process: subprocess.Popen[bytes], seconds: float = 20.0) -> None:

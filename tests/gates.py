@@ -1,9 +1,10 @@
-"""Threads that wait until a test lets them go."""
+"""Threads that wait until a test lets them go, and event loops beside them."""
 
 from __future__ import annotations
 
+import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -30,3 +31,18 @@ class Gate(ThreadPoolExecutor):
             raise AssertionError("the test never opened the gate")
 
         return super().submit(wait)
+
+
+async def settle() -> None:
+    """Lets all that can go on without a thread go on."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+def within(test: Awaitable[None]) -> None:
+    """Runs the test, for a minute at most."""
+
+    async def bounded() -> None:
+        await asyncio.wait_for(test, 60)
+
+    asyncio.run(bounded())

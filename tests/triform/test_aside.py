@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import orjson
 import pytest
 
 from tests.conformance.models import surface
-from tests.gates import Gate
+from tests.gates import Gate, settle, within
 from triform.aside import OneByOne
 from triform.errors import DeadlineExceeded, Overloaded
 from triform.http import HttpRequest, HttpSurface, Received
@@ -30,18 +30,6 @@ def gate() -> Iterator[Gate]:
     with Gate(1) as gate:
         yield gate
         gate.open.set()
-
-
-async def settle() -> None:
-    for _ in range(5):
-        await asyncio.sleep(0)
-
-
-def within(test: Awaitable[None]) -> None:
-    async def bounded() -> None:
-        await asyncio.wait_for(test, 60)
-
-    asyncio.run(bounded())
 
 
 def test_what_ends_a_request_goes_first_and_each_gets_its_own(gate: Gate) -> None:

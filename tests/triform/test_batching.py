@@ -7,7 +7,7 @@ import random
 import threading
 import time
 import weakref
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from tests.gates import Gate
+from tests.gates import Gate, settle, within
 from triform import testing
 from triform.batching import Answer, Batched, DynamicBatcher
 from triform.errors import DeadlineExceeded, Overloaded, RunFailed
@@ -66,19 +66,6 @@ def x(*values: int) -> dict[str, Array]:
 
 def y(answer: Answer) -> list[float]:
     return answer.outputs["y"].tolist()  # type: ignore[no-any-return]
-
-
-async def settle() -> None:
-    """Lets all that can go on without a thread go on."""
-    for _ in range(5):
-        await asyncio.sleep(0)
-
-
-def within(test: Awaitable[None]) -> None:
-    async def bounded() -> None:
-        await asyncio.wait_for(test, 60)
-
-    asyncio.run(bounded())
 
 
 def test_a_free_slot_runs_a_request_at_once_and_a_busy_one_drains_the_queue(lookup: Predictor, gate: Gate) -> None:
