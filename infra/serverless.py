@@ -8,6 +8,7 @@ With layers osls asks CloudFormation what is deployed already; nothing is, and n
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import logging
@@ -89,16 +90,17 @@ def check_target(template: Mapping[str, Any], built: Mapping[str, Any]) -> None:
 
 
 def install_osls() -> Path:
-    """osls' program, as the lock says; installed once for each lock."""
-    lock = (NPM / "package-lock.json").read_bytes()
+    """osls' program, as the lock says; installed once for each lock, by one process at a time."""
+    digest = hashlib.sha256((NPM / "package-lock.json").read_bytes()).hexdigest()
     stamp, program = OSLS / ".installed", OSLS / "node_modules/osls/bin/serverless.js"
-    digest = hashlib.sha256(lock).hexdigest()
-    if not (stamp.is_file() and stamp.read_text() == digest and program.is_file()):
-        OSLS.mkdir(parents=True, exist_ok=True)
-        for name in ("package.json", "package-lock.json"):
-            shutil.copyfile(NPM / name, OSLS / name)
-        _run([_tool("npm"), "ci", "--no-audit", "--no-fund", "--ignore-scripts"], OSLS, dict(os.environ), NPM_SECONDS)
-        stamp.write_text(digest)
+    OSLS.mkdir(parents=True, exist_ok=True)
+    with (OSLS / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # whoever holds it ends within NPM_SECONDS
+        if not (stamp.is_file() and stamp.read_text() == digest and program.is_file()):
+            for name in ("package.json", "package-lock.json"):
+                shutil.copyfile(NPM / name, OSLS / name)
+            _run([_tool("npm"), "ci", "--no-audit", "--no-fund", "--ignore-scripts"], OSLS, dict(os.environ), NPM_SECONDS)
+            stamp.write_text(digest)
     return program
 
 

@@ -77,3 +77,13 @@ def test_osls_is_locked_by_hash_and_names_no_address() -> None:
     packages = {name: entry for name, entry in lock["packages"].items() if name}
     assert packages["node_modules/osls"]["version"] == lock["packages"][""]["dependencies"]["osls"]
     assert all("integrity" in entry and "resolved" not in entry for entry in packages.values())
+
+
+@pytest.mark.slow
+def test_two_processes_install_osls_one_after_the_other(tmp_path: Path) -> None:
+    """As two processes of tests do in a fresh clone."""
+    source = "import sys, pathlib; from infra import serverless as s; s.OSLS = pathlib.Path(sys.argv[1]); print(s.install_osls())"
+    line = [sys.executable, "-c", source, str(tmp_path / "osls")]
+    both = [subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    for told in [process.communicate(timeout=2 * serverless.NPM_SECONDS) for process in both]:
+        assert Path(told[0].strip()).is_file(), told[1]

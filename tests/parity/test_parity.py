@@ -23,7 +23,7 @@ from rich.console import Console
 from batch import job
 from batch.spec import JobSpec
 from infra.local.gateway import local_gateway
-from tests.ray_apps.ports import SERVE_PORTS
+from tests.ray_apps.hosts import grpc_client
 from triform.features import Features
 from triform.package import Manifest
 from triform.repository import open_repository
@@ -123,7 +123,7 @@ WAYS = ["lambda-json", "lambda-binary", "serve-json", "serve-binary", "serve-grp
 def ask(request: pytest.FixtureRequest, serve_address: tuple[str, int]) -> Iterator[Ask]:
     form, protocol = request.param.split("-")
     if protocol == "grpc":
-        with tritonclient.grpc.InferenceServerClient(f"127.0.0.1:{SERVE_PORTS.grpc}") as client:
+        with grpc_client() as client:
             yield asking(tritonclient.grpc, client)
         return
     address = request.getfixturevalue("lambda_address") if form == "lambda" else f"{serve_address[0]}:{serve_address[1]}"

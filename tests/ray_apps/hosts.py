@@ -113,6 +113,24 @@ def _await_forgotten(prefix: str, seconds: float = 60.0) -> None:
 
 
 @contextmanager
+def grpc_client(seconds: float = 60.0) -> Iterator[Any]:
+    """tritonclient's, once HAProxy knows of one application alone: until then it wants to be told which."""
+    import tritonclient.grpc as triton
+
+    deadline = time.monotonic() + seconds
+    with triton.InferenceServerClient(f"127.0.0.1:{SERVE_PORTS.grpc}") as client:
+        while True:
+            try:
+                client.is_server_live()
+                break
+            except triton.InferenceServerException:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(0.1)
+        yield client
+
+
+@contextmanager
 def served(repository: Path, prefix: str = "/", name: str | None = None, **args: Any) -> Iterator[tuple[str, int]]:
     """Host and port of the application on the cluster that this process is connected to, below a prefix of its own.
 

@@ -16,6 +16,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from ray_apps import messages
 from ray_apps.messages import MESSAGES
+from tests.ray_apps.hosts import grpc_client
 from tests.ray_apps.ports import SERVE_PORTS
 from triform.signature import BY_OIP, DATATYPES
 
@@ -24,7 +25,7 @@ ADDRESS = f"127.0.0.1:{SERVE_PORTS.grpc}"
 
 @pytest.fixture(scope="module")
 def client(serve_address: tuple[str, int]) -> Iterator[Any]:
-    with triton.InferenceServerClient(ADDRESS) as client:
+    with grpc_client() as client:
         yield client
 
 
