@@ -19,8 +19,8 @@ from urllib.parse import quote, urlencode
 
 import orjson
 
-from triform.access import values
 from triform.errors import AnswerTooLarge, InvalidRequest
+from triform.headers import values
 from triform.http import MODEL, REQUEST_ID, HttpRequest, HttpResponse
 
 PAYLOAD_BYTES: Final = 6 << 20  # Lambda quotas: request and response of a synchronous invocation

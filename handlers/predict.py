@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from typing import Any, Final
 
-import handlers._collector as collector
+import handlers._start as start
 from handlers._boot import boot
 from handlers._function import Function
 from handlers._snapshots import register
@@ -16,7 +16,7 @@ from handlers._telemetry import Context
 
 function: Final = Function(boot(os.environ))
 register(function.booted, function.references.forget)
-collector.resume()
+start.resume()
 
 
 def handler(event: Any, context: Context) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from triform.errors import BodyTimeout
+from triform.headers import Headers
 from triform.http import REQUEST_ID, HttpRequest, HttpResponse, HttpSurface
 
 Message = MutableMapping[str, Any]
@@ -54,7 +55,7 @@ class AsgiApp:
 
     async def _http(self, scope: Message, receive: Receive, send: Send) -> None:
         deadline = time.monotonic() + self.timeout
-        headers = [(name.decode(LATIN), value.decode(LATIN)) for name, value in scope["headers"]]
+        headers = Headers((name.decode(LATIN), value.decode(LATIN)) for name, value in scope["headers"])
         query = scope.get("query_string", b"").decode(LATIN)
         response = await self.surface.greet(HttpRequest(scope["method"], _path(scope), headers, b"", query, _client(scope)))
         if isinstance(response, HttpRequest):

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any, Final
 
 from ray_apps.messages import MESSAGES, RPCS, SERVICE
-from triform.access import INFER, OPERATE, OVERRIDE, values
+from triform.access import INFER, OPERATE, OVERRIDE
 from triform.api_keys import SIGNED, Role
 from triform.errors import (
     DeadlineExceeded,
@@ -27,6 +27,7 @@ from triform.errors import (
     Unauthenticated,
     UnsupportedMethod,
 )
+from triform.headers import Headers, values
 from triform.http import HttpRequest, HttpSurface, request_id_of, told, version_of
 from triform.package import Manifest
 from triform.protocols import oip, tensors
@@ -188,7 +189,7 @@ class OpenInference:
 
         Of a signed call the body is the message, serialized deterministically; a stream (`request` is None) takes a key.
         """
-        headers = [(str(name), str(value)) for name, value in context.invocation_metadata()]
+        headers = Headers((str(name), str(value)) for name, value in context.invocation_metadata())
         http, access = HttpRequest("POST", f"/{SERVICE}/{rpc}", headers, client=context.peer()), self.surface.access
         if access is None:
             return await operation(http)

@@ -15,11 +15,13 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from triform.api_keys import SIGNED, ApiKey, KeyFile, Keys, Presented, Role, read, stored_of
 from triform.errors import ConfigurationError, Forbidden, TriformError, Unauthenticated
+from triform.headers import values
 
 if TYPE_CHECKING:
     from triform.audit import Audit
@@ -82,9 +84,16 @@ class Browsers(NamedTuple):
     def _known(self, host: str) -> bool:
         if not self.hosts and not self.addresses_only:
             return True
-        found = re.fullmatch(_HOST, host)
-        name = found[1].rstrip(".") if found else ""
-        return name in self.hosts if self.hosts else bool(re.fullmatch(_ADDRESS, name))
+        name, is_address = _name_in(host)
+        return name in self.hosts if self.hosts else is_address
+
+
+@lru_cache(maxsize=64)
+def _name_in(host: str) -> tuple[str, bool]:
+    """The name in a header Host, "" where it is none, and whether it is an address or this machine's own."""
+    found = re.fullmatch(_HOST, host)
+    name = found[1].rstrip(".") if found else ""
+    return name, bool(re.fullmatch(_ADDRESS, name))
 
 
 class Access:
@@ -274,10 +283,6 @@ def _fits(identity: str, pattern: str) -> bool:
 
 def _holder(key: ApiKey) -> Caller:
     return Caller(f"key:{key.id}", key.roles, key.models)
-
-
-def values(headers: Sequence[tuple[str, str]], name: str) -> list[str]:
-    return [value.strip(" \t") for key, value in headers if key.lower() == name]
 
 
 def open_access(settings: Settings, run: Run | None = None, *, public: bool) -> Access:

@@ -16,7 +16,8 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import CancelledError, Executor, Future
+from contextlib import suppress
 from functools import partial
 from itertools import accumulate, pairwise
 from typing import Annotated, Any, Final, NamedTuple
@@ -89,9 +90,9 @@ class DynamicBatcher:
         self.queued_rows = self.queued_bytes = 0
         self._alone = predictor.independence == "dependent"
         self._executor = executor
-        self._free = slots
+        self._slots = self._free = slots
         self._queue: deque[_Pending] = deque()
-        self._running: set[asyncio.Task[None]] = set()
+        self._drained: asyncio.Future[None] | None = None
         self._clock = clock
 
     async def infer(self, inputs: Mapping[str, Array], *, deadline: float | None = None) -> Answer:
@@ -121,7 +122,7 @@ class DynamicBatcher:
     @property
     def idle(self) -> bool:
         """Whether nothing waits or runs."""
-        return not self._running
+        return self._free == self._slots
 
     @property
     def waiting_seconds(self) -> float:
@@ -130,8 +131,9 @@ class DynamicBatcher:
 
     async def drain(self) -> None:
         """Waits until nothing waits or runs."""
-        while self._running:
-            await asyncio.wait(self._running)
+        while not self.idle:
+            self._drained = self._drained or asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._drained)
 
     def _check_room(self, pending: _Pending) -> None:
         """Raises `Overloaded`. One request may wait, however large."""
@@ -143,9 +145,7 @@ class DynamicBatcher:
     def _fill_slots(self) -> None:
         while self._free and (batch := self._take()):
             self._free -= 1
-            task = asyncio.get_running_loop().create_task(self._run(batch))
-            self._running.add(task)
-            task.add_done_callback(self._running.discard)
+            self._begin(batch, deque())
 
     def _take(self) -> list[_Pending]:
         """The requests at the head of the queue that fit in one run. Those whose caller has gone are passed over."""
@@ -180,37 +180,42 @@ class DynamicBatcher:
             _expire(pending)
         return not pending.future.done()
 
-    async def _run(self, taken: Sequence[_Pending]) -> None:
-        batch = [pending for pending in taken if self._is_wanted(pending)]  # a caller may have gone since they were taken
+    def _begin(self, batch: Sequence[_Pending], rest: deque[_Pending]) -> None:
+        """One run, in a slot that is taken already; `rest` have it afterwards, one by one.
+
+        No task waits for the run and no future of the event loop stands for it: each would cost all of the batch another turn
+        of the loop.
+        """
+        loop, began = asyncio.get_running_loop(), self._clock()
         try:
-            if batch:
-                await self._execute(batch)
-        except TriformError as error:
-            if len(batch) == 1:
-                _fail(batch[0], error)
-                return
-            for pending in batch:
-                await self._run_alone(pending)
-        except Exception as error:  # noqa: BLE001 - a fault of ours: told to each caller, and the slot goes on
+            run = self._executor.submit(_run_together, self.predictor, batch, _latest(batch))
+        except RuntimeError as error:  # the threads are no more
+            self._end(batch, rest, began, _failed(error))
+            return
+        run.add_done_callback(partial(_tell, loop, partial(self._end, batch, rest, began)))
+
+    def _end(self, batch: Sequence[_Pending], rest: deque[_Pending], began: float, run: Future[list[dict[str, Array]]]) -> None:
+        """Each request gets its rows; those of a run that raised are run again one by one, so that each gets its own error."""
+        error = CancelledError("the run was cancelled") if run.cancelled() else run.exception()
+        if error is None:
+            self._answer(batch, run.result(), began)
+        elif isinstance(error, TriformError) and len(batch) > 1:
+            rest.extend(batch)
+        else:
             for pending in batch:
                 _fail(pending, error)
-        finally:
-            self._free += 1
-            self._fill_slots()
-
-    async def _run_alone(self, pending: _Pending) -> None:
-        if not self._is_wanted(pending):
+        while rest and not self._is_wanted(rest[0]):
+            rest.popleft()
+        if rest:
+            self._begin([rest.popleft()], rest)
             return
-        try:
-            await self._execute([pending])
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is this caller's
-            _fail(pending, error)
+        self._free += 1
+        self._fill_slots()
+        if self.idle and self._drained is not None:
+            self._drained.set_result(None)
+            self._drained = None
 
-    async def _execute(self, batch: Sequence[_Pending]) -> None:
-        """One run; each request gets its rows. Raises what the run raised."""
-        began, inputs = self._clock(), [pending.inputs for pending in batch]
-        run = partial(_run_together, self.predictor, inputs, _latest(batch))
-        answers = await asyncio.get_running_loop().run_in_executor(self._executor, run)
+    def _answer(self, batch: Sequence[_Pending], answers: Sequence[dict[str, Array]], began: float) -> None:
         ended, rows, first = self._clock(), sum(pending.rows for pending in batch), True
         for pending, outputs in zip(batch, answers, strict=True):
             if not pending.future.done():
@@ -218,15 +223,30 @@ class DynamicBatcher:
                 first = False
 
 
-def _run_together(
-    predictor: Predictor, requests: Sequence[Mapping[str, Array]], deadline: float | None
-) -> list[dict[str, Array]]:
-    """Each request's rows of one run of all. It is the run's thread that stacks them, which takes long where they are large."""
-    if len(requests) == 1:
-        return [predictor.run(requests[0], deadline=deadline)]
-    inputs = {name: np.concatenate([request[name] for request in requests]) for name in requests[0]}
+def _tell(loop: asyncio.AbstractEventLoop, end: Callable[[Future[Any]], None], run: Future[Any]) -> None:
+    """From the run's thread. Where the loop is closed nobody is left to be told."""
+    with suppress(RuntimeError):
+        loop.call_soon_threadsafe(end, run)
+
+
+def _failed(error: Exception) -> Future[Any]:
+    run: Future[Any] = Future()
+    run.set_exception(error)
+    return run
+
+
+def _run_together(predictor: Predictor, batch: Sequence[_Pending], deadline: float | None) -> list[dict[str, Array]]:
+    """Each request's rows of one run of all. It is the run's thread that stacks them, which takes long where they are large.
+
+    Raises `DeadlineExceeded` where all have gone while the run waited for a thread.
+    """
+    if all(pending.future.done() for pending in batch):
+        raise DeadlineExceeded("nobody waits for this run any more")
+    if len(batch) == 1:
+        return [predictor.run(batch[0].inputs, deadline=deadline)]
+    inputs = {name: np.concatenate([pending.inputs[name] for pending in batch]) for name in batch[0].inputs}
     outputs = predictor.run(inputs, deadline=deadline)
-    ends = [*accumulate(map(rows_of, requests))]
+    ends = [*accumulate(pending.rows for pending in batch)]
     return [{name: array[start:end] for name, array in outputs.items()} for start, end in pairwise([0, *ends])]
 
 

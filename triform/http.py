@@ -10,9 +10,9 @@ percent-decoded here. Each answer carries its request id, and the exact version 
 from __future__ import annotations
 
 import logging
+import os
 import re
 import time
-import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple, TypeVar
@@ -20,7 +20,7 @@ from urllib.parse import unquote
 
 import msgspec
 
-from triform.access import CHALLENGE, OVERRIDE, Access, Caller, values
+from triform.access import CHALLENGE, OVERRIDE, Access, Caller
 from triform.content import by_weight, is_utf8, media_type, pack, unpack
 from triform.deadlines import check
 from triform.errors import (
@@ -38,6 +38,7 @@ from triform.errors import (
     UnsupportedMethod,
     VersionNotFound,
 )
+from triform.headers import Headers, values
 from triform.protocols import invocations, oip, tfs
 from triform.protocols.bodies import JSON, Call, Encoded, write_json
 from triform.repository import VERSION
@@ -140,6 +141,8 @@ class HttpSurface:
         self, http: HttpRequest, *, deadline: float | None = None, request_id: str | None = None
     ) -> HttpResponse:
         """The same on an event loop, for a service whose models run elsewhere. What it raises is its cancellation."""
+        if not isinstance(http.headers, Headers):
+            http = http._replace(headers=Headers(http.headers))
         received = Received(http, request_id_of(http.headers, request_id), deadline, time.perf_counter(), {})
         try:
             status, encoded = await self._answer(received)
@@ -362,10 +365,10 @@ def told(error: TriformError) -> str:
 
 def request_id_of(headers: Sequence[tuple[str, str]], given: str | None) -> str:
     """The caller's, if it can stand in a log and a header as it is; else the host's, if that can; else a new one."""
-    for key, value in headers:
-        if key.lower() == REQUEST_ID and _CLEAN_ID.fullmatch(value):
+    for value in values(headers, REQUEST_ID):
+        if _CLEAN_ID.fullmatch(value):
             return value
-    return given if given is not None and _CLEAN_ID.fullmatch(given) else uuid.uuid4().hex
+    return given if given is not None and _CLEAN_ID.fullmatch(given) else os.urandom(16).hex()
 
 
 def version_of(text: str | None) -> int | None:

@@ -1,7 +1,8 @@
-"""Drivers that crash or race, without Ray: python -m tests.batch.crashes crash|race REPOSITORY FOLDER.
+"""Drivers that crash or race, without Ray: python -m tests.batch.crashes crash|race REPOSITORY FOLDER [EVERY].
 
-`crash`: for each k, one driver is ended (os._exit) just before its k-th change of a file below the output: a file opened for
-writing, linked, renamed, removed, a folder made. Then the same command runs again. Fails unless each row is there once.
+`crash`: for each k (or each EVERY), one driver is ended (os._exit) just before its k-th change of a file below the output: one
+opened for writing, linked, renamed, removed, a folder made. Then the same command runs again. Fails unless each row is there
+once.
 `race`: three drivers at once do the same run, each all of its parts in an order of its own.
 Forks from a process in which no thread was started: that takes milliseconds where a fresh interpreter takes seconds.
 """
@@ -12,6 +13,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -74,11 +76,9 @@ def finish_and_check(bench: Workbench) -> None:
     assert not (Path(summary.folder) / "_tmp").exists()
 
 
-def crash_everywhere(repository: Path, root: Path) -> int:
-    """The number of moments at which a driver was ended."""
-    k = 0
-    while True:
-        k += 1
+def crash_everywhere(repository: Path, root: Path, every: int = 1) -> int:
+    """The last moment at which a driver was ended."""
+    for k in count(1, every):
         bench = Workbench(root, repository, f"output-{k}")
 
         def work(bench: Workbench = bench, k: int = k) -> None:
@@ -87,13 +87,14 @@ def crash_everywhere(repository: Path, root: Path) -> int:
 
         code = ended(in_child(work))
         if code == 0:
-            return k - 1
+            return k - every
         assert code == CRASHED, f"crash {k}: the driver ended with {code}"
         manifests = list(bench.output.glob("run=*/_manifest/*.json"))
         shown = [path for path in visible(bench.output) if path.parts[1] == "data"]
         assert len(shown) in (0, FILES), f"crash {k}: part of the data is visible: {shown}"
         assert not manifests or len(shown) == FILES, f"crash {k}: committed without data"
         assert ended(in_child(lambda bench=bench: finish_and_check(bench))) == 0, f"crash {k}: the same command did not finish"
+    raise AssertionError("it never ends")
 
 
 def race(repository: Path, root: Path) -> None:
@@ -116,8 +117,8 @@ def race_with(make: Callable[[], Bench], check: Callable[[Bench], None]) -> None
 
 
 if __name__ == "__main__":
-    mode, repository, folder = sys.argv[1:]
+    mode, repository, folder, *every = sys.argv[1:]
     if mode == "crash":
-        print(crash_everywhere(Path(repository), Path(folder)))
+        print(crash_everywhere(Path(repository), Path(folder), *map(int, every)))
     else:
         race(Path(repository), Path(folder))

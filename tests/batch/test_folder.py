@@ -180,10 +180,11 @@ def run_crashes(*args: str) -> str:
     return done.stdout
 
 
-def test_a_crash_between_any_two_changes_of_files_loses_and_doubles_nothing(workbench: Workbench) -> None:
+@pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_crash_between_any_two_changes_of_files_loses_and_doubles_nothing(workbench: Workbench, every: int) -> None:
     workbench.write_some(2)
-    moments = int(run_crashes("crash", str(workbench.repository), str(workbench.root)))
-    assert moments > 50  # else the hook has missed some
+    last = int(run_crashes("crash", str(workbench.repository), str(workbench.root), str(every)))
+    assert last > 50  # else the hook has missed some
 
 
 @pytest.mark.parametrize("rounds", [2, pytest.param(25, marks=pytest.mark.slow)])

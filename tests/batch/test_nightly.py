@@ -202,6 +202,7 @@ def finished(bench: RemoteWorkbench) -> None:
     assert f"out/month=2013-12/{run}/data/_SUCCESS" in bench.listed()
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("ray")  # starts Rays of its own: two at once take a machine of two cores a minute
 def test_a_night_from_s3_to_s3_survives_kills_and_faults(night: RemoteWorkbench, proxy: FaultyProxy) -> None:
     chance = random.Random(1)

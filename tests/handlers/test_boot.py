@@ -130,7 +130,7 @@ def test_models_from_s3(s3_bucket: str, tmp_path: Path) -> None:
 
 
 IMPORTS = """
-import gc, json, sys, time
+import gc, json, os, sys, threading, time
 from awslambdaric.lambda_context import LambdaContext
 import handlers.predict
 event = json.load(open("tests/events/http-v2.json"))

@@ -104,7 +104,7 @@ def test_what_takes_too_long_is_given_up(tmp_path: Path) -> None:
     assert "4 s" in found.generated.examples["timeout"]
 
 
-@pytest.mark.parametrize("loop", ["open", "closed"])
+@pytest.mark.parametrize("loop", ["open", pytest.param("closed", marks=pytest.mark.slow)])
 def test_two_workers_share_the_load(loop: str, tmp_path: Path) -> None:
     with stub(lambda _: predicted(0.25, 0.01)) as server:
         found = driven(tmp_path, server.url, loop=loop, workers=2, users=4)

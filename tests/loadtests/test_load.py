@@ -94,6 +94,7 @@ def test_a_few_seconds_of_serve_in_every_protocol(deployment: Deployment, flight
     assert run.told["generator"]["locust_requests"] == run.told["total"]["requests"]
 
 
+@pytest.mark.slow
 def test_a_few_seconds_of_the_local_lambda(flights: Path, scored: Summary, limits: Path, tmp_path: Path) -> None:
     """A burst after a pause, so that environments start; the counters of callers and function agree; a limit that nobody keeps
     is told by the exit code."""

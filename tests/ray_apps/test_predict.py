@@ -43,11 +43,13 @@ def post(address: tuple[str, int], path: str, body: bytes, headers: dict[str, st
 
 def test_haproxy_stands_in_front(address: tuple[str, int]) -> None:
     assert missing(os.environ) == []
-    listening = [c.pid for c in psutil.net_connections("tcp") if c.status == "LISTEN" and c.laddr.port == SERVE_PORTS.http]
-    names = set()
-    for pid in filter(None, listening):
-        with suppress(psutil.NoSuchProcess):  # one that was replaced, for another configuration
-            names.add(psutil.Process(pid).name())
+    names: set[str] = set()
+    deadline = time.monotonic() + 30
+    while not names and time.monotonic() < deadline:
+        listening = [c.pid for c in psutil.net_connections("tcp") if c.status == "LISTEN" and c.laddr.port == SERVE_PORTS.http]
+        for pid in filter(None, listening):
+            with suppress(psutil.NoSuchProcess):  # one that was replaced, for another configuration
+                names.add(psutil.Process(pid).name())
     assert names == {"haproxy"}
 
 

@@ -309,22 +309,6 @@ def test_a_request_larger_than_the_queue_waits_alone(lookup: Predictor, gate: Ga
     within(test())
 
 
-def test_who_goes_before_his_run_has_begun_is_not_run(lookup: Predictor, gate: Gate) -> None:
-    async def test() -> None:
-        gate.open.set()
-        batcher = DynamicBatcher(lookup, gate)
-        task = asyncio.create_task(batcher.infer(x(1)))
-        await asyncio.sleep(0)  # it is taken, and its run is about to begin
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        await batcher.drain()
-        assert gate.began == 0
-        assert y(await batcher.infer(x(2))) == [20.0], "its slot is free again"
-
-    within(test())
-
-
 class Watched(np.ndarray[Any, np.dtype[Any]]):
     """Knows which threads stacked it."""
 
@@ -333,6 +317,40 @@ class Watched(np.ndarray[Any, np.dtype[Any]]):
     def __array_function__(self, *args: Any) -> Any:
         self.stacked.append(threading.current_thread().name)
         return super().__array_function__(*args)  # type: ignore[no-untyped-call]
+
+
+def test_a_run_that_nobody_waits_for_any_more_is_not_begun(lookup: Predictor, gate: Gate) -> None:
+    async def test() -> None:
+        batcher = DynamicBatcher(lookup, gate)
+        tasks = [asyncio.create_task(batcher.infer({"x": np.array([i]).view(Watched)})) for i in range(3)]
+        await settle()
+        gate.let_one()
+        assert y(await tasks[0]) == [0.0]
+        await settle()
+        assert (gate.began, batcher.queued_rows) == (2, 0), "the others wait for a thread, together"
+        for task in tasks[1:]:
+            task.cancel()
+        await asyncio.wait(tasks[1:])
+        Watched.stacked.clear()
+        gate.open.set()
+        await batcher.drain()
+        assert Watched.stacked == []
+        assert y(await batcher.infer(x(2))) == [20.0], "its slot is free again"
+
+    within(test())
+
+
+def test_threads_that_are_no_more_are_told_of(lookup: Predictor) -> None:
+    async def test() -> None:
+        threads = ThreadPoolExecutor(1)
+        threads.shutdown()
+        batcher = DynamicBatcher(lookup, threads)
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="shutdown"):
+                await batcher.infer(x(1))
+        await batcher.drain()
+
+    within(test())
 
 
 def test_rows_are_stacked_in_the_thread_of_the_run(lookup: Predictor, gate: Gate) -> None:

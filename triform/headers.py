@@ -1,0 +1,24 @@
+"""The headers of a request: in the order they came, and by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class Headers(tuple[tuple[str, str], ...]):
+    """Pairs of name and value, a repeated name twice. Indexed once: on its way a request is asked for a dozen names."""
+
+    named: dict[str, list[str]]
+
+    def __new__(cls, pairs: Iterable[tuple[str, str]] = ()) -> Headers:
+        made = super().__new__(cls, pairs)
+        made.named = {}
+        for name, value in made:
+            made.named.setdefault(name.lower(), []).append(value.strip(" \t"))
+        return made
+
+
+def values(headers: Iterable[tuple[str, str]], name: str) -> list[str]:
+    """The values of each line of a header, whose `name` is in lower case; without the blanks around them."""
+    indexed = headers if isinstance(headers, Headers) else Headers(headers)
+    return indexed.named.get(name, [])
