@@ -130,8 +130,10 @@ def test_models_from_s3(s3_bucket: str, tmp_path: Path) -> None:
 
 
 IMPORTS = """
-import gc, json, os, sys, threading, time
+import gc, json, os, sys, time
 from awslambdaric.lambda_context import LambdaContext
+import handlers._start, numpy
+assert len(os.listdir("/proc/self/task")) == 1, "OpenBLAS has threads of its own"
 import handlers.predict
 event = json.load(open("tests/events/http-v2.json"))
 context = LambdaContext("id", None, None, int(time.time() * 1e3) + 30_000, "arn")
