@@ -20,10 +20,12 @@ from triform.telemetry import (
     Metric,
     Observation,
     RunRecord,
+    SplitRecord,
     Telemetry,
     observations,
     of_load,
     of_run,
+    of_split,
     prometheus,
 )
 
@@ -53,6 +55,10 @@ class Both:
         for backend in self._backends:
             backend.ran(run)
 
+    def shared(self, split: SplitRecord) -> None:
+        for backend in self._backends:
+            backend.shared(split)
+
 
 class Statistics(msgspec.Struct):
     count: float = 0.0
@@ -80,6 +86,9 @@ class Sums:
 
     def ran(self, run: RunRecord) -> None:
         self._add(of_run(run))
+
+    def shared(self, split: SplitRecord) -> None:
+        self._add(of_split(split))
 
     def _add(self, seen: Sequence[Observation]) -> None:
         for metric, labels, value in seen:

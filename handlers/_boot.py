@@ -1,7 +1,8 @@
 """The composition root of every function: settings, models, telemetry, put together once while the environment starts.
 
     environ -> Settings -> repository (layer, image, S3) -> Models -> InferenceService -> HttpSurface
-                                                     pinned.json, or the release log, says what aliases mean
+                                                     pinned.json, or the release log, says what aliases mean, and
+                                                     the release shares the keys between stable and canary
 
 How much is loaded at once is a matter of who waits: provisioned environments and snapshots load every pinned model, one that is
 started on demand only the default model, and each other model when it is first asked for. What raises here fails the start of the
@@ -23,7 +24,7 @@ from triform.errors import ConfigurationError, DigestMismatch
 from triform.http import HttpSurface, Limits
 from triform.package import Verification
 from triform.predictor import Predictor
-from triform.releases import ReleaseLog
+from triform.releases import Release, ReleaseLog
 from triform.repository import ModelRepository, Ref, resolve
 from triform.service import InferenceService, Models
 from triform.settings import Settings
@@ -59,12 +60,14 @@ class Pinned(msgspec.Struct, frozen=True):
 
 
 class Pin(NamedTuple):
-    """A version that is served, the aliases that mean it and, where it is pinned, its package's digest."""
+    """A version that is served, the aliases that mean it and, where it is pinned, its package's digest. `release`: that has both
+    it and a canary."""
 
     model: str
     version: int
     aliases: tuple[str, ...]
     digest: str | None = None
+    release: Release | None = None
 
 
 def boot(environ: Mapping[str, str]) -> Booted:
@@ -78,6 +81,9 @@ def boot(environ: Mapping[str, str]) -> Booted:
     for pin in pins:
         load = _loader(repository, pin, settings, environ, "golden" if remote else "sealed")
         models.add(pin.model, pin.version, load, aliases=pin.aliases, now=pin in eager)
+    for pin in pins:
+        if pin.release is not None and "stable" in pin.aliases:
+            models.share(pin.model, pin.release)
     limits = Limits(request=settings.reference_bytes, unpacked=_unpacked(environ))
     service = InferenceService(models)
     return Booted(service, HttpSurface(service, limits, open_access(settings, public=True)), settings, telemetry)
@@ -114,7 +120,8 @@ def _pins(repository: ModelRepository, settings: Settings, *, remote: bool) -> I
         if ref.version is not None or ref.alias is not None or ref.model not in pinned:
             yield from _released(repository, ref)
         else:
-            yield from _grouped(ref.model, pinned[ref.model].aliases, pinned[ref.model].digests)
+            content = pinned[ref.model]
+            yield from _grouped(ref.model, content.aliases, _pinned_release(repository, ref.model, content), content.digests)
 
 
 def read_pinned(root: Path) -> dict[str, PinnedModel]:
@@ -132,16 +139,25 @@ def read_pinned(root: Path) -> dict[str, PinnedModel]:
 def _released(repository: ModelRepository, ref: Ref) -> Iterator[Pin]:
     """By the release log; without one the highest version is the stable one."""
     if ref.version is None and ref.alias is None and (release := ReleaseLog(repository, ref.model).current()) is not None:
-        aliases = {alias: release.version_of(alias) for alias in ("stable", "canary", "shadow")}
-        yield from _grouped(ref.model, {alias: version for alias, version in aliases.items() if version is not None})
+        yield from _grouped(ref.model, release.aliases(), release)
     else:
         yield Pin(*resolve(repository, ref), ("stable",))
 
 
-def _grouped(model: str, aliases: Mapping[str, int], digests: Mapping[str, str] | None = None) -> Iterator[Pin]:
+def _pinned_release(repository: ModelRepository, model: str, pinned: PinnedModel) -> Release | None:
+    """The release that a layer was built from, which is beside its packages where all that it names is."""
+    if "canary" not in pinned.aliases or repository.read_release(model, pinned.revision) is None:
+        return None
+    release = ReleaseLog(repository, model).read(pinned.revision)
+    return release if release.aliases() == pinned.aliases else None
+
+
+def _grouped(
+    model: str, aliases: Mapping[str, int], release: Release | None = None, digests: Mapping[str, str] | None = None
+) -> Iterator[Pin]:
     for version in sorted(set(aliases.values())):
         named = sorted((alias for alias, v in aliases.items() if v == version), key=lambda alias: alias != "stable")
-        yield Pin(model, version, tuple(named), (digests or {}).get(str(version)))
+        yield Pin(model, version, tuple(named), (digests or {}).get(str(version)), release)
 
 
 def _eager(pins: list[Pin], settings: Settings, initialization: str) -> list[Pin]:

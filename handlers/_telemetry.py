@@ -33,9 +33,11 @@ from triform.telemetry import (
     Metric,
     Observation,
     RunRecord,
+    SplitRecord,
     observations,
     of_load,
     of_run,
+    of_split,
 )
 
 log = logging.getLogger("triform.handlers")
@@ -71,6 +73,7 @@ class LambdaTelemetry:
         self._loads: list[LoadRecord] = []
         self._records: list[InferenceRecord] = []
         self._runs: list[RunRecord] = []
+        self._splits: list[SplitRecord] = []
 
     def record(self, inference: InferenceRecord) -> None:
         self._records.append(inference)
@@ -80,6 +83,9 @@ class LambdaTelemetry:
 
     def ran(self, run: RunRecord) -> None:
         self._runs.append(run)
+
+    def shared(self, split: SplitRecord) -> None:
+        self._splits.append(split)
 
     @property
     def recorded(self) -> bool:
@@ -115,13 +121,14 @@ class LambdaTelemetry:
             self._flush(first=first)
 
     def _flush(self, *, first: bool) -> None:
-        records, loads, runs = self._records, self._loads, self._runs
-        self._records, self._loads, self._runs = [], [], []
+        records, loads, runs, splits = self._records, self._loads, self._runs, self._splits
+        self._records, self._loads, self._runs, self._splits = [], [], [], []
         if self._backend is None:
             return
         seen: list[Observation] = [o for record in records for o in observations(record)]
         seen += [o for load in loads for o in of_load(load)]
         seen += [o for run in runs for o in of_run(run)]
+        seen += [o for split in splits for o in of_split(split)]
         if faults := sum(_is_fault(record.code) for record in records):
             name, version = self.function
             seen.append((FAULTS, {"form": "lambda", "function": name, "function_version": version}, float(faults)))

@@ -170,13 +170,18 @@ class OpenInference:
         request_id, caller = request_id_of(http.headers, request.id), http.caller.id if http.caller else ""
         with service.exchange(request_id, deadline=deadline, caller=caller) as exchange:
             version = version_of(override[0] if override else request.model_version or None)
-            served = exchange.choose(request.model_name or None, version=version)
+            model = request.model_name or None
+            served = exchange.choose(model, version=version)
             size, limit = request.ByteSize(), self.surface.limits.request
             if size > limit:
                 raise PayloadTooLarge(f"the message has more than the {limit} bytes that are allowed")
             if all(given.datatype != "BYTES" for given in request.inputs):  # numbers that are raw are not read one by one
                 size -= sum(map(len, request.raw_input_contents))
-            encoded = await self.surface.answer(exchange, partial(decode, request, served), size)
+            answer = self.surface.answer
+            if exchange.models.splits.live and version is None and (split := exchange.models.splits.of(served)) is not None:
+                encoded = await split.answer(answer, exchange, http.headers, partial(decode, request), size)
+            else:
+                encoded = await answer(exchange, partial(decode, request, served), size)
         return Serialized(encoded.body)
 
     def _model(self, request: Any) -> str | None:
@@ -279,10 +284,17 @@ def _typed(given: Any) -> list[Any]:
 
 
 def encode(
-    outputs: Mapping[str, Array], *, manifest: Manifest, request_id: str | None, wanted: Sequence[oip.Wanted], raw: bool
+    outputs: Mapping[str, Array],
+    *,
+    manifest: Manifest,
+    request_id: str | None,
+    wanted: Sequence[oip.Wanted],
+    raw: bool,
+    version: str | None = None,
 ) -> Encoded:
     """The bytes of a ModelInferResponse."""
-    answer = MESSAGES["ModelInferResponse"](model_name=manifest.name, model_version=str(manifest.version), id=request_id or "")
+    version = version or str(manifest.version)
+    answer = MESSAGES["ModelInferResponse"](model_name=manifest.name, model_version=version, id=request_id or "")
     raw = raw or any(oip.datatype_of(outputs[w.name]) not in _CONTENTS for w in wanted)
     for name, _ in wanted:
         array = outputs[name]

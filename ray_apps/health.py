@@ -26,6 +26,7 @@ class Health:
     async def check(self) -> None:
         """Raises `RunFailed` where a session failed or gave another answer, `DeadlineExceeded` where it gave none in time.
 
+        A canary whose keys stable can answer is cut off instead (triform/canary.py): its replica is as good as without it.
         A look that takes long is not taken each time. One that never came back is not followed by another.
         """
         if self._look is None or (self._look.done() and (self._look.exception() is not None or time.monotonic() >= self._next)):
@@ -41,7 +42,9 @@ class Health:
             try:
                 predictor.check(deadline=began + self._seconds)
             except TriformError as error:
-                raise RunFailed(f"{predictor.manifest.ref} does not answer its golden row as it did: {error}") from error
+                manifest, told = predictor.manifest, f"does not answer its golden row as it did: {error}"
+                if not self._models.splits.covers(manifest.name, manifest.version, f"it {told}"):
+                    raise RunFailed(f"{manifest.ref} {told}") from error
         ended = time.monotonic()
         self._next = ended + (ended - began) / SHARE
 

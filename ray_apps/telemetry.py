@@ -22,9 +22,11 @@ from triform.telemetry import (
     Metric,
     Observation,
     RunRecord,
+    SplitRecord,
     Telemetry,
     observations,
     of_load,
+    of_split,
 )
 
 log = logging.getLogger(__name__)
@@ -64,6 +66,9 @@ class RayTelemetry:
 
     def ran(self, run: RunRecord) -> None:
         """No batch runs here."""
+
+    def shared(self, split: SplitRecord) -> None:
+        self._count(of_split(split))
 
     def tell(self) -> None:
         """Tells Ray all of it: a gauge that is not told again is forgotten. So what is said of a model that is gone is said once,
@@ -176,3 +181,6 @@ class Logged:
 
     def ran(self, run: RunRecord) -> None:
         self._telemetry.ran(run)
+
+    def shared(self, split: SplitRecord) -> None:
+        self._telemetry.shared(split)

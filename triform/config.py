@@ -17,6 +17,9 @@
     threads = 1
     [batching]
     pad_to = [1, 8, 32, 128]            # run at these row counts only
+    [key]                               # what keeps a caller on a version beside a canary (splitting.py)
+    header = "x-user-id"
+    column = "user_id"
 
 The packager copies the file into the package and writes what it means, defaults filled in, to the manifest: nothing reads
 TOML when a model is served.
@@ -32,6 +35,7 @@ import msgspec
 
 from triform.errors import ConfigurationError
 from triform.signature import Dim
+from triform.splitting import KeyRule
 
 DEAD_LETTER: Final = "dead-letter"
 NAN: Final = "nan"
@@ -81,6 +85,7 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
     outputs: dict[str, OutputConfig] = {}
     runtime: RuntimeNeeds = RuntimeNeeds()
     batching: Batching = Batching()
+    key: KeyRule = KeyRule()
 
     def __post_init__(self) -> None:
         pad, rows = self.batching.pad_to, self.batching.max_rows

@@ -191,14 +191,13 @@ class Follower:
         except TriformError as error:
             tell(self._models, self.ref.model, release, version, error)
             raise
-        self._models.replace(self.ref.model, predictors, aliases)
+        self._models.replace(self.ref.model, predictors, aliases, release if self.ref.alias is None else None)
         self._predictors, self.release = predictors, release
 
     def _aliases(self, release: Release) -> dict[str, int]:
         """What each alias means, stable first. A reference to an alias serves that version, as stable."""
         if self.ref.alias is None:
-            meant = {alias: release.version_of(alias) for alias in ("stable", "canary", "shadow")}
-            return {alias: version for alias, version in meant.items() if version is not None}
+            return release.aliases()
         version = release.version_of(self.ref.alias) if release.revision else None
         if version is None:
             raise AliasNotFound(f"revision {release.revision} of '{self.ref.model}' has no {self.ref.alias}")

@@ -21,6 +21,7 @@ from urllib.parse import unquote
 import msgspec
 
 from triform.access import CHALLENGE, OVERRIDE, Access, Caller
+from triform.canary import Split, Way
 from triform.content import by_weight, is_utf8, media_type, pack, unpack
 from triform.deadlines import check
 from triform.errors import (
@@ -44,7 +45,6 @@ from triform.protocols.bodies import JSON, Call, Encoded, write_json
 from triform.repository import VERSION
 from triform.routes import EVERYBODYS, Chosen, Route, find
 from triform.service import LARGE, Exchange, InferenceService, Served
-from triform.signature import Array
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -241,22 +241,36 @@ class HttpSurface:
         with self.service.exchange(
             received.request_id, deadline=received.deadline, started=received.started, caller=caller
         ) as exchange:
-            served = exchange.choose(chosen.get("model"), version=_version(received, chosen), alias=chosen.get("alias"))
+            version, alias = _version(received, chosen), chosen.get("alias")
+            served = exchange.choose(chosen.get("model"), version=version, alias=alias)
             received.told[MODEL] = served.manifest.ref
             size = len(received.http.body)
             if received.header("content-encoding") is not None:
                 size = max(size, min(size * _UNPACKED, LARGE))  # large, if it may unpack to as much
+            if exchange.models.splits.live and version is None and alias is None and (split := exchange.models.splits.of(served)):
+                return 200, await self._split(split, received, exchange, decode, size)
             encoded = await self.answer(exchange, lambda: decode(self._body(received), served), size)
         return 200, encoded
 
-    async def answer(self, exchange: Exchange, decode: Callable[[], Call], size: int = 0) -> Encoded:
+    async def _split(
+        self, split: Split, received: Received, exchange: Exchange, decode: Callable[[bytes, Served], Call], size: int
+    ) -> Encoded:
+        """The same where the request's key says which version answers."""
+        try:
+            return await split.answer(
+                self.answer, exchange, received.http.headers, lambda served: decode(self._body(received), served), size
+            )
+        finally:
+            received.told[MODEL] = exchange.refs or received.told[MODEL]
+
+    async def answer(self, exchange: Way, decode: Callable[[], Call], size: int = 0) -> Encoded:
         """The way of a request whose version is chosen, whatever its protocol. No step is begun after the deadline.
 
         `size`: the bytes that `decode` has to read. Raises what each step does, `DeadlineExceeded`, `Overloaded` and
         `AnswerTooLarge`.
         """
         with exchange.stage("decode"):
-            call, inputs = await self.service.do(partial(_read, exchange, decode), size, exchange.deadline)
+            call, inputs = await self.service.do(partial(exchange.read, decode), size, exchange.deadline)
         outputs = await exchange.infer_checked(inputs)
         with exchange.stage("encode"):
             size = sum(array.nbytes for array in outputs.values())
@@ -335,13 +349,6 @@ def at_once(answer: Coroutine[Any, Any, T]) -> T:
         return response
     answer.close()
     raise RuntimeError("this service's models run elsewhere: use handle_async")
-
-
-def _read(exchange: Exchange, decode: Callable[[], Call]) -> tuple[Call, dict[str, Array]]:
-    """The call, and its inputs as the chosen version takes them."""
-    assert exchange.served is not None, "choose comes first"  # noqa: S101 - a fault of ours
-    call = decode()
-    return call, exchange.served.signature.validate(call.inputs)
 
 
 def _json(value: Any, status: int = 200) -> Answer:

@@ -18,6 +18,7 @@ import msgspec
 
 from triform import claims
 from triform.errors import AliasNotFound, InvalidRequest, ModelNotFound, ReleaseConflict, StoreError, VersionNotFound
+from triform.splitting import KeyRule
 
 if TYPE_CHECKING:  # repository.py resolves aliases through this module
     from triform.package import ModelPackage
@@ -27,9 +28,10 @@ ROLLBACK_ATTEMPTS: Final = 100
 MAX_REASON: Final = 1000
 
 
-class Canary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Canary(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     version: int
     weight: float  # share of the keys, 0..1
+    key: KeyRule | None = None  # of a request; None: as the stable version's model.toml says
 
 
 class Shadow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -52,6 +54,11 @@ class Release(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     def version_of(self, alias: str) -> int | None:
         beside = {"canary": self.canary, "shadow": self.shadow}.get(alias)
         return self.stable if alias == "stable" else beside.version if beside else None
+
+    def aliases(self) -> dict[str, int]:
+        """What each alias means, stable first."""
+        meant = {alias: self.version_of(alias) for alias in ("stable", "canary", "shadow")}
+        return {alias: version for alias, version in meant.items() if version is not None}
 
     def versions(self) -> set[int]:
         return {self.stable, *(b.version for b in (self.canary, self.shadow) if b)}
@@ -191,7 +198,10 @@ class ReleaseLog:
             raise InvalidRequest(f"version {stable} cannot be stable and canary at once")
         if len(reason) > MAX_REASON:
             raise InvalidRequest(f"reason: {len(reason)} characters, {MAX_REASON} at most")
-        same_rollout = bool(now and now.canary and canary and now.canary.version == canary.version)
+        before = now.canary if now else None
+        same_rollout = bool(before and canary and before.version == canary.version)
+        if same_rollout and before and canary and canary.key is None:  # it stays as the salt does
+            canary = msgspec.structs.replace(canary, key=before.key)
         return Release(
             revision=(now.revision if now else 0) + 1,
             stable=stable,

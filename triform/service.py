@@ -16,25 +16,33 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Final, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeVar
 
+import msgspec
+
+from triform.canary import Splits
 from triform.deadlines import check
 from triform.errors import AliasNotFound, InvalidRequest, ModelNotFound, ResourceExhausted, TriformError, VersionNotFound
 from triform.features import Features
 from triform.package import Manifest
 from triform.predictor import Predictor
+from triform.releases import Release
 from triform.signature import Array, Signature, rows_of
 from triform.telemetry import FREED, Form, InferenceRecord, LoadRecord, Silent, Telemetry
+
+if TYPE_CHECKING:  # which know what is served
+    from triform.protocols.bodies import Call
 
 CANCELLED: Final = "cancelled"  # a record's code where the caller, or the process, gave the request up
 
 
 class Served(NamedTuple):
-    """A loaded version, ready to answer."""
+    """A loaded version, ready to answer. `key`: a column that records may have beside the model's own (splitting.py)."""
 
     predictor: Predictor
     features: Features
     variant: str = "stable"
+    key: str | None = None
 
     @property
     def manifest(self) -> Manifest:
@@ -98,7 +106,8 @@ class _Slot:
     def _open(self) -> Served:
         try:
             predictor = self._load()
-            served = Served(predictor, Features(predictor.signature, predictor.manifest.config), self.variant)
+            config = predictor.manifest.config
+            served = Served(predictor, Features(predictor.signature, config), self.variant, config.key.column)
         except BaseException:
             self.ready = False
             raise
@@ -118,7 +127,8 @@ class Models:
     """Versions by model, and what their aliases mean. Thread-safe: a version may be added while requests are answered.
 
     `default`: the model of requests that name none; without it the only one. `leaving`: set where the host is about to end: it
-    is not ready any more, so that no new callers come, and answers those who do.
+    is not ready any more, so that no new callers come, and answers those who do. `splits`: between a
+    model's stable version and its canary.
     """
 
     def __init__(self, *, form: Form, default: str | None = None, telemetry: Telemetry | None = None) -> None:
@@ -128,6 +138,7 @@ class Models:
         self.telemetry = telemetry or Silent()
         self._adding = threading.Lock()
         self._models: Mapping[str, _Versions] = {}
+        self.splits = Splits(form, self.telemetry)
 
     def add(
         self, model: str, version: int, load: Callable[[], Predictor], *, aliases: tuple[str, ...] = ("stable",), now: bool = True
@@ -141,11 +152,13 @@ class Models:
             after = _Versions({**before.slots, version: slot}, {**before.aliases, **dict.fromkeys(aliases, version)})
             self._models = {**self._models, model: after}
 
-    def replace(self, model: str, predictors: Mapping[int, Predictor], aliases: Mapping[str, int]) -> None:
+    def replace(
+        self, model: str, predictors: Mapping[int, Predictor], aliases: Mapping[str, int], release: Release | None = None
+    ) -> None:
         """Makes these the model's versions, and what its aliases mean, all at once in place of what it had.
 
         Who was given a version keeps it until he is done. The first alias that means a version is its variant. What is new is
-        told of before it is served, so that no request waits for that.
+        told of before it is served, so that no request waits for that. `release`: that shares the keys between them.
         """
         with self._adding:
             before = self._models.get(model, _Versions()).slots
@@ -153,10 +166,16 @@ class Models:
             for slot in slots.values():
                 slot.get()
             self._models = {**self._models, model: _Versions(slots, dict(aliases))}
+            self.share(model, release)
         here = {(version, slot.variant) for version, slot in slots.items()}
         for version, slot in before.items():
             if slot.served is not None and (version, slot.variant) not in here:
                 self._told(slot.served, code=FREED)
+
+    def share(self, model: str, release: Release | None) -> None:
+        """Shares the model's keys as the release says, whose versions are here; None: stable has them all."""
+        slots = self._models[model].slots
+        self.splits.share(model, release, lambda version: slots[version].get())
 
     def _slot_of(self, predictor: Predictor, version: int, aliases: Mapping[str, int], before: Mapping[int, _Slot]) -> _Slot:
         """That which holds it as this variant already, else a new one."""
@@ -237,6 +256,8 @@ class Models:
 class Exchange:
     """One request on its way. What it came to is recorded when `InferenceService.exchange` is left."""
 
+    before: tuple[InferenceRecord, ...] = ()  # of the versions that have answered their rows already, where several do
+
     def __init__(self, models: Models, execute: Execute, request_id: str, deadline: float | None, caller: str = "") -> None:
         self.models = models
         self._execute = execute
@@ -253,6 +274,32 @@ class Exchange:
         """The version that is to answer."""
         self.served = self.models.get(model or self.models.the_default(), version=version, alias=alias)
         return self.served
+
+    @property
+    def chosen(self) -> Served:
+        assert self.served is not None, "choose comes first"  # noqa: S101 - a fault of ours
+        return self.served
+
+    @property
+    def refs(self) -> str:
+        """The exact versions that answer: name/1, or name/1, name/2 where each has rows of its own."""
+        return ", ".join([*(f"{r.model}/{r.version}" for r in self.before), *([self.served.manifest.ref] if self.served else [])])
+
+    def turn_to(self, served: Served) -> None:
+        """The next version that answers rows of the request: the one before has answered its own."""
+        self.before = (*self.before, _record(self, "ok", 0.0))
+        self.served, self.rows, self.batch_rows, self.stages = served, 0, 0, {}
+
+    def again(self, served: Served) -> Exchange:
+        """The same request, to be tried with that version. Nothing records it."""
+        exchange = Exchange(self.models, self._execute, self.request_id, self.deadline, self.caller)
+        exchange.served = served
+        return exchange
+
+    def read(self, decode: Callable[[], Call]) -> tuple[Call, dict[str, Array]]:
+        """The call, and its inputs as the chosen version takes them."""
+        call = decode()
+        return call, self.chosen.signature.validate(call.inputs)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -272,9 +319,8 @@ class Exchange:
 
         Raises as `Predictor.predict`, `Overloaded`, and `DeadlineExceeded`.
         """
-        assert self.served is not None, "choose comes first"  # noqa: S101 - a fault of ours
         with self.stage("decode"):
-            checked = self.served.signature.validate(inputs)
+            checked = self.chosen.signature.validate(inputs)
         return await self.infer_checked(checked)
 
     async def infer_checked(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -335,7 +381,11 @@ class InferenceService:
             code = CANCELLED
             raise
         finally:
-            self.models.telemetry.record(_record(exchange, code, time.perf_counter() - started))
+            seconds = time.perf_counter() - started
+            if exchange.before and code == "ok":  # one that failed is recorded for the version that failed it
+                for record in exchange.before:
+                    self.models.telemetry.record(msgspec.structs.replace(record, seconds=seconds))
+            self.models.telemetry.record(_record(exchange, code, seconds))
 
     def refused(self, request_id: str, error: TriformError, started: float) -> None:
         """Records a request that was not let in, and so has no exchange."""

@@ -11,17 +11,19 @@ numbers in Parquet and a header in HTTP mean the same user.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from triform.errors import ConfigurationError, InvalidInput
-from triform.releases import Release
+
+if TYPE_CHECKING:  # releases.py names a canary's key rule
+    import numpy.typing as npt
+
+    from triform.releases import Release
 
 BASIS_POINTS: Final = 10_000
 
@@ -82,6 +84,8 @@ class KeyRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
 
 def place(salt: bytes, key: bytes) -> int:
     """0 to 9,999, evenly (the remainder of 64 bits is uneven by 5e-16)."""
+    import hashlib  # which brings OpenSSL: a function that starts without a canary does not wait for it
+
     return int.from_bytes(hashlib.blake2b(salt + key, digest_size=8).digest(), "big") % BASIS_POINTS
 
 

@@ -60,6 +60,7 @@ MODEL_LOAD_FAILURES: Final = Metric(
 )
 DEAD_LETTER_ROWS: Final = Metric("triform_dead_letter_rows_total", "counter", "Rows refused, by reason", (*_MODEL, "code"))
 SPLIT_WEIGHT: Final = Metric("triform_split_weight", "gauge", "Share of the keys that a version answers", _MODEL)
+CANARY_CUTS: Final = Metric("triform_canary_cuts_total", "counter", "Canaries that a process gives no more keys to", _MODEL)
 FEATURE_DRIFT: Final = Metric("triform_feature_drift", "gauge", "Distance from the reference distribution", (*_MODEL, "feature"))
 RUN_SECONDS: Final = Metric("triform_run_seconds", "gauge", "Time the latest batch run took", (*_MODEL, "code"))
 RUN_ROWS: Final = Metric("triform_run_rows", "gauge", "Rows of the latest batch run: in, answered, dead", (*_MODEL, "outcome"))
@@ -78,7 +79,8 @@ FAULTS: Final = Metric(
 
 VOCABULARY: Final = (
     REQUESTS, ROWS, REQUEST_SECONDS, STAGE_SECONDS, BATCH_ROWS, MODEL_LOAD_SECONDS, MODEL_INFO, MODEL_LOAD_FAILURES,
-    DEAD_LETTER_ROWS, SPLIT_WEIGHT, FEATURE_DRIFT, RUN_SECONDS, RUN_ROWS, RUN_SUCCESS, RUN_SUCCESS_TIME, COLD_STARTS, FAULTS,
+    DEAD_LETTER_ROWS, SPLIT_WEIGHT, CANARY_CUTS, FEATURE_DRIFT, RUN_SECONDS, RUN_ROWS, RUN_SUCCESS, RUN_SUCCESS_TIME,
+    COLD_STARTS, FAULTS,
 )  # fmt: skip
 
 
@@ -142,6 +144,21 @@ class LoadRecord(msgspec.Struct, frozen=True, kw_only=True):
         return {"model": self.model, "version": str(self.version or UNKNOWN), "variant": self.variant, "form": self.form}
 
 
+class SplitRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """How a model's keys are shared from now on; `cut`: because the canary has clearly failed in this process."""
+
+    form: Form
+    model: str
+    stable: int
+    canary: int
+    weight: float  # the canary's
+    cut: bool = False
+
+    def labels(self, variant: str) -> dict[str, str]:
+        version = self.canary if variant == "canary" else self.stable
+        return {"model": self.model, "version": str(version), "variant": variant, "form": self.form}
+
+
 class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     """A batch run as it ended, committed or not."""
 
@@ -169,6 +186,8 @@ class Telemetry(Protocol):
 
     def ran(self, run: RunRecord) -> None: ...
 
+    def shared(self, split: SplitRecord) -> None: ...
+
 
 class Silent:
     """Counts nothing."""
@@ -180,6 +199,9 @@ class Silent:
         """Does nothing."""
 
     def ran(self, run: RunRecord) -> None:
+        """Does nothing."""
+
+    def shared(self, split: SplitRecord) -> None:
         """Does nothing."""
 
 
@@ -212,6 +234,9 @@ class _Prometheus:
 
     def ran(self, run: RunRecord) -> None:
         self._tell(of_run(run))
+
+    def shared(self, split: SplitRecord) -> None:
+        self._tell(of_split(split))
 
     def _tell(self, seen: list[Observation]) -> None:
         for metric, labels, value in seen:
@@ -250,6 +275,13 @@ def of_load(load: LoadRecord) -> list[Observation]:
         return [(MODEL_LOAD_FAILURES, labels | {"code": load.code}, 1.0)]
     stages = [(MODEL_LOAD_SECONDS, labels | {"stage": stage}, seconds) for stage, seconds in load.stages.items()]
     return [*stages, (MODEL_INFO, info, 1.0)]
+
+
+def of_split(split: SplitRecord) -> list[Observation]:
+    """The same of a split."""
+    stable, canary = split.labels("stable"), split.labels("canary")
+    seen: list[Observation] = [(SPLIT_WEIGHT, stable, 1.0 - split.weight), (SPLIT_WEIGHT, canary, split.weight)]
+    return [*seen, (CANARY_CUTS, canary, 1.0)] if split.cut else seen
 
 
 def of_run(run: RunRecord) -> list[Observation]:

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from triform.packaging import package_model
 from triform.repository import ModelRepository, open_repository
 from triform.signature import BY_OIP
-from triform.telemetry import InferenceRecord, LoadRecord, RunRecord
+from triform.telemetry import InferenceRecord, LoadRecord, RunRecord, SplitRecord
 
 OPSET: Final = 17
 
@@ -132,6 +132,7 @@ class RecordingTelemetry:
         self.records: list[InferenceRecord] = []
         self.loads: list[LoadRecord] = []
         self.runs: list[RunRecord] = []
+        self.splits: list[SplitRecord] = []
 
     def record(self, inference: InferenceRecord) -> None:
         self.records.append(inference)
@@ -141,3 +142,6 @@ class RecordingTelemetry:
 
     def ran(self, run: RunRecord) -> None:
         self.runs.append(run)
+
+    def shared(self, split: SplitRecord) -> None:
+        self.splits.append(split)

@@ -12,6 +12,7 @@ from triform.cli.model import Json, Repository, given_repository
 from triform.cli.output import make_table, print_json
 from triform.errors import AliasNotFound, InvalidRequest, ModelNotFound
 from triform.releases import Canary, Release, ReleaseLog, Shadow
+from triform.splitting import KeyRule
 
 repo = typer.Typer(no_args_is_help=True, help="Look into a model repository, and clear it.")
 release = typer.Typer(no_args_is_help=True, help="Say which version is stable, and see who said what when.")
@@ -53,6 +54,8 @@ def set_release(
     stable: Annotated[int | None, typer.Option(help="the stable version; without it the present one stays")] = None,
     canary: Annotated[int | None, typer.Option(help="a version that gets --weight of the keys; without it there is none")] = None,
     weight: Annotated[float | None, typer.Option(help="0 to 1")] = None,
+    key_header: Annotated[str | None, typer.Option(help="the header that keeps a caller on a version")] = None,
+    key_column: Annotated[str | None, typer.Option(help="the records' column that does, where there is no such header")] = None,
     shadow: Annotated[
         int | None, typer.Option(help="a version that sees --sample of the requests; without it there is none")
     ] = None,
@@ -67,12 +70,15 @@ def set_release(
     for version, share, names in (canary, weight, "--canary and --weight"), (shadow, sample, "--shadow and --sample"):
         if (version is None) != (share is None):
             raise InvalidRequest(f"{names} go together")
+    key = KeyRule(key_header, key_column) if key_header is not None or key_column is not None else None
+    if key is not None and canary is None:
+        raise InvalidRequest("--key-header and --key-column are a canary's: name it with --canary")
     asked = {"stable": stable, "canary": canary, "weight": weight, "shadow": shadow, "sample": sample, "reason": reason or None}
     note = ", ".join(f"{name} {value}" for name, value in asked.items() if value is not None)
     with on_record("release.set", model, by=by, note=note):
         made = _log(model, repository).set(
             stable=stable,
-            canary=Canary(canary, weight) if canary is not None and weight is not None else None,
+            canary=Canary(canary, weight, key) if canary is not None and weight is not None else None,
             shadow=Shadow(shadow, sample) if shadow is not None and sample is not None else None,
             reason=reason,
             changed_by=by,

@@ -41,10 +41,21 @@ class Encoded(NamedTuple):
 
 
 class Call(NamedTuple):
-    """What a request asks: `inputs` by tensor, and how to say the `outputs` by tensor."""
+    """What a request asks: `inputs` by tensor, and how the answer is said.
+
+    `columns`: makes them of the outputs, where the request named columns. `says_version`: whether `say` takes the `version` that
+    the answer names. `keys`: the values of `Served.key`, a row each, where the request has that column.
+    """
 
     inputs: Mapping[str, Any]
-    encode: Callable[[dict[str, Array]], Encoded]
+    say: Callable[..., Encoded]
+    columns: Callable[[Mapping[str, Array]], dict[str, Array]] | None = None
+    says_version: bool = False
+    keys: Sequence[Any] | Array | None = None
+
+    def encode(self, outputs: Mapping[str, Array]) -> Encoded:
+        """The body that says the outputs, by tensor."""
+        return self.say(outputs if self.columns is None else self.columns(outputs))
 
 
 def from_columns(columns: Mapping[str, Sequence[Any] | Array], served: Served) -> dict[str, Array]:

@@ -84,8 +84,14 @@ class Wanted(NamedTuple):
 
 class Encode(Protocol):
     def __call__(
-        self, outputs: Mapping[str, Array], *, manifest: Manifest, request_id: str | None, wanted: Sequence[Wanted]
-    ) -> Encoded: ...
+        self,
+        outputs: Mapping[str, Array],
+        *,
+        manifest: Manifest,
+        request_id: str | None,
+        wanted: Sequence[Wanted],
+        version: str | None = None,
+    ) -> Encoded: ...  # `version`: that made the answer, where it is not the manifest's alone
 
 
 def decode(body: bytes, header_length: int | None, served: Served) -> Call:
@@ -113,14 +119,26 @@ def decode_request(request: InferRequest, tail: Bytes, served: Served, encode: E
 
 def _by_tensors(request: InferRequest, tail: Bytes, served: Served, encode: Encode) -> Call:
     metadata = {t.name: t for t in served.signature.inputs}
-    served.signature.check_names([given.name for given in request.inputs])
+    served.signature.check_names([given.name for given in request.inputs if given.name != served.key or given.name in metadata])
     for given in request.inputs:
-        tensor = metadata[given.name]
-        if given.datatype != tensor.datatype:
+        tensor = metadata.get(given.name)
+        if tensor is not None and given.datatype != tensor.datatype:
             raise InvalidInput(f"input {given.name!r}: expected {tensor}, got {given.datatype[:40]!r}", input=given.name)
     arrays = {given.name: _shaped(given, data) for given, data in _data(request.inputs, tail)}
+    keys = None
+    if served.key is not None and served.key in arrays:
+        keys = arrays[served.key] if served.key in metadata else _beside(arrays, served.key)
     wanted = _wanted(request, [t.name for t in served.signature.outputs])
-    return Call(arrays, partial(encode, manifest=served.manifest, request_id=request.id, wanted=wanted))
+    say = partial(encode, manifest=served.manifest, request_id=request.id, wanted=wanted)
+    return Call(arrays, say, says_version=True, keys=keys)
+
+
+def _beside(arrays: dict[str, Array], key: str) -> Array:
+    """The key column, taken out of the model's own tensors; it has a value for each of their rows."""
+    keys = arrays.pop(key)
+    if any(keys.shape not in (array.shape[:1], (*array.shape[:1], 1)) for array in arrays.values()):
+        raise InvalidInput(f"input {key!r}: expected a key for each row, in shape [rows] or [rows, 1]", input=key)
+    return keys
 
 
 def _by_columns(request: InferRequest, tail: Bytes, served: Served, encode: Encode) -> Call:
@@ -130,7 +148,7 @@ def _by_columns(request: InferRequest, tail: Bytes, served: Served, encode: Enco
         if given.shape[1:] not in ([], [1]) or not given.shape:
             raise InvalidInput(_name(given) + f"expected a column of shape [rows] or [rows, 1], got {_shown(given.shape)}")
         flat = data.reshape(-1) if isinstance(data, np.ndarray) else _flat(data)
-        if given.name not in served.features.columns:
+        if given.name not in served.features.columns and given.name != served.key:
             known = ", ".join(served.features.columns)
             raise InvalidInput(_name(given) + f"no column is called so: expected {known[:300]}", input=given.name[:80])
         if isinstance(flat, list):
@@ -139,12 +157,9 @@ def _by_columns(request: InferRequest, tail: Bytes, served: Served, encode: Enco
             raise InvalidInput(_name(given) + f"shape {_shown(given.shape)}, but data has {len(flat)} elements")
         columns[given.name] = flat
     wanted = _wanted(request, [c.name for c in served.features.outputs])
-
-    def encode_columns(outputs: dict[str, Array]) -> Encoded:
-        named = served.features.to_columns(outputs)
-        return encode(named, manifest=served.manifest, request_id=request.id, wanted=wanted)
-
-    return Call(from_columns(columns, served), encode_columns)
+    say = partial(encode, manifest=served.manifest, request_id=request.id, wanted=wanted)
+    keys = columns.get(served.key) if served.key is not None else None
+    return Call(from_columns(columns, served), say, served.features.to_columns, says_version=True, keys=keys)
 
 
 def _flat(data: list[Any]) -> list[Any]:
@@ -244,7 +259,8 @@ def _raw(body: bytes, served: Served) -> Call:
             raise InvalidRequest(f"a raw body of BYTES is one element, the input is {tensor}")
         array = array.reshape((1, *(1 for _ in tensor.row_shape)))
     wanted = [Wanted(t.name, binary=True) for t in served.signature.outputs]
-    return Call({tensor.name: array}, partial(_encode, manifest=served.manifest, request_id=None, wanted=wanted))
+    say = partial(_encode, manifest=served.manifest, request_id=None, wanted=wanted)
+    return Call({tensor.name: array}, say, says_version=True)
 
 
 def _wanted(request: InferRequest, known: Sequence[str]) -> list[Wanted]:
@@ -270,7 +286,14 @@ def _flag(parameters: Parameters | None, name: str, where: str, otherwise: bool 
     return value
 
 
-def _encode(outputs: Mapping[str, Array], *, manifest: Manifest, request_id: str | None, wanted: Sequence[Wanted]) -> Encoded:
+def _encode(
+    outputs: Mapping[str, Array],
+    *,
+    manifest: Manifest,
+    request_id: str | None,
+    wanted: Sequence[Wanted],
+    version: str | None = None,
+) -> Encoded:
     entries, tail = [], []
     for name, binary in wanted:
         array = outputs[name]
@@ -281,7 +304,7 @@ def _encode(outputs: Mapping[str, Array], *, manifest: Manifest, request_id: str
         else:
             entry["data"] = plain(array.reshape(-1), name)
         entries.append(entry)
-    answer: dict[str, Any] = {"model_name": manifest.name, "model_version": str(manifest.version), "outputs": entries}
+    answer: dict[str, Any] = {"model_name": manifest.name, "model_version": version or str(manifest.version), "outputs": entries}
     if request_id is not None:
         answer["id"] = request_id
     header = write_json(answer)

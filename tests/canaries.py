@@ -1,0 +1,83 @@
+"""Models with a canary beside stable, and what a request's key means by their release, for tests of every host."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from onnx import helper
+
+from triform import testing
+from triform.packaging import package_model
+from triform.releases import Canary, ReleaseLog
+from triform.repository import ModelRepository, open_repository
+from triform.splitting import TrafficSplit
+
+CONFIG = """
+[inputs.x]
+columns = ["a", "b"]
+[outputs.y]
+columns = ["sum", "label"]
+[key]
+header = "X-User"
+column = "user"
+"""
+USERS = [f"user-{i}" for i in range(24)]
+
+
+class Released(NamedTuple):
+    """A repository whose models have stable 1 and canary 2 at a half of the keys."""
+
+    repository: ModelRepository
+    root: Path
+
+    def log(self, model: str = "scored") -> ReleaseLog:
+        return ReleaseLog(self.repository, model)
+
+    def split(self, model: str = "scored") -> TrafficSplit:
+        release = self.log(model).current()
+        assert release is not None
+        return TrafficSplit.of(release)
+
+    def keys_of(self, version: int, model: str = "scored", wanted: int = 10) -> list[str]:
+        """Keys that this version answers."""
+        split, keys = self.split(model), (f"key-{i}" for i in range(10_000))
+        return [key for _, key in zip(range(wanted), (k for k in keys if split.choose(k.encode()) == version), strict=False)]
+
+
+def build(folder: Path) -> Released:
+    """A repository with
+
+    scored   columns a, b (x FP32[rows, 2]) -> sum = version * (a + b), label: the version; the key is X-User, else column user
+    lookup   x INT64[rows] -> y FP32[rows] = 10 * x; stable has 0..99, the canary 0..9; the key is the request's id
+    """
+    root = folder / "models"
+    toml = folder / "scored.toml"
+    toml.write_text(CONFIG)
+    repository = open_repository(root)
+    for version in 1, 2:
+        package_model(_scored(folder / f"{version}.onnx", version), name="scored", repository=repository, config=toml)
+        file = testing.lookup(folder / "lookup.onnx", entries=100 if version == 1 else 10)
+        package_model(file, name="lookup", repository=repository)
+    for model in "scored", "lookup":
+        ReleaseLog(repository, model).set(stable=1, canary=Canary(2, 0.5))
+    return Released(repository, root)
+
+
+def _scored(path: Path, version: int) -> Path:
+    """y = [version * (a + b), version]."""
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["sums"]), helper.make_node("Add", ["sums", "label"], ["y"])]
+    weights = np.array([[version, 0], [version, 0]], np.float32)
+    constants = {"w": weights, "label": np.array([0, version], np.float32)}
+    return testing.save(path, nodes, [testing.value("x", "FP32", ["N", 2])], [testing.value("y", "FP32", ["N", 2])], constants)
+
+
+def records(users: list[Any]) -> list[dict[str, Any]]:
+    """One for each user: a is its number, b is 1."""
+    return [{"a": i, "b": 1, "user": user} for i, user in enumerate(users)]
+
+
+def answers(users: list[Any], versions: list[int]) -> list[dict[str, float]]:
+    """What these versions answer to them."""
+    return [{"sum": float(v * (i + 1)), "label": float(v)} for i, (_, v) in enumerate(zip(users, versions, strict=True))]
