@@ -93,9 +93,8 @@ class LambdaTelemetry:
         return bool(self._records)
 
     def amend(self, code: str) -> None:
-        """What the caller got in the end is this error: an answer that was made could not be given."""
-        if self._records:
-            self._records[-1] = msgspec.structs.replace(self._records[-1], code=code, rows=0, batch_rows=0)
+        """What the caller got in the end is this error: an answer that was made, by one version or two, could not be given."""
+        self._records = [msgspec.structs.replace(record, code=code, rows=0, batch_rows=0) for record in self._records[-1:]]
 
     def restored(self) -> None:
         """The environment is a copy of a snapshot: its first invocation is still to come."""

@@ -154,7 +154,9 @@ def test_what_formats_write_differently_is_refused_unless_the_header_says_who_as
     assert send("POST", "/v1/models/scored:predict", {**JSON, "x-user": "ann"}, body).status == 200
 
 
-@pytest.mark.parametrize(("choice", "version"), [("/versions/1", 1), ("/versions/2", 2), ("/labels/canary", 2), ("/labels/stable", 1)])
+@pytest.mark.parametrize(
+    ("choice", "version"), [("/versions/1", 1), ("/versions/2", 2), ("/labels/canary", 2), ("/labels/stable", 1)]
+)
 def test_who_names_a_version_gets_it(send: Send, choice: str, version: int) -> None:
     body = orjson.dumps({"instances": records(USERS)})
     answer = send("POST", f"/v1/models/scored{choice}:predict", {**JSON, "x-user": USERS[0]}, body)

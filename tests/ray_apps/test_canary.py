@@ -1,0 +1,180 @@
+"""A canary within the replicas of the Serve form: keys over gRPC, batches, health, and releases that arrive meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+
+from ray_apps.health import Health
+from ray_apps.messages import MESSAGES
+from tests.canaries import USERS, Released, answers, build, records
+from tests.gates import within
+from tests.ray_apps.hosts import running
+from tests.ray_apps.load import until
+from tests.ray_apps.test_grpc_alone import infer, serving
+from triform.batching import Batched
+from triform.canary import IN_A_ROW
+from triform.errors import RunFailed
+from triform.predictor import Predictor
+from triform.releases import Canary
+from triform.service import InferenceService, Models
+from triform.testing import RecordingTelemetry
+
+
+@pytest.fixture
+def released(tmp_path: Path) -> Released:
+    return build(tmp_path)
+
+
+@pytest.fixture
+def telemetry() -> RecordingTelemetry:
+    return RecordingTelemetry()
+
+
+@pytest.fixture
+def models(released: Released, telemetry: RecordingTelemetry) -> Models:
+    models = Models(form="serve", telemetry=telemetry)
+    for model in released.repository.models():
+        release = released.log(model).current()
+        assert release is not None
+        loaded = {version: Predictor.load(released.repository.package(model, version)) for version in release.versions()}
+        models.replace(model, loaded, release.aliases(), release)
+    return models
+
+
+@pytest.fixture
+def batched() -> Iterator[Batched]:
+    with ThreadPoolExecutor(4) as threads:
+        yield Batched(threads)
+
+
+def scored(users: list[str], *, named: bool = True, **fields: Any) -> Any:
+    """A request with a row for each user, whose tensor stands beside the column of the keys."""
+    request = MESSAGES["ModelInferRequest"](model_name="scored", **fields)
+    rows = records(users)
+    request.inputs.add(name="x", datatype="FP32", shape=[len(rows), 2])
+    request.raw_input_contents.append(struct.pack(f"<{2 * len(rows)}f", *(n for row in rows for n in (row["a"], row["b"]))))
+    if named:
+        request.inputs.add(name="user", datatype="BYTES", shape=[len(rows)])
+        request.raw_input_contents.append(b"".join(struct.pack("<I", len(user)) + user.encode() for user in users))
+    return request
+
+
+def rows_of(answer: Any) -> list[dict[str, float]]:
+    """What it answers, as `answers` has it."""
+    (raw,) = answer.raw_output_contents
+    return [{"sum": pair[0], "label": pair[1]} for pair in struct.iter_unpack("<ff", raw)]
+
+
+def test_over_grpc_keys_mean_the_versions_that_they_mean_everywhere(models: Models, batched: Batched, released: Released) -> None:
+    split = released.split()
+    versions = [split.choose(user.encode()) for user in USERS]
+
+    async def test() -> None:
+        async with serving(InferenceService(models, batched)) as channel:
+            whole = await infer(channel, scored(USERS))
+            assert (rows_of(whole), whole.model_version) == (answers(USERS, versions), "1,2")
+            for user, version in zip(USERS, versions, strict=True):
+                alone = await infer(channel, scored([user]))
+                assert (rows_of(alone), alone.model_version) == (answers([user], [version]), str(version))
+                by_id = await infer(channel, scored([user], named=False, id=user))
+                assert by_id.model_version == str(version), "the request's id"
+
+    within(test())
+
+
+def test_over_grpc_the_header_is_metadata_and_a_version_is_obeyed(models: Models, batched: Batched, released: Released) -> None:
+    async def asked(channel: grpc.aio.Channel, user: str, **fields: Any) -> str:
+        call = channel.unary_unary(
+            "/inference.GRPCInferenceService/ModelInfer",
+            request_serializer=MESSAGES["ModelInferRequest"].SerializeToString,
+            response_deserializer=MESSAGES["ModelInferResponse"].FromString,
+        )
+        answer = await call(scored(USERS, **fields), metadata=[("x-user", user)], wait_for_ready=True)
+        return str(answer.model_version)
+
+    async def test() -> None:
+        async with serving(InferenceService(models, batched)) as channel:
+            for version in 1, 2:
+                (user,) = released.keys_of(version, wanted=1)
+                assert await asked(channel, user) == str(version)
+                assert await asked(channel, user, model_version=str(3 - version)) == str(3 - version)
+
+    within(test())
+
+
+def test_requests_that_fail_in_one_batch_count_each_by_itself(models: Models, batched: Batched, released: Released) -> None:
+    """And those in it that are well are answered."""
+
+    async def test() -> None:
+        def lookup(key: str, number: int) -> Any:
+            request = MESSAGES["ModelInferRequest"](model_name="lookup", id=key)
+            request.inputs.add(name="x", datatype="INT64", shape=[1]).contents.int64_contents.append(number)
+            return request
+
+        async with serving(InferenceService(models, batched)) as channel:
+            keys = released.keys_of(2, "lookup", wanted=8)
+            together = [infer(channel, lookup(key, 50)) for key in keys]
+            said = await asyncio.gather(*together, return_exceptions=True)
+            failed = [error for error in said if isinstance(error, grpc.aio.AioRpcError)]
+            assert {error.code() for error in failed} == {grpc.StatusCode.INVALID_ARGUMENT}
+            assert len(failed) >= IN_A_ROW
+            assert (await infer(channel, lookup(keys[0], 50))).model_version == "1"
+
+    within(test())
+    assert "lookup" not in models.splits.live
+
+
+def test_a_dead_session_of_a_canary_costs_it_its_keys_and_not_the_replica(models: Models, telemetry: RecordingTelemetry) -> None:
+    health = Health(models, seconds=30)
+    models.get("lookup", alias="canary").predictor._session = None
+    for _ in range(3):
+        asyncio.run(health.check())
+        health._next = 0.0  # now
+    assert "lookup" not in models.splits.live
+    assert [s.cut for s in telemetry.splits if s.model == "lookup"] == [False, True]
+    models.get("scored").predictor._session = None
+    with pytest.raises(RunFailed, match="scored/1 does not answer its golden row"):
+        asyncio.run(Health(models, seconds=30).check())
+
+
+def test_a_replica_follows_the_weight_and_a_new_revision_ends_the_cut(released: Released, telemetry: RecordingTelemetry) -> None:
+    log = released.log("lookup")
+
+    def weights() -> list[tuple[float, bool]]:
+        return [(s.weight, s.cut) for s in telemetry.splits if s.model == "lookup"]
+
+    with running(released.root, telemetry, default_model="scored", poll_s=0.05) as app:
+
+        def ask(key: str, number: int) -> int:
+            headers = [(b"x-request-id", key.encode())]
+            return app.request("POST", "/v1/models/lookup:predict", headers, [b'{"instances": [%d]}' % number]).status
+
+        assert [ask(key, 50) for key in released.keys_of(2, "lookup", wanted=IN_A_ROW + 1)] == [422] * IN_A_ROW + [200]
+        assert weights() == [(0.5, False), (0.0, True)]
+        log.set(canary=Canary(2, 0.75), reason="mended elsewhere")
+        until(lambda: weights()[-1] == (0.75, False))
+        keys = released.keys_of(2, "lookup", wanted=40)
+        assert [ask(key, 5) for key in keys] == [200] * 40
+        assert {r.variant for r in telemetry.records[-40:]} == {"canary"}
+        log.rollback()
+        until(lambda: weights()[-1] == (0.0, False))
+        assert [ask(key, 50) for key in keys] == [200] * 40
+        assert {r.variant for r in telemetry.records[-40:]} == {"stable"}
+
+
+def test_a_reference_to_one_version_or_alias_shares_nothing(released: Released) -> None:
+    for ref, version in ("scored@canary", 2), ("scored@stable", 1), ("scored/2", 2):
+        with running(released.root, default_model="scored", models=[ref]) as app:
+            for user in USERS:
+                headers = [(b"x-user", user.encode())]
+                answer = app.request("POST", "/v1/models/scored:predict", headers, [b'{"instances": [{"a": 1, "b": 2}]}'])
+                assert answer.headers["x-triform-model"] == f"scored/{version}"

@@ -1,0 +1,304 @@
+"""A canary in the process that answers: what is recorded of it, and when its share is cut to 0."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import orjson
+import pytest
+
+from tests.calls import calls_of
+from tests.canaries import USERS, Released, answers, build, records
+from triform.canary import IN_A_ROW, Split
+from triform.errors import DeadlineExceeded, DigestMismatch, TriformError
+from triform.http import HttpRequest, HttpResponse, HttpSurface
+from triform.predictor import Predictor
+from triform.releases import Canary, ReleaseLog
+from triform.service import Execute, InferenceService, Models, Ran, Served, run_here
+from triform.signature import Array
+from triform.splitting import KeyRule
+from triform.testing import RecordingTelemetry
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory: pytest.TempPathFactory) -> Released:
+    return build(tmp_path_factory.mktemp("canaries"))
+
+
+class Host(NamedTuple):
+    """Both models behind the surface, with stable and canary loaded."""
+
+    surface: HttpSurface
+    models: Models
+    telemetry: RecordingTelemetry
+
+    def predict(self, model: str, rows: list[Any], choice: str = "", **headers: str) -> HttpResponse:
+        body = orjson.dumps({"instances": rows})
+        given = [(name.replace("_", "-"), value) for name, value in headers.items()]
+        return self.surface.handle(HttpRequest("POST", f"/v1/models/{model}{choice}:predict", given, body))
+
+    def look_up(self, key: str, *numbers: int) -> int:
+        return self.predict("lookup", [*numbers], x_request_id=key).status
+
+    def refs(self) -> list[tuple[str, str, str, int]]:
+        return [(f"{r.model}/{r.version}", r.variant, r.code, r.rows) for r in self.telemetry.records]
+
+
+def host(released: Released, execute: Execute = run_here) -> Host:
+    telemetry = RecordingTelemetry()
+    models = Models(form="serve", telemetry=telemetry)
+    for model in released.repository.models():
+        take(models, released, model)
+    return Host(HttpSurface(InferenceService(models, execute)), models, telemetry)
+
+
+def take(models: Models, released: Released, model: str) -> None:
+    release = released.log(model).current()
+    assert release is not None
+    loaded = {version: Predictor.load(released.repository.package(model, version)) for version in release.versions()}
+    models.replace(model, loaded, release.aliases(), release)
+
+
+@pytest.fixture
+def here(released: Released) -> Host:
+    return host(released)
+
+
+def test_a_request_that_both_answer_is_recorded_for_each_with_its_rows(here: Host, released: Released) -> None:
+    versions = [released.split().choose(user.encode()) for user in USERS]
+    assert here.predict("scored", records(USERS)).status == 200
+    assert here.refs() == [
+        ("scored/1", "stable", "ok", versions.count(1)),
+        ("scored/2", "canary", "ok", versions.count(2)),
+    ]
+    stable, canary = here.telemetry.records
+    assert stable.seconds == canary.seconds > 0
+    assert {*stable.stages} == {"decode", "execute"}
+    assert {*canary.stages} == {"execute", "encode"}
+
+
+def test_a_request_that_one_has_failed_is_recorded_for_that_one(here: Host, released: Released) -> None:
+    (key,) = released.keys_of(2, "lookup", wanted=1)
+    assert here.look_up(key, 50) == 422
+    assert here.look_up(key, 5) == 200
+    assert here.refs() == [("lookup/2", "canary", "run_failed", 0), ("lookup/2", "canary", "ok", 1)]
+
+
+def test_the_override_and_aliases_pass_the_split_by(here: Host, released: Released) -> None:
+    (key,) = released.keys_of(2, wanted=1)
+    for choice, headers, version in [("", {"x_triform_version": "1"}, 1), ("/labels/stable", {}, 1), ("/versions/2", {}, 2)]:
+        answer = here.predict("scored", records([key]), choice, x_user=key, **headers)
+        assert orjson.loads(answer.body)["predictions"] == answers([key], [version])
+        assert answer.headers["x-triform-model"] == f"scored/{version}"
+
+
+def test_a_header_that_stands_twice_is_no_key(here: Host) -> None:
+    twice = HttpRequest("POST", "/v1/models/scored:predict", [("x-user", "a"), ("X-User", "b")], b'{"instances": []}')
+    assert orjson.loads(here.surface.handle(twice).body)["error"] == "the header x-user is given twice"
+
+
+def test_the_rollouts_own_key_stands_before_the_models(released: Released) -> None:
+    log = released.log()
+    before = log.current()
+    assert before is not None
+    log.set(canary=Canary(2, 0.5, KeyRule("x-session", "b")))
+    try:
+        made = log.set(canary=Canary(2, 0.6))
+        assert made.canary == Canary(2, 0.6, KeyRule("x-session", "b")), "it stays for one rollout, as the salt does"
+        assert made.salt == before.salt
+        here, split = host(released), released.split()
+        for user in USERS:
+            ref = here.predict("scored", records(["somebody"]), x_session=user, x_user="somebody").headers["x-triform-model"]
+            assert ref == f"scored/{split.choose(user.encode())}"
+        rows = [{"a": 1, "b": number, "user": "somebody"} for number in range(20)]
+        said = orjson.loads(here.predict("scored", rows).body)["predictions"]
+        assert [row["label"] for row in said] == [split.choose(str(number).encode()) for number in range(20)]
+    finally:
+        log.set(canary=Canary(2, 0.5, KeyRule("X-User", "user")))
+
+
+def test_the_canary_is_cut_off_by_failures_in_a_row_that_stable_does_not_share(
+    here: Host, released: Released, caplog: pytest.LogCaptureFixture
+) -> None:
+    keys = released.keys_of(2, "lookup", wanted=IN_A_ROW)
+    assert [here.look_up(key, 50) for key in keys] == [422] * IN_A_ROW, "who has failed is told so"
+    assert [here.look_up(key, 50) for key in keys] == [200] * IN_A_ROW
+    assert {r.variant for r in here.telemetry.records[IN_A_ROW:]} == {"stable"}
+    assert here.predict("lookup", [5], "/labels/canary").headers["x-triform-model"] == "lookup/2", "who names it still gets it"
+    (line,) = [r for r in caplog.records if r.name == "triform.canary"]
+    assert line.levelno == logging.WARNING
+    assert line.getMessage() == (
+        f"the canary lookup/2 gets no more keys here: it has failed {IN_A_ROW} requests in a row that stable could answer, "
+        "the last with run_failed"
+    )
+    cut = here.telemetry.splits[-1]
+    assert (cut.model, cut.stable, cut.canary, cut.weight, cut.cut) == ("lookup", 1, 2, 0.0, True)
+    assert here.predict("scored", records(USERS)).headers["x-triform-model"] == "scored/1, scored/2", "other models go on"
+
+
+def test_an_answer_in_between_begins_the_count_anew(here: Host, released: Released) -> None:
+    (key,) = released.keys_of(2, "lookup", wanted=1)
+    for _ in range(3):
+        assert [here.look_up(key, x) for x in [50] * (IN_A_ROW - 1) + [5]] == [422] * (IN_A_ROW - 1) + [200]
+    assert "lookup" in here.models.splits.live
+
+
+BAD: list[tuple[list[Any], int]] = [
+    ([1000], 422),  # stable cannot either
+    ([50, 1000], 422),
+    (["text"], 400),
+    ([2**63], 400),
+    ([[1, 2], [3]], 400),
+    ([None], 400),
+]
+
+
+@pytest.mark.parametrize(("rows", "status"), BAD)
+def test_what_stable_would_refuse_too_is_no_failure_of_the_canary(
+    here: Host, released: Released, rows: list[Any], status: int
+) -> None:
+    for key in released.keys_of(2, "lookup", wanted=2 * IN_A_ROW):
+        assert here.predict("lookup", rows, x_request_id=key).status == status
+    assert {r.variant for r in here.telemetry.records} == {"canary"}
+    assert "lookup" in here.models.splits.live
+    assert here.models.splits.live["lookup"].failures == 0
+
+
+def test_invalid_input_is_not_asked_of_stable(here: Host, released: Released) -> None:
+    """Or callers could make a host work twice for nothing."""
+    (key,) = released.keys_of(2, "lookup", wanted=1)
+    validate = type(here.models.get("lookup").signature).validate
+    assert calls_of(validate, lambda: here.predict("lookup", [50], x_request_id=key)) == 2
+    assert calls_of(validate, lambda: here.predict("lookup", ["text"], x_request_id=key)) == 1
+
+
+def test_a_new_revision_gives_the_canary_its_share_again(here: Host, released: Released) -> None:
+    def fails() -> list[int]:
+        return [here.look_up(key, 50) for key in released.keys_of(2, "lookup", wanted=IN_A_ROW + 1)]
+
+    assert fails() == [422] * IN_A_ROW + [200]
+    released.log("lookup").set(canary=Canary(2, 0.5), reason="once more")
+    take(here.models, released, "lookup")
+    assert fails() == [422] * IN_A_ROW + [200]
+    assert [(s.weight, s.cut) for s in here.telemetry.splits if s.model == "lookup"] == [(0.5, False), (0.0, True)] * 2
+
+
+def test_the_canarys_end_is_told(released: Released) -> None:
+    here = host(released)
+    log = ReleaseLog(released.repository, "scored")
+    log.set(stable=2)
+    try:
+        take(here.models, released, "scored")
+        assert here.predict("scored", records(USERS)).headers["x-triform-model"] == "scored/2"
+        last = here.telemetry.splits[-1]
+        assert (last.stable, last.canary, last.weight, last.cut) == (2, 2, 0.0, False)
+    finally:
+        log.set(stable=1, canary=Canary(2, 0.5))
+
+
+class Faulty:
+    """Runs models; the canary's runs end with `error`."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+        self.asked: list[int] = []
+
+    async def __call__(self, served: Served, inputs: Mapping[str, Array], deadline: float | None) -> Ran:
+        self.asked.append(served.manifest.version)
+        if served.manifest.version == 2:
+            raise self.error
+        return await run_here(served, inputs, deadline)
+
+
+@pytest.mark.parametrize(
+    ("error", "asked"),
+    [(DeadlineExceeded("too late"), []), (TriformError("a fault"), [1]), (ZeroDivisionError(), [1]), (MemoryError(), [1])],
+    ids=lambda value: type(value).__name__,
+)
+def test_every_way_to_fail_counts(released: Released, error: Exception, asked: list[int]) -> None:
+    """Where time is up stable is not asked: it would have none."""
+    execute = Faulty(error)
+    here = host(released, execute)
+    for key in released.keys_of(2, "lookup", wanted=IN_A_ROW):
+        assert here.look_up(key, 5) >= 500
+    assert execute.asked == [2, *asked] * IN_A_ROW
+    assert "lookup" not in here.models.splits.live
+    assert {r.variant for r in here.telemetry.records} == {"canary"}, "that stable was asked is no request"
+
+
+def test_a_canary_that_fails_its_rows_of_a_request_fails_the_request(released: Released) -> None:
+    here = host(released, Faulty(TriformError("a fault")))
+    for _ in range(IN_A_ROW):
+        answer = here.predict("scored", records(USERS))
+        assert (answer.status, answer.headers["x-triform-model"]) == (500, "scored/1, scored/2")
+    assert {(r.variant, r.code) for r in here.telemetry.records} == {("canary", "internal")}
+    assert orjson.loads(here.predict("scored", records(USERS)).body)["predictions"] == answers(USERS, [1] * len(USERS))
+
+
+def test_a_canary_that_cannot_be_loaded_is_cut_off_at_once(released: Released) -> None:
+    telemetry = RecordingTelemetry()
+    models = Models(form="lambda", telemetry=telemetry)
+    package = released.repository.package("lookup", 1)
+    models.add("lookup", 1, lambda: Predictor.load(package))
+
+    def load() -> Predictor:
+        raise DigestMismatch("it is not what was packaged")
+
+    models.add("lookup", 2, load, aliases=("canary",), now=False)
+    models.share("lookup", released.log("lookup").current())
+    here = Host(HttpSurface(InferenceService(models)), models, telemetry)
+    (key,) = released.keys_of(2, "lookup", wanted=1)
+    assert [here.look_up(key, 5) for _ in range(2)] == [503, 200]
+    assert telemetry.splits[-1].cut
+
+
+def test_without_a_canary_nothing_of_this_is_done(released: Released, tmp_path: Path) -> None:
+    """One look-up tells a host that no keys are shared: nothing here is called."""
+    models = Models(form="serve")
+    models.replace("scored", {1: Predictor.load(released.repository.package("scored", 1))}, {"stable": 1})
+    here = Host(HttpSurface(InferenceService(models)), models, RecordingTelemetry())
+
+    def ask() -> None:
+        assert here.predict("scored", records(USERS), x_user="ann").status == 200
+
+    assert calls_of(type(models.splits).of, ask) == calls_of(Split.answer, ask) == calls_of(KeyRule.keys, ask) == 0
+
+
+def test_a_canary_without_weight_shares_nothing(released: Released) -> None:
+    here = host(released)
+    release = released.log().current()
+    assert release is not None
+    here.models.share("scored", msgspec.structs.replace(release, canary=Canary(2, 0.0)))
+    assert not {"scored"} & here.models.splits.live.keys()
+    assert here.predict("scored", records(USERS)).headers["x-triform-model"] == "scored/1"
+
+
+def test_a_caller_who_goes_away_is_no_failure(released: Released) -> None:
+    began = asyncio.Event()
+
+    async def hang(served: Served, inputs: Mapping[str, Array], deadline: float | None) -> Ran:
+        began.set()
+        await asyncio.sleep(60)
+        raise AssertionError("he has gone")
+
+    here = host(released, hang)
+    (key,) = released.keys_of(2, "lookup", wanted=1)
+
+    async def go_away() -> None:
+        for _ in range(IN_A_ROW):
+            began.clear()
+            request = HttpRequest("POST", "/v1/models/lookup:predict", [("x-request-id", key)], b'{"instances": [5]}')
+            asking = asyncio.ensure_future(here.surface.handle_async(request))
+            await began.wait()
+            asking.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asking
+
+    asyncio.run(go_away())
+    assert [r.code for r in here.telemetry.records] == ["cancelled"] * IN_A_ROW
+    assert "lookup" in here.models.splits.live
