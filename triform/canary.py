@@ -4,6 +4,7 @@
     records' key column   ──► TrafficSplit.split ───► each version its rows ──► reassemble ──► one answer, which names both
 
     canary fails, stable answers the same request ──► three in a row ──► its share is 0 here, until the next revision
+    what became of each   ──► tally.py ──► a window of both sides, for whoever judges the rollout
 
 A request that names a version or an alias knows nothing of this, and neither does one for a model without a canary.
 """
@@ -12,10 +13,11 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Awaitable, Callable, Mapping
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import numpy as np
 
@@ -29,8 +31,10 @@ if TYPE_CHECKING:  # service.py has the splits of its models
     import numpy.typing as npt
 
     from triform.protocols.bodies import Call, Encoded
+    from triform.rollout.windows import Window
     from triform.service import Exchange, Served
     from triform.signature import Array
+    from triform.tally import Side, Tally
 
 log = logging.getLogger(__name__)
 
@@ -64,11 +68,14 @@ class Split:
         self.release = release
         self.traffic = TrafficSplit.of(release)
         self.failures = 0  # in a row
+        self.cut_off: str | None = None  # why, where it is
+        self.tally = _tally()
         self._load = load
         self._cut = cut
 
     def cut(self, why: str) -> None:
         """Stable answers all keys from now on, until there is another revision."""
+        self.cut_off = self.cut_off or why
         self._cut(self, why)
 
     def served(self, version: int) -> Served:
@@ -92,38 +99,49 @@ class Split:
 
         The canary's error is the caller's answer; whether it is the canary's fault, too, is found out before he gets it.
         """
+        started, rule = time.perf_counter(), self.rule
+        named = _named(rule, headers)
+        (key,) = rule.keys(named, {}, exchange.request_id)
+        way: _ByKey
+        if named or rule.column is None:
+            exchange.served = None  # nobody's, if it cannot be loaded
+            exchange.served = self.served(self.traffic.choose(key))
+            way = _ByKey(self, exchange)
+        else:
+            exchange.served = self.served(self.traffic.stable)
+            way = _ByRecord(self, exchange, rule.column, decode)
         try:
-            encoded = await self._answer(answer, exchange, headers, decode, size)
+            encoded = await answer(way, partial(decode, exchange.served), size)
         except Exception as error:
-            if self._at_work(exchange) and await self._is_the_canarys(error, answer, exchange, decode, size):
+            failed = "execute" in exchange.stages and not isinstance(error, Overloaded)  # else it is the caller's, or the queue's
+            self.tally.request(self.side(exchange), time.perf_counter() - started, failed_by=key if failed else None)
+            if failed and self.side(exchange) == "canary" and await self._stable_answers(error, answer, exchange, decode, size):
                 self.failed(error)
             raise
-        if self._at_work(exchange):
+        side, seconds = self.side(exchange), time.perf_counter() - started
+        self.tally.request(side, seconds)
+        if exchange.before:  # a record's worth of it was stable's
+            self.tally.request("stable", seconds)
+        if side == "canary":
             self.failures = 0
         return encoded
 
-    async def _answer(self, answer: Answer, exchange: Exchange, headers: Any, decode: Decode, size: int) -> Encoded:
-        rule = self.rule
-        named = _named(rule, headers)
-        if named or rule.column is None:
-            (key,) = rule.keys(named, {}, exchange.request_id)
-            exchange.served = None  # nobody's, if it cannot be loaded
-            exchange.served = self.served(self.traffic.choose(key))
-            return await answer(exchange, partial(decode, exchange.served), size)
-        exchange.served = self.served(self.traffic.stable)
-        return await answer(_ByRecord(self, rule, exchange, decode), partial(decode, exchange.served), size)
+    async def run(self, exchange: Exchange, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """The outputs of the version whose turn it is."""
+        outputs = await exchange.infer_checked(inputs)
+        side = self.side(exchange)
+        if exchange.batch_rows:  # else another request of the run tells of it
+            self.tally.ran(side, exchange.batch_rows, max(0.0, exchange.stages["execute"]))
+        if (scores := next((array for array in outputs.values() if array.dtype.kind == "f"), None)) is not None:
+            self.tally.scored(side, scores)
+        return outputs
 
-    def _at_work(self, exchange: Exchange) -> bool:
-        """Whether the canary is what has answered, or failed, last."""
-        return exchange.served is not None and exchange.served.manifest.version == self.traffic.canary
+    def side(self, exchange: Exchange) -> Side:
+        """Whose turn it is, or was when it ended."""
+        return "canary" if exchange.chosen.manifest.version == self.traffic.canary else "stable"
 
-    async def _is_the_canarys(self, error: Exception, answer: Answer, exchange: Exchange, decode: Decode, size: int) -> bool:
-        """Whether stable answers what the canary has run and failed; there is no time to ask where it ran out of time.
-
-        What was refused before it ran is the caller's fault, or the queue's.
-        """
-        if "execute" not in exchange.stages or isinstance(error, Overloaded):
-            return False
+    async def _stable_answers(self, error: Exception, answer: Answer, exchange: Exchange, decode: Decode, size: int) -> bool:
+        """Whether stable answers what the canary has failed; there is no time to ask where it ran out of time."""
         if isinstance(error, DeadlineExceeded):
             return True
         again = exchange.again(self.served(self.traffic.stable))
@@ -139,6 +157,14 @@ class Split:
         if self.failures >= IN_A_ROW:
             code = error.code if isinstance(error, TriformError) else TriformError.code
             self.cut(f"it has failed {self.failures} requests in a row that stable could answer, the last with {code}")
+
+
+class Collected(NamedTuple):
+    """A window of the revision that was in force; `cut_off`: why the canary gets no more keys, if it does not."""
+
+    revision: int
+    cut_off: str | None
+    window: Window
 
 
 class Splits:
@@ -168,6 +194,12 @@ class Splits:
                 self._tell(model, before, 0.0, stable=release.stable if release is not None else None)
             self.live = others
 
+    def collect(self, model: str, step: int = 0, edges: Sequence[float] | None = None) -> Collected | None:
+        """What has been counted of a model's split since it was last collected; None where it has none. `step`: of the window;
+        `edges`: of the bins of its next scores. On the event loop that answers requests."""
+        split = self._all.get(model)
+        return Collected(split.release.revision, split.cut_off, split.tally.take(step, edges)) if split is not None else None
+
     def covers(self, model: str, version: int, why: str) -> bool:
         """Whether stable can answer what this version would, as it is a canary: then it does from now on, because of `why`."""
         split = self._all.get(model)
@@ -190,15 +222,28 @@ class Splits:
         self._telemetry.shared(SplitRecord(form=self._form, model=model, weight=weight, cut=cut, **versions))
 
 
-class _ByRecord:
-    """An exchange whose records have keys: each version answers its rows."""
+class _ByKey:
+    """An exchange that one version answers, and is counted."""
 
-    def __init__(self, split: Split, rule: KeyRule, exchange: Exchange, decode: Decode) -> None:
+    def __init__(self, split: Split, exchange: Exchange) -> None:
         self.deadline = exchange.deadline
         self.stage = exchange.stage
         self._split = split
-        self._rule = rule
         self._exchange = exchange
+
+    def read(self, decode: Callable[[], Call]) -> tuple[Call, Any]:
+        return self._exchange.read(decode)
+
+    async def infer_checked(self, inputs: Any) -> dict[str, Array]:
+        return await self._split.run(self._exchange, inputs)
+
+
+class _ByRecord(_ByKey):
+    """An exchange whose records have keys, in a column: each version answers its rows."""
+
+    def __init__(self, split: Split, exchange: Exchange, column: str, decode: Decode) -> None:
+        super().__init__(split, exchange)
+        self._column = column
         self._decode = decode
         self._calls: dict[int, Call] = {}
         self._rows: dict[int, npt.NDArray[np.intp]] = {}
@@ -207,8 +252,8 @@ class _ByRecord:
         """The call and its inputs; where both versions answer, the inputs of each. `decode` is stable's."""
         exchange, traffic = self._exchange, self._split.traffic
         call, inputs = exchange.read(decode)
-        given = {} if call.keys is None else {str(self._rule.column): _flat(call.keys)}
-        keys = self._rule.keys({}, given, exchange.request_id)
+        given = {} if call.keys is None else {self._column: _flat(call.keys)}
+        keys = KeyRule(column=self._column).keys({}, given, exchange.request_id)
         rows = traffic.split(keys) if len(keys) > 1 else {traffic.choose(keys[0]): np.arange(0)}
         if rows.keys() == {traffic.stable}:
             return call, inputs
@@ -225,13 +270,13 @@ class _ByRecord:
     async def infer_checked(self, inputs: Any) -> dict[str, Array]:
         """Stable runs first: what goes wrong from then on is the canary's, or that the two do not go together."""
         if not self._rows:
-            return await self._exchange.infer_checked(inputs)
+            return await super().infer_checked(inputs)
         columns: dict[int, Mapping[str, Array]] = {}
         for version in self._split.traffic.stable, self._split.traffic.canary:
             if columns:
                 self._exchange.turn_to(self._split.served(version))
             at = self._rows[version]
-            outputs = await self._exchange.infer_checked({name: array[at] for name, array in inputs[version].items()})
+            outputs = await self._split.run(self._exchange, {name: array[at] for name, array in inputs[version].items()})
             named = self._calls[version].columns
             columns[version] = outputs if named is None else named(outputs)
         return reassemble(self._rows, columns)
@@ -246,6 +291,13 @@ def _named(rule: KeyRule, headers: Any) -> dict[str, str]:
     if len(given) > 1:
         raise InvalidRequest(f"the header {name} is given twice")
     return {name: given[0]} if given and given[0] else {}
+
+
+def _tally() -> Tally:
+    from triform.rollout.policy import PROBABILITY_BINS  # a function that starts without a canary does not wait for these
+    from triform.tally import Tally
+
+    return Tally(PROBABILITY_BINS)
 
 
 def _flat(keys: Any) -> Any:

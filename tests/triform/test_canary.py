@@ -302,3 +302,51 @@ def test_a_caller_who_goes_away_is_no_failure(released: Released) -> None:
     asyncio.run(go_away())
     assert [r.code for r in here.telemetry.records] == ["cancelled"] * IN_A_ROW
     assert "lookup" in here.models.splits.live
+
+
+def test_a_window_has_what_both_sides_were_given(here: Host, released: Released) -> None:
+    stable, canary = released.keys_of(1, "lookup", wanted=4), released.keys_of(2, "lookup", wanted=3)
+    for key in stable * 2:
+        assert here.look_up(key, 50, 51, 52) == 200
+    for key, number, status in [(canary[0], 5, 200), (canary[1], 50, 422), (canary[1], 50, 422), (canary[2], 5, 200)]:
+        assert here.look_up(key, number) == status
+    assert here.predict("lookup", ["text"], x_request_id=canary[0]).status == 400
+    assert here.predict("lookup", [5], "/versions/2").status == 200, "who names a version is no part of it"
+    collected = here.models.splits.collect("lookup", step=1)
+    assert collected is not None
+    revision, cut_off, window = collected
+    release = released.log("lookup").current()
+    assert release is not None
+    assert (revision, cut_off, window.step, window.fault()) == (release.revision, None, 1, None)
+    assert (window.stable.requests, window.stable.errors) == (8, 0)
+    assert (window.canary.requests, window.canary.errors) == (5, 1), "a caller's mistake is no error, and a key fails once"
+    assert {bucket: sketch.total for bucket, sketch in window.stable.execute.items()} == {2: 8}
+    assert {bucket: sketch.total for bucket, sketch in window.canary.execute.items()} == {0: 2}
+    assert sum(window.stable.scores) == 24, "asked again for the canary's sake, stable is not counted"
+    assert window.stable.request_seconds.total == 8
+    again = here.models.splits.collect("lookup")
+    assert again is not None
+    assert again.window.canary.requests == again.window.stable.requests == 0
+
+
+def test_a_request_of_both_counts_on_both_sides(here: Host, released: Released) -> None:
+    assert here.predict("scored", records(USERS)).status == 200
+    collected = here.models.splits.collect("scored")
+    assert collected is not None
+    sides = collected.window.stable, collected.window.canary
+    assert [(side.requests, side.errors) for side in sides] == [(1, 0), (1, 0)]
+    assert sum(sum(side.scores) for side in sides) == 2 * len(USERS)
+
+
+def test_why_a_canary_was_cut_off_is_collected_until_the_next_revision(here: Host, released: Released) -> None:
+    for key in released.keys_of(2, "lookup", wanted=IN_A_ROW):
+        here.look_up(key, 50)
+    for _ in range(2):
+        collected = here.models.splits.collect("lookup")
+        assert collected is not None
+        assert str(collected.cut_off).startswith("it has failed 3 requests in a row")
+    take(here.models, released, "lookup")
+    collected = here.models.splits.collect("lookup")
+    assert collected is not None
+    assert collected.cut_off is None
+    assert here.models.splits.collect("unknown") is None

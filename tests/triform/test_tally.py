@@ -1,0 +1,89 @@
+"""What a process counts of both sides: as windows.py has it, in bounded memory."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from triform.rollout.policy import PROBABILITY_BINS
+from triform.rollout.windows import Arm, Sketch, rows_bucket, score_bins
+from triform.tally import MOST_KEYS, MOST_SCORES, Tally
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_window_is_what_was_counted_since_the_last_one() -> None:
+    clock = Clock()
+    tally = Tally(PROBABILITY_BINS, clock)
+    for seconds in 0.1, 0.2, 0.2:
+        tally.request("stable", seconds)
+    tally.request("canary", 0.4, failed_by=b"ann")
+    tally.ran("stable", 3, 0.01)
+    tally.ran("stable", 4, 0.02)
+    tally.ran("canary", 1, 0.5)
+    tally.scored("canary", np.array([[0.01, 0.99], [np.nan, 0.5]], np.float32))
+    clock.now += 5.0
+    window = tally.take(step=2)
+    assert (window.step, window.seconds, window.fault(), window.complete) == (2, 5.0, None, True)
+    assert window.stable == Arm(
+        requests=3, request_seconds=Sketch.of([0.1, 0.2, 0.2]), execute={rows_bucket(4): Sketch.of([0.01, 0.02])}
+    )
+    assert window.canary == Arm(
+        requests=1,
+        errors=1,
+        request_seconds=Sketch.of([0.4]),
+        execute={0: Sketch.of([0.5])},
+        scores=score_bins([np.float32(0.01), np.float32(0.99), np.nan, 0.5], PROBABILITY_BINS),
+    )
+    clock.now += 1.0
+    empty = tally.take()
+    assert (empty.stable, empty.canary, empty.seconds) == (Arm(), Arm(), 1.0)
+
+
+def test_a_key_that_fails_again_is_one_failure_of_the_window() -> None:
+    tally = Tally(PROBABILITY_BINS)
+    for _ in range(2):
+        for key in b"ann", b"ann", b"bob":
+            tally.request("canary", 0.1, failed_by=key)
+        tally.request("stable", 0.1, failed_by=b"ann")
+        window = tally.take()
+        assert (window.canary.errors, window.canary.requests, window.stable.errors) == (2, 3, 1)
+
+
+def test_other_bins_are_those_of_the_next_window() -> None:
+    tally = Tally((0.5,))
+    tally.scored("stable", np.array([0.1, 0.9, 0.9]))
+    assert tally.take(edges=(0.2, 0.4)).stable.scores == (1, 2, 0)
+    tally.scored("stable", np.array([0.1, 0.3, 0.9]))
+    assert tally.take().stable.scores == (1, 1, 1, 0)
+
+
+def test_of_a_large_answer_some_scores_are_taken() -> None:
+    tally = Tally(PROBABILITY_BINS)
+    tally.scored("stable", np.linspace(0, 1, 100 * MOST_SCORES))
+    scores = tally.take().stable.scores
+    assert MOST_SCORES / 2 < sum(scores) <= MOST_SCORES
+    assert max(scores[:-1]) - min(scores[:-1]) < 0.02 * sum(scores), "from all of it"
+
+
+@pytest.mark.parametrize("rows", [0, 1, 1000])
+def test_it_does_not_grow_with_the_requests(rows: int) -> None:
+    tally = Tally(PROBABILITY_BINS)
+    values = np.linspace(0, 1, rows)
+    for i in range(2 * max(MOST_KEYS, MOST_SCORES // max(rows, 1))):
+        tally.request("canary", 10.0 ** (i % 9 - 6), failed_by=str(i).encode())
+        tally.scored("canary", values)
+        arm = tally._arms["canary"]
+        assert len(arm.waiting) <= MOST_SCORES
+        assert sum(map(len, arm.waiting)) <= MOST_SCORES + rows
+        assert len(arm.failed) <= MOST_KEYS
+    window = tally.take()
+    assert sum(window.canary.scores) == rows * window.canary.requests
+    assert window.canary.errors == window.canary.requests, "beyond the bound each counts"
+    assert len(window.canary.request_seconds.bins) == 9
