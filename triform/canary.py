@@ -71,6 +71,8 @@ class Split:
         self.cut_off: str | None = None  # why, where it is
         self.tally = _tally()
         self._load = load
+        self._loaded: dict[int, Served] = {}
+        self._rule: KeyRule | None = None
         self._cut = cut
 
     def cut(self, why: str) -> None:
@@ -80,19 +82,24 @@ class Split:
 
     def served(self, version: int) -> Served:
         """The version, loaded if it must be, with the key column of this rollout. A canary that cannot be loaded is cut off."""
+        if (found := self._loaded.get(version)) is not None:
+            return found
         try:
             served, column = self._load(version), self.rule.column
         except TriformError as error:
             if version == self.traffic.canary:
                 self.cut(f"it cannot be loaded: {error.code}")
             raise
-        return served if column in (None, served.key) else served._replace(key=column)
+        self._loaded[version] = served if column is None else served._replace(key=column)
+        return self._loaded[version]
 
     @property
     def rule(self) -> KeyRule:
         """The rollout's, else the stable version's own."""
-        canary = self.release.canary
-        return canary.key if canary and canary.key else self._load(self.traffic.stable).manifest.config.key
+        if self._rule is None:
+            canary = self.release.canary
+            self._rule = canary.key if canary and canary.key else self._load(self.traffic.stable).manifest.config.key
+        return self._rule
 
     async def answer(self, answer: Answer, exchange: Exchange, headers: Any, decode: Decode, size: int) -> Encoded:
         """The answer of the version that the request's key means, or of both. Raises as `HttpSurface.answer`.
@@ -120,21 +127,11 @@ class Split:
             raise
         side, seconds = self.side(exchange), time.perf_counter() - started
         self.tally.request(side, seconds)
-        if exchange.before:  # a record's worth of it was stable's
+        if exchange.before:  # stable has answered its rows
             self.tally.request("stable", seconds)
         if side == "canary":
             self.failures = 0
         return encoded
-
-    async def run(self, exchange: Exchange, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """The outputs of the version whose turn it is."""
-        outputs = await exchange.infer_checked(inputs)
-        side = self.side(exchange)
-        if exchange.batch_rows:  # else another request of the run tells of it
-            self.tally.ran(side, exchange.batch_rows, max(0.0, exchange.stages["execute"]))
-        if (scores := next((array for array in outputs.values() if array.dtype.kind == "f"), None)) is not None:
-            self.tally.scored(side, scores)
-        return outputs
 
     def side(self, exchange: Exchange) -> Side:
         """Whose turn it is, or was when it ended."""
@@ -235,7 +232,17 @@ class _ByKey:
         return self._exchange.read(decode)
 
     async def infer_checked(self, inputs: Any) -> dict[str, Array]:
-        return await self._split.run(self._exchange, inputs)
+        """The outputs of the version whose turn it is."""
+        exchange, tally = self._exchange, self._split.tally
+        outputs = await exchange.infer_checked(inputs)
+        side = self._split.side(exchange)
+        if exchange.batch_rows:  # else another request of the run tells of it
+            tally.ran(side, exchange.batch_rows, max(0.0, exchange.stages["execute"]))
+        for array in outputs.values():
+            if array.dtype.kind == "f":
+                tally.scored(side, array)
+                break
+        return outputs
 
 
 class _ByRecord(_ByKey):
@@ -276,7 +283,7 @@ class _ByRecord(_ByKey):
             if columns:
                 self._exchange.turn_to(self._split.served(version))
             at = self._rows[version]
-            outputs = await self._split.run(self._exchange, {name: array[at] for name, array in inputs[version].items()})
+            outputs = await super().infer_checked({name: array[at] for name, array in inputs[version].items()})
             named = self._calls[version].columns
             columns[version] = outputs if named is None else named(outputs)
         return reassemble(self._rows, columns)

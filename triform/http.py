@@ -21,7 +21,7 @@ from urllib.parse import unquote
 import msgspec
 
 from triform.access import CHALLENGE, OVERRIDE, Access, Caller
-from triform.canary import Split, Way
+from triform.canary import Way
 from triform.content import by_weight, is_utf8, media_type, pack, unpack
 from triform.deadlines import check
 from triform.errors import (
@@ -44,7 +44,7 @@ from triform.protocols import invocations, oip, tfs
 from triform.protocols.bodies import JSON, Call, Encoded, write_json
 from triform.repository import VERSION
 from triform.routes import EVERYBODYS, Chosen, Route, find
-from triform.service import LARGE, Exchange, InferenceService, Served
+from triform.service import LARGE, InferenceService, Served
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -248,20 +248,14 @@ class HttpSurface:
             if received.header("content-encoding") is not None:
                 size = max(size, min(size * _UNPACKED, LARGE))  # large, if it may unpack to as much
             if exchange.models.splits.live and version is None and alias is None and (split := exchange.models.splits.of(served)):
-                return 200, await self._split(split, received, exchange, decode, size)
+                try:
+                    return 200, await split.answer(
+                        self.answer, exchange, received.http.headers, lambda served: decode(self._body(received), served), size
+                    )
+                finally:
+                    received.told[MODEL] = exchange.refs or received.told[MODEL]
             encoded = await self.answer(exchange, lambda: decode(self._body(received), served), size)
         return 200, encoded
-
-    async def _split(
-        self, split: Split, received: Received, exchange: Exchange, decode: Callable[[bytes, Served], Call], size: int
-    ) -> Encoded:
-        """The same where the request's key says which version answers."""
-        try:
-            return await split.answer(
-                self.answer, exchange, received.http.headers, lambda served: decode(self._body(received), served), size
-            )
-        finally:
-            received.told[MODEL] = exchange.refs or received.told[MODEL]
 
     async def answer(self, exchange: Way, decode: Callable[[], Call], size: int = 0) -> Encoded:
         """The way of a request whose version is chosen, whatever its protocol. No step is begun after the deadline.

@@ -283,7 +283,8 @@ class Exchange:
     @property
     def refs(self) -> str:
         """The exact versions that answer: name/1, or name/1, name/2 where each has rows of its own."""
-        return ", ".join([*(f"{r.model}/{r.version}" for r in self.before), *([self.served.manifest.ref] if self.served else [])])
+        ref = "" if self.served is None else self.served.manifest.ref
+        return ", ".join([*(f"{r.model}/{r.version}" for r in self.before), ref]) if self.before else ref
 
     def turn_to(self, served: Served) -> None:
         """The next version that answers rows of the request: the one before has answered its own."""

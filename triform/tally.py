@@ -2,13 +2,14 @@
 
     a request: failed or not, its time    a run: its rows and time    an answer: its scores  ->  Tally  ->  windows.Window
 
-Belongs to who answers requests: on an event loop to that loop.
+Numbers wait in lists until there are some to be put into bins together: a request pays for no more than an `append`. Belongs to
+who answers requests: on an event loop to that loop.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -16,8 +17,10 @@ import numpy as np
 from triform.rollout.windows import Arm, Sketch, Window, bin_of, rows_bucket, score_bins
 
 Side = Literal["stable", "canary"]
+Floats = np.ndarray[Any, np.dtype[np.floating[Any]]]
 MOST_KEYS: Final = 1000  # of failures, whose repetition is not counted; every one beyond them is
-MOST_SCORES: Final = 4096  # that wait to be put into bins
+MOST_WAITING: Final = 256  # requests, whose numbers wait for their bins
+MOST_SCORES: Final = 4096  # of one answer
 
 
 class _Arm:
@@ -25,28 +28,33 @@ class _Arm:
 
     def __init__(self) -> None:
         self.requests = self.errors = 0
-        self.seconds: dict[int, int] = {}
-        self.execute: dict[int, dict[int, int]] = {}
-        self.scores: np.ndarray[Any, Any] | None = None
         self.failed: set[bytes] = set()
-        self.waiting: list[np.ndarray[Any, Any]] = []
-        self.waiting_scores = 0
+        self.waiting: list[float] = []  # times of requests
+        self.waiting_runs: list[tuple[int, float]] = []
+        self.waiting_scores: list[bytes] = []
+        self.dtype: np.dtype[Any] = np.dtype(np.float32)  # of those
+        self._seconds: dict[int, int] = {}
+        self._execute: dict[int, dict[int, int]] = {}
+        self._scores: np.ndarray[Any, Any] | None = None
 
-    def bin(self, edges: Sequence[float]) -> None:
-        """Puts the scores that wait into the bins."""
-        if self.waiting:
-            counts = np.array(score_bins(np.concatenate(self.waiting), edges))
-            self.scores = counts if self.scores is None else self.scores + counts
-            self.waiting, self.waiting_scores = [], 0
+    def fold(self, edges: Sequence[float]) -> None:
+        """Puts what waits into the bins."""
+        _count(self._seconds, self.waiting)
+        for rows, seconds in self.waiting_runs:
+            _count(self._execute.setdefault(rows_bucket(rows), {}), (seconds,))
+        if self.waiting_scores:
+            counts = np.array(score_bins(np.frombuffer(b"".join(self.waiting_scores), self.dtype), edges))
+            self._scores = counts if self._scores is None else self._scores + counts
+        self.waiting, self.waiting_runs, self.waiting_scores = [], [], []
 
     def arm(self, edges: Sequence[float]) -> Arm:
-        self.bin(edges)
+        self.fold(edges)
         return Arm(
             requests=self.requests,
             errors=self.errors,
-            request_seconds=Sketch(self.seconds),
-            execute={bucket: Sketch(bins) for bucket, bins in self.execute.items()},
-            scores=() if self.scores is None else tuple(self.scores.tolist()),
+            request_seconds=Sketch(self._seconds),
+            execute={bucket: Sketch(bins) for bucket, bins in self._execute.items()},
+            scores=() if self._scores is None else tuple(self._scores.tolist()),
         )
 
 
@@ -59,29 +67,34 @@ class Tally:
         self._began = clock()
         self._arms = {"stable": _Arm(), "canary": _Arm()}
 
+    def ran(self, side: Side, rows: int, seconds: float) -> None:
+        """A run of the model with so many rows."""
+        self._arms[side].waiting_runs.append((rows, seconds))
+
+    def scored(self, side: Side, values: Floats) -> None:
+        """The scores of an answer; of a large one every n-th, so that nobody waits for the rest."""
+        arm = self._arms[side]
+        if values.dtype != arm.dtype:
+            arm.fold(self.edges)
+            arm.dtype = values.dtype
+        if values.size > MOST_SCORES:
+            values = values.ravel()[:: 1 + values.size // MOST_SCORES]
+        arm.waiting_scores.append(values.tobytes())  # a copy: the answer is not kept
+        if len(arm.waiting_scores) > MOST_WAITING:  # of requests whose callers went away
+            arm.fold(self.edges)
+
     def request(self, side: Side, seconds: float, *, failed_by: bytes | None = None) -> None:
-        """A request that this side was given and has finished. `failed_by`: its key, where the version failed it; a key that
-        fails again counts no second time."""
+        """A request that this side was given has finished, after what it ran and scored. `failed_by`: its key, where the version
+        failed it; a key that fails again counts no second time."""
         arm = self._arms[side]
         arm.requests += 1
-        _count(arm.seconds, seconds)
+        arm.waiting.append(seconds)
         if failed_by is not None and failed_by not in arm.failed:
             arm.errors += 1
             if len(arm.failed) < MOST_KEYS:
                 arm.failed.add(failed_by)
-
-    def ran(self, side: Side, rows: int, seconds: float) -> None:
-        """A run of the model with so many rows."""
-        _count(self._arms[side].execute.setdefault(rows_bucket(rows), {}), seconds)
-
-    def scored(self, side: Side, values: np.ndarray[Any, Any]) -> None:
-        """The scores of an answer; of a large one every n-th, so that nobody waits for the rest."""
-        arm = self._arms[side]
-        some = values.reshape(-1)[:: 1 + values.size // MOST_SCORES].astype(np.float64)  # a copy: the answer is not kept
-        arm.waiting.append(some)
-        arm.waiting_scores += max(1, some.size)
-        if arm.waiting_scores >= MOST_SCORES:
-            arm.bin(self.edges)
+        if len(arm.waiting) >= MOST_WAITING:
+            arm.fold(self.edges)
 
     def take(self, step: int = 0, edges: Sequence[float] | None = None) -> Window:
         """What has been counted since the last time; the next window begins. `edges`: of its bins, from then on."""
@@ -97,6 +110,7 @@ class Tally:
         return window
 
 
-def _count(bins: dict[int, int], seconds: float) -> None:
-    index = bin_of(seconds)
-    bins[index] = bins.get(index, 0) + 1
+def _count(bins: dict[int, int], times: Iterable[float]) -> None:
+    for seconds in times:
+        index = bin_of(seconds)
+        bins[index] = bins.get(index, 0) + 1

@@ -14,9 +14,11 @@ import pytest
 
 from tests.calls import calls_of
 from tests.canaries import USERS, Released, answers, build, records
+from triform import testing
 from triform.canary import IN_A_ROW, Split
 from triform.errors import DeadlineExceeded, DigestMismatch, TriformError
 from triform.http import HttpRequest, HttpResponse, HttpSurface
+from triform.packaging import package_model
 from triform.predictor import Predictor
 from triform.releases import Canary, ReleaseLog
 from triform.service import Execute, InferenceService, Models, Ran, Served, run_here
@@ -350,3 +352,27 @@ def test_why_a_canary_was_cut_off_is_collected_until_the_next_revision(here: Hos
     assert collected is not None
     assert collected.cut_off is None
     assert here.models.splits.collect("unknown") is None
+
+
+def test_versions_whose_answers_are_no_one_answer_are_the_canarys_failure(tmp_path: Path) -> None:
+    """Its outputs are others than stable's, so a request of both has none: each request alone is answered."""
+    repository = testing.repository(tmp_path / "models", {"m": testing.linear(tmp_path / "m.onnx", features=2)})
+    package_model(testing.linear(tmp_path / "n.onnx", features=2, outputs=2), name="m", repository=repository)
+    log = ReleaseLog(repository, "m")
+    log.set(stable=1, canary=Canary(2, 0.5, KeyRule(column="user")))
+    inputs = [{"name": "x", "shape": [4, 2], "datatype": "FP32", "data": [0] * 8}]
+    own = Released(repository, tmp_path / "models")
+    users = [own.keys_of(v, "m", wanted=2) for v in (1, 2)]
+    here = host(own)
+
+    def ask(keys: list[str]) -> HttpResponse:
+        given = [*inputs, {"name": "user", "shape": [4], "datatype": "BYTES", "data": keys}]
+        return here.surface.handle(HttpRequest("POST", "/v2/models/m/infer", (), orjson.dumps({"inputs": given})))
+
+    for v, keys in enumerate(users, 1):
+        assert ask(keys * 2).headers["x-triform-model"] == f"m/{v}"
+    for _ in range(IN_A_ROW):
+        answer = ask(users[0] + users[1])
+        assert answer.status == 400
+        assert "versions 1, 2 give different outputs" in orjson.loads(answer.body)["error"]
+    assert ask(users[0] + users[1]).headers["x-triform-model"] == "m/1"

@@ -7,7 +7,7 @@ import pytest
 
 from triform.rollout.policy import PROBABILITY_BINS
 from triform.rollout.windows import Arm, Sketch, rows_bucket, score_bins
-from triform.tally import MOST_KEYS, MOST_SCORES, Tally
+from triform.tally import MOST_KEYS, MOST_SCORES, MOST_WAITING, Tally
 
 
 class Clock:
@@ -27,7 +27,8 @@ def test_a_window_is_what_was_counted_since_the_last_one() -> None:
     tally.ran("stable", 3, 0.01)
     tally.ran("stable", 4, 0.02)
     tally.ran("canary", 1, 0.5)
-    tally.scored("canary", np.array([[0.01, 0.99], [np.nan, 0.5]], np.float32))
+    tally.scored("canary", np.array([[0.01, 0.99]], np.float32))
+    tally.scored("canary", np.array([[np.nan], [0.5]], np.float64))
     clock.now += 5.0
     window = tally.take(step=2)
     assert (window.step, window.seconds, window.fault(), window.complete) == (2, 5.0, None, True)
@@ -76,14 +77,15 @@ def test_of_a_large_answer_some_scores_are_taken() -> None:
 def test_it_does_not_grow_with_the_requests(rows: int) -> None:
     tally = Tally(PROBABILITY_BINS)
     values = np.linspace(0, 1, rows)
-    for i in range(2 * max(MOST_KEYS, MOST_SCORES // max(rows, 1))):
-        tally.request("canary", 10.0 ** (i % 9 - 6), failed_by=str(i).encode())
+    for i in range(2 * MOST_KEYS):
+        tally.ran("canary", 1, 0.1)
         tally.scored("canary", values)
+        tally.request("canary", 10.0 ** (i % 9 - 6), failed_by=str(i).encode())
         arm = tally._arms["canary"]
-        assert len(arm.waiting) <= MOST_SCORES
-        assert sum(map(len, arm.waiting)) <= MOST_SCORES + rows
+        assert max(map(len, (arm.waiting, arm.waiting_runs, arm.waiting_scores))) <= MOST_WAITING
         assert len(arm.failed) <= MOST_KEYS
     window = tally.take()
     assert sum(window.canary.scores) == rows * window.canary.requests
     assert window.canary.errors == window.canary.requests, "beyond the bound each counts"
     assert len(window.canary.request_seconds.bins) == 9
+    assert window.canary.execute[0].total == window.canary.requests

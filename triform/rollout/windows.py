@@ -125,13 +125,16 @@ def bin_of(seconds: float) -> int:
     """The bin of a time. Raises `InvalidInput` for one that is not finite or is negative."""
     if not (math.isfinite(seconds) and seconds >= 0):
         raise InvalidInput(f"a time of {seconds} seconds")
-    if seconds <= edge(FASTEST):
+    if seconds <= _LEAST:
         return FASTEST
     return min(SLOWEST, math.ceil(STEPS_PER_OCTAVE * math.log2(seconds)) - 1)
 
 
 def edge(index: int) -> float:
     return float(2.0 ** (index / STEPS_PER_OCTAVE))
+
+
+_LEAST: Final = edge(FASTEST)
 
 
 def rows_bucket(rows: int) -> int:
@@ -143,7 +146,7 @@ def score_bins(values: Iterable[float], edges: Sequence[float]) -> tuple[int, ..
     """Counts below the first of `edges`, between each two, from the last on, and of NaN."""
     import numpy as np
 
-    scores = np.asarray(values if isinstance(values, np.ndarray) else list(values), dtype=np.float64)
+    scores = np.asarray(list(values), dtype=np.float64)
     nan = np.isnan(scores)
     counts = np.bincount(np.searchsorted(np.asarray(edges), scores[~nan], side="right"), minlength=len(edges) + 1)
     return (*counts.tolist(), int(nan.sum()))
