@@ -268,7 +268,8 @@ class HttpSurface:
         outputs = await exchange.infer_checked(inputs)
         with exchange.stage("encode"):
             size = sum(array.nbytes for array in outputs.values())
-            encoded = await self.service.do(partial(call.encode, outputs), size, exchange.deadline, urgent=True)
+            encode = call.say if call.columns is None else call.encode
+            encoded = await self.service.do(partial(encode, outputs), size, exchange.deadline, urgent=True)
         check(exchange.deadline, "the answer was sent")
         if len(encoded.body) > self.limits.response:
             raise AnswerTooLarge(

@@ -299,8 +299,9 @@ class Exchange:
 
     def read(self, decode: Callable[[], Call]) -> tuple[Call, dict[str, Array]]:
         """The call, and its inputs as the chosen version takes them."""
+        assert self.served is not None, "choose comes first"  # noqa: S101 - a fault of ours
         call = decode()
-        return call, self.chosen.signature.validate(call.inputs)
+        return call, self.served.signature.validate(call.inputs)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

@@ -78,14 +78,17 @@ def rows_call(instances: Sequence[Any], served: Served, say: Say) -> Call:
     if by_columns(first, served):
         return records_call(instances, served, say)
     if [t.name for t in inputs] == served.features.columns:  # both at once: what a column says of nulls holds
-        return Call(_from_records(instances, served), say, keys=_keys(instances, served))
+        tensors = _from_records(instances, served)
+        return Call(tensors, say, keys=_keys(instances, served.key) if served.key is not None else None)
     rows = [_of_row(row, record, inputs) for row, record in enumerate(instances)]
     return Call(_tensors({t.name: [row[t.name] for row in rows] for t in inputs}, inputs), say)
 
 
 def records_call(records: Sequence[Any], served: Served, say: Say) -> Call:
     """The call that objects of named columns make; the answer has columns, too."""
-    return Call(_from_records(records, served), say, served.features.to_columns, keys=_keys(records, served))
+    tensors = _from_records(records, served)
+    keys = _keys(records, served.key) if served.key is not None else None
+    return Call(tensors, say, served.features.to_columns, keys=keys)
 
 
 def _from_records(records: Sequence[Any], served: Served) -> dict[str, Array]:
@@ -94,11 +97,9 @@ def _from_records(records: Sequence[Any], served: Served) -> dict[str, Array]:
     return served.features.from_records([_record(row, record, columns) for row, record in enumerate(records)])
 
 
-def _keys(records: Sequence[Mapping[str, Any]], served: Served) -> list[Any] | None:
-    """The records' own keys, null where one has none; None where no column is configured."""
-    if served.key is None:
-        return None
-    keys = [record.get(served.key) for record in records]
+def _keys(records: Sequence[Mapping[str, Any]], column: str) -> list[Any]:
+    """The records' own keys, null where one has none."""
+    keys = [record.get(column) for record in records]
     return [_bytes_in(key) for key in keys] if dict in set(map(type, keys)) else keys
 
 
