@@ -54,7 +54,7 @@ lint: setup ## ruff, mypy --strict, import contracts
 	$(BIN)/lint-imports
 
 bench: setup ## run the benchmarks; each prints its tables (about an hour; Spark needs Java)
-	@for name in predict scoring lambda_cold_start lambda_warm "batch --plot docs/img" "batch --flat --plot docs/img" "batch --profile" "serving --plot docs/img" "rollout --to docs/img"; do $(BIN)/python -m benchmarks.$$name; done
+	@for name in predict scoring lambda_cold_start lambda_warm canary "batch --plot docs/img" "batch --flat --plot docs/img" "batch --profile" "serving --plot docs/img" "rollout --to docs/img"; do $(BIN)/python -m benchmarks.$$name; done
 
 load: setup ## load on TARGET=serve|lambda by SHAPE=steps|spike|soak|diurnal|burst, answers checked; more in OPTIONS; a report in build/load
 	@$(BIN)/python -m loadtests --target $(TARGET) --shape $(SHAPE) $(OPTIONS)

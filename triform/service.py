@@ -1,7 +1,7 @@
 """The models that a host serves, and the one way a request goes through them: online forms share it, whatever their protocol.
 
     protocol decodes -> Exchange.infer(arrays) -> Execute -> Predictor.run -> arrays -> protocol encodes
-                        Exchange ends, well or not -> exactly one InferenceRecord
+                        Exchange ends, well or not -> exactly one InferenceRecord (of each version that answers)
 
 `Execute` is the one step that may wait: `run_here` does not, and runs the model in the thread that asks; `batching.py` has one
 that waits for a slot and runs in other threads.

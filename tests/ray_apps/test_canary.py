@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import struct
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,14 +13,16 @@ from typing import Any
 
 import grpc
 import grpc.aio
+import orjson
 import pytest
 
 from ray_apps.health import Health
-from ray_apps.messages import MESSAGES
+from ray_apps.messages import MESSAGES, SERVICE
 from tests.canaries import USERS, Released, answers, build, records
 from tests.gates import within
-from tests.ray_apps.hosts import running
+from tests.ray_apps.hosts import running, served
 from tests.ray_apps.load import until
+from tests.ray_apps.ports import SERVE_PORTS
 from tests.ray_apps.test_grpc_alone import infer, serving
 from triform.batching import Batched
 from triform.canary import IN_A_ROW
@@ -94,7 +98,7 @@ def test_over_grpc_keys_mean_the_versions_that_they_mean_everywhere(models: Mode
 def test_over_grpc_the_header_is_metadata_and_a_version_is_obeyed(models: Models, batched: Batched, released: Released) -> None:
     async def asked(channel: grpc.aio.Channel, user: str, **fields: Any) -> str:
         call = channel.unary_unary(
-            "/inference.GRPCInferenceService/ModelInfer",
+            f"/{SERVICE}/ModelInfer",
             request_serializer=MESSAGES["ModelInferRequest"].SerializeToString,
             response_deserializer=MESSAGES["ModelInferResponse"].FromString,
         )
@@ -178,3 +182,34 @@ def test_a_reference_to_one_version_or_alias_shares_nothing(released: Released) 
                 headers = [(b"x-user", user.encode())]
                 answer = app.request("POST", "/v1/models/scored:predict", headers, [b'{"instances": [{"a": 1, "b": 2}]}'])
                 assert answer.headers["x-triform-model"] == f"scored/{version}"
+
+
+def test_on_ray_serve_a_key_is_answered_alike_over_http_and_grpc(ray_cluster: Any, released: Released) -> None:
+    name = f"canary-{uuid.uuid4().hex[:8]}"
+    split = released.split()
+    versions = [split.choose(user.encode()) for user in USERS]
+    with (
+        served(released.root, f"/{name}", name, default_model="scored", num_replicas=2) as (host, port),
+        grpc.insecure_channel(f"{host}:{SERVE_PORTS.grpc}") as channel,
+    ):
+        connection = http.client.HTTPConnection(host, port, timeout=60)
+
+        def ask(headers: dict[str, str], users: list[str]) -> tuple[str | None, Any]:
+            connection.request("POST", f"/{name}/v1/models/scored:predict", orjson.dumps({"instances": records(users)}), headers)
+            answer = connection.getresponse()
+            return answer.getheader("x-triform-model"), orjson.loads(answer.read())
+
+        call = channel.unary_unary(
+            f"/{SERVICE}/ModelInfer",
+            request_serializer=MESSAGES["ModelInferRequest"].SerializeToString,
+            response_deserializer=MESSAGES["ModelInferResponse"].FromString,
+        )
+        application = ("application", name)
+        for user, version in zip(USERS, versions, strict=True):
+            assert ask({"x-user": user}, ["somebody"])[0] == f"scored/{version}"
+            assert call(scored(["somebody"]), metadata=[application, ("x-user", user)], timeout=60).model_version == str(version)
+        whole = answers(USERS, versions)
+        assert ask({}, USERS) == ("scored/1, scored/2", {"predictions": whole})
+        both = call(scored(USERS), metadata=[application], timeout=60)
+        assert (both.model_version, rows_of(both)) == ("1,2", whole)
+        connection.close()

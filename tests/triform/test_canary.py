@@ -280,6 +280,20 @@ def test_a_canary_without_weight_shares_nothing(released: Released) -> None:
     assert here.predict("scored", records(USERS)).headers["x-triform-model"] == "scored/1"
 
 
+def test_a_key_column_is_no_unknown_input_while_there_is_no_canary(here: Host, released: Released) -> None:
+    """Who sends his keys is not refused between two rollouts."""
+    inputs = [
+        {"name": "x", "shape": [2, 2], "datatype": "FP32", "data": [1, 2, 3, 4]},
+        {"name": "user", "shape": [2, 1], "datatype": "INT64", "data": [7, 8]},
+    ]
+    body = orjson.dumps({"inputs": inputs})
+    here.models.share("scored", None)
+    answer = here.surface.handle(HttpRequest("POST", "/v2/models/scored/infer", (), body))
+    assert orjson.loads(answer.body)["outputs"][0]["data"] == [3.0, 1.0, 7.0, 1.0]
+    other = body.replace(b'"user"', b'"usher"')
+    assert here.surface.handle(HttpRequest("POST", "/v2/models/scored/infer", (), other)).status == 400
+
+
 def test_a_caller_who_goes_away_is_no_failure(released: Released) -> None:
     began = asyncio.Event()
 

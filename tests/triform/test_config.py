@@ -8,6 +8,7 @@ import pytest
 
 from triform.config import Batching, Column, InputConfig, ModelConfig, OutputConfig, RuntimeNeeds, read_config
 from triform.errors import ConfigurationError
+from triform.splitting import KeyRule
 
 EVERYTHING = """
 description = "late or not"
@@ -30,6 +31,9 @@ threads = 2
 [batching]
 max_rows = 128
 pad_to = [1, 8, 32, 128]
+[key]
+header = "x-user-id"
+column = "user_id"
 """
 
 
@@ -54,6 +58,7 @@ def test_everything_that_it_can_say(toml: Path) -> None:
         },
         runtime=RuntimeNeeds(threads=2),
         batching=Batching(max_rows=128, pad_to=(1, 8, 32, 128)),
+        key=KeyRule("x-user-id", "user_id"),
     )
 
 

@@ -34,6 +34,17 @@ def test_repo_list_of_nothing_is_no_error(triform: Triform, tmp_path: Path) -> N
     assert triform("repo", "list", "-r", tmp_path / "none", "--json").json["models"] == []
 
 
+def test_a_canary_may_bring_its_own_key(triform: Triform) -> None:
+    canary = ["--canary", "3", "--weight", "0.1"]
+    made = triform("release", "set", "linear", *canary, "--key-header", "x-user", "--key-column", "user", "--json").json
+    assert made["canary"]["key"] == {"header": "x-user", "column": "user"}
+    assert triform("release", "set", "linear", *canary[:3], "0.2", "--json").json["canary"]["key"] == made["canary"]["key"]
+    refused = triform("release", "set", "linear", "--stable", "2", "--key-header", "x-user")
+    assert refused.code != 0
+    assert "--canary" in refused.err
+    assert triform("release", "set", "linear", *canary, "--key-header", " ").code != 0
+
+
 def test_a_release_is_set_shown_logged_and_rolled_back(triform: Triform) -> None:
     options = ["--stable", "2", "--canary", "3", "--weight", "0.255", "--reason", "try", "--by", "ann"]
     made = triform("release", "set", "linear", *options, "--json")
