@@ -307,7 +307,11 @@ def _headers(status: int, operation: Operation) -> Described:
     text = {"schema": {"type": "string"}}
     headers: Described = {REQUEST_ID: {"required": True, **text}}
     if status == 200 and operation.requests:
-        headers[MODEL] = {"description": "The version that answered, as model/version", "required": True, **text}
+        headers[MODEL] = {
+            "description": "The version that answered, as model/version; both, where each has rows of the request",
+            "required": True,
+            **text,
+        }
         if BINARY in operation.answers:
             headers[oip.HEADER_LENGTH] = {"description": _HEADER_LENGTH["description"], "schema": _HEADER_LENGTH["schema"]}
     if status in _TELLING:
