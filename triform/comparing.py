@@ -183,9 +183,10 @@ class _Comparing:
         there, failed = np.zeros((2, rows), dtype=np.bool_), np.zeros(rows, dtype=np.bool_)
         for side in 0, 1:
             there[side, answered[side]] = True
-            fault = {code for code in set(codes[side].values()) if code == self.fault[0] or issubclass(by_code(code), RunFailed)}
-            failed[[row for row, code in codes[side].items() if code in fault]] = True
             self.dead[side].update(codes[side].values())
+            own = {code for code in set(codes[side].values()) if issubclass(by_code(code), RunFailed)}
+            if not (side and self.fault[0]):  # then nobody knows which rows of the batch were at fault
+                failed[[row for row, code in codes[side].items() if code in own]] = True
         asked = there.any(axis=0) | failed
         self.requests += int(asked.sum())
         for side in 0, 1:

@@ -26,14 +26,16 @@ from triform.errors import NotReconciled, TriformError
 from triform.repository import Ref
 from triform.rollout.evidence import Evidence
 from triform.rollout.gate import judge
-from triform.rollout.policy import Disagreement, Guards, Policy, ScoreShift, Shadow
+from triform.rollout.policy import MOST_SECONDS, Disagreement, Guards, Policy, ScoreShift, Shadow
 from triform.rollout.windows import SHADOW, Window, merge
 from triform.runs.folder import RunFolder, open_name, read_json
 from triform.runs.plan import Pinned
 
 MOST_WINDOWS: Final = 200
 DEFAULT: Final = Policy(
-    shadow=Shadow(sample=1.0, min_seconds=0.0), guards=Guards(disagreement=Disagreement(), score_shift=ScoreShift())
+    shadow=Shadow(sample=1.0, min_seconds=0.0),
+    guards=Guards(disagreement=Disagreement(), score_shift=ScoreShift()),
+    longest_seconds=MOST_SECONDS,  # nobody waits for a run: its seconds are those of many actors, one after another
 )
 _RECORD: Final = re.compile(r"(\d{5,})\.json")
 
