@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,11 @@ from batch import compare, job
 from batch.attempts import Attempt, Attempts
 from batch.comparer import PartComparer
 from batch.page import text
+from tests.batch.poison import write_poison, x86
 from tests.batch.test_cli import Cli, call, options  # noqa: F401 - a fixture
+from tests.batch.test_kill import driver
 from tests.batch.test_report import Page, assert_stands_alone
-from tests.batch.workbench import Workbench, assert_each_row_once, read_rows, visible
+from tests.batch.workbench import RemoteWorkbench, Workbench, assert_each_row_once, read_rows, visible
 from triform import comparing, testing
 from triform.disagreement import ComparedPart
 from triform.errors import ConfigurationError, TriformError
@@ -377,6 +380,33 @@ def test_changed_answers_are_not_taken_for_the_runs(bench: Workbench) -> None:
     assert [outcome.code for outcome in bench.compare(0, compare=2)] == ["not_reconciled"]
 
 
+def test_partitions_are_compared_one_by_one(bench: Workbench, call: Cli) -> None:  # noqa: F811
+    for month in "01", "02":
+        bench.write(f"month={month}/a.parquet", 0)
+        where = {"input": (f"{bench.input}/month={month}",), "output": f"{bench.output}/month={month}"}
+        bench.score(**where)
+        bench.run(**where)
+        bench.compare(compare=3, **where)
+    code, out, _ = call("run", *options(bench), "--partition=month", "--from=01", "--to=02", "--compare=3", "--json")
+    assert code == 0
+    odd = in_both(100, NAN, PLUS_ONE)
+    assert [one["summary"]["compared"]["disagreed"] for one in json.loads(out)] == [odd, odd]
+
+
+def test_on_s3_it_is_the_same(tmp_path: Path, versions: Path, s3_bucket: str) -> None:
+    bench = RemoteWorkbench(tmp_path, versions, s3_bucket)
+    bench.write_some(2)
+    bench.score_and_run()
+    bench.compare(0, compare=3)
+    assert any("/_open/" in name for name in bench.listed())
+    done = compared(bench, 3)
+    assert (done.parts_compared, done.rows, done.disagreed) == (2, 172, in_both(200, NAN, PLUS_ONE))
+    assert done.report.startswith(f"s3://{s3_bucket}/out/run=")
+    there = bench.fetch(done.evidence.partition("/_compare/")[0]) / "_compare" / done.evidence.partition("/_compare/")[2]
+    assert replay(decode(there.read_bytes())).differences == ()
+    assert not any("/_open/" in name for name in bench.listed())
+
+
 def test_a_run_from_the_start_on_ray(bench: Workbench, ray_cluster: Any) -> None:
     """Scored, committed, compared; and again, which does nothing."""
     bench.write_some(3)
@@ -387,4 +417,46 @@ def test_a_run_from_the_start_on_ray(bench: Workbench, ray_cluster: Any) -> None
     assert done is not None
     assert (done.parts_compared, done.rows, done.disagreed) == (3, 258, in_both(300, NAN, PLUS_ONE))
     assert replay(evidence_of(done)).differences == ()
-    assert bench.run(compare=3).compared == msgspec.structs.replace(done)
+    assert bench.run(compare=3).compared == done
+
+
+def test_a_killed_comparison_is_finished_by_the_same_command(bench: Workbench, ray_cluster: Any) -> None:
+    files, rows = 20, 2000
+    for i in range(files):
+        bench.write(f"{i:02}.parquet", i * rows, rows)
+    bench.score_and_run()
+    there = "--address", ray_cluster.get_runtime_context().gcs_address, "--compare", "3"
+
+    def recorded() -> int:
+        return len(list(bench.output.glob("run=*/_compare/*/[0-9]*.json")))
+
+    with driver(bench, *there) as process:
+        while recorded() < 3:
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.002)
+        process.kill()
+        process.wait()
+    assert 3 <= recorded() < files
+    done = bench.run(compare=3).compared
+    assert done is not None
+    assert (done.parts_compared, done.disagreed) == (files, in_both(files * rows, NAN, PLUS_ONE))
+    assert done.rows == 86 * files * rows // 100
+
+
+@x86
+def test_a_candidate_that_kills_actors_harms_no_row(bench: Workbench, tmp_path: Path, ray_cluster: Any) -> None:
+    shutil.copytree(bench.repository, tmp_path / "models")
+    bench.repository = tmp_path / "models"
+    fragile = testing.fragile(tmp_path / "fragile.onnx")
+    package_model(fragile, name="lookup", repository=open_repository(bench.repository), version=8)
+    bench.write_some(3)
+    write_poison(bench, "2-poison.parquet", 500)
+    summary = bench.run(compare=8, actors=2)
+    assert summary.manifest.rows_in == 400
+    done = summary.compared
+    assert done is not None
+    assert (done.parts, done.parts_compared, done.rows, done.disagreed) == (4, 3, 258, 0)
+    (fault,) = done.faults
+    assert "2-poison.parquet" in fault
+    assert "2 processes died while lookup/8 was asked" in fault
+    assert done.decision != "PROMOTE"
