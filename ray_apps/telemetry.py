@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import accumulate
 from typing import Any, Final, Literal
 
@@ -20,11 +20,12 @@ from triform.telemetry import (
     InferenceRecord,
     LoadRecord,
     Metric,
-    Observation,
     RunRecord,
     Telemetry,
     observations,
+    observed,
     of_load,
+    shape,
 )
 
 log = logging.getLogger(__name__)
@@ -43,13 +44,22 @@ class RayTelemetry:
 
     def __init__(self) -> None:
         self._counted: dict[tuple[str, ...], _Series] = {}
+        self._by_shape: dict[tuple[object, ...], list[_Series]] = {}  # what records count in
         self._gone: dict[tuple[str, ...], None] = {}  # models that were freed, by their labels: the latest
         self._telling = threading.Lock()
         self._made: Mapping[str, Any] = {metric.name: _made(metric) for metric in VOCABULARY}
         threading.Thread(target=self._tell_again, name="triform-metrics", daemon=True).start()
 
     def record(self, inference: InferenceRecord) -> None:
-        self._count(observations(inference))
+        kind = shape(inference)
+        counted_in = self._by_shape.get(kind)
+        if counted_in is None:
+            with self._telling:  # none is let go of meanwhile
+                counted_in = self._by_shape[kind] = [
+                    self._series(metric, labels) for metric, labels, _ in observations(inference)
+                ]
+        for series, value in zip(counted_in, observed(inference), strict=True):
+            series.add(value)
 
     def loaded(self, load: LoadRecord) -> None:
         model = (*load.labels().values(),)
@@ -59,7 +69,8 @@ class RayTelemetry:
             self._gone[model] = None
             if len(self._gone) > REMEMBERED:
                 del self._gone[next(iter(self._gone))]
-        self._count(of_load(load))
+        for metric, labels, value in of_load(load):
+            self._series(metric, labels).add(value)
         self.tell()
 
     def ran(self, run: RunRecord) -> None:
@@ -73,19 +84,17 @@ class RayTelemetry:
                 series.tell(self._made[key[0]])
                 if key[1:5] in self._gone:  # model, version, variant, form
                     self._counted.pop(key, None)
+                    self._by_shape.clear()
 
     def _tell_again(self) -> None:
         while True:
             time.sleep(EVERY_SECONDS)
             self.tell()
 
-    def _count(self, seen: Sequence[Observation]) -> None:
-        for metric, labels, value in seen:
-            key = (metric.name, *labels.values())
-            series = self._counted.get(key)
-            if series is None:
-                series = self._counted.setdefault(key, _SERIES[metric.kind](metric, labels))
-            series.add(value)
+    def _series(self, metric: Metric, labels: Mapping[str, str]) -> _Series:
+        key = (metric.name, *labels.values())
+        series = self._counted.get(key)
+        return series or self._counted.setdefault(key, _SERIES[metric.kind](metric, labels))
 
 
 class _Counter:

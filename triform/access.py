@@ -130,8 +130,10 @@ class Access:
 
         Raises `Unauthenticated`, `Forbidden` (a page of somebody else's), and `StoreError` or `Overloaded` (of the nonces).
         """
+        if http.greeted:
+            return http
         self._browsers.check(http.headers)
-        return http if http.caller is not None else http._replace(caller=await self._caller(http))
+        return http._replace(caller=http.caller or await self._caller(http), greeted=True)
 
     async def authenticate_head(self, http: HttpRequest) -> HttpRequest:
         """The same of a request whose body is still to be read: a signature that could be right is left for then."""

@@ -61,7 +61,8 @@ _DIGITS: Final = re.compile(r"[0-9]{1,15}")
 class HttpRequest(NamedTuple):
     """`path` percent-encoded, without the query; `headers` in the order they came, a repeated one twice.
 
-    `client`: the address that it came from. `caller`: where the host knows him, and not from headers.
+    `client`: the address that it came from. `caller`: where the host knows him, and not from headers. `greeted`: whether
+    `HttpSurface.greet` has let it in, with its caller.
     """
 
     method: str
@@ -71,6 +72,7 @@ class HttpRequest(NamedTuple):
     query: str = ""
     client: str = ""
     caller: Caller | None = None
+    greeted: bool = False
 
 
 class HttpResponse(NamedTuple):
@@ -162,10 +164,10 @@ class HttpSurface:
 
     async def _packed(self, body: bytes, received: Received) -> tuple[bytes, dict[str, str]]:
         """The body as the caller would like it; as it is, where there is no time for that."""
-        accepted = received.listed("accept-encoding")
+        if not (accepted := received.listed("accept-encoding")):
+            return body, {}
         try:
-            size = len(body) if accepted else 0
-            return await self.service.do(partial(pack, body, accepted), size, received.deadline, urgent=True)
+            return await self.service.do(partial(pack, body, accepted), len(body), received.deadline, urgent=True)
         except (Overloaded, DeadlineExceeded):
             return body, {}
 

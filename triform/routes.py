@@ -6,6 +6,7 @@ method, path -> find -> the route, and what the path says: {"model": "flights", 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from triform.errors import MethodNotAllowed, RouteNotFound
@@ -64,6 +65,10 @@ _TABLE: Final = [(route, _parts(route.template)) for route in ROUTES]
 
 def find(method: str, path: str) -> tuple[Route, Chosen]:
     """The route of a path that is percent-decoded; HEAD is GET. Raises `RouteNotFound`, `MethodNotAllowed`."""
+    return _find(method, path) if len(path) > _SHORT else _known(method, path)
+
+
+def _find(method: str, path: str) -> tuple[Route, Chosen]:
     parts, asked = _parts(path), "GET" if method == "HEAD" else method
     allowed = []
     for route, wanted in _TABLE:
@@ -88,3 +93,7 @@ def _chosen(parts: list[str], wanted: list[str]) -> Chosen | None:
         elif part != want:
             return None
     return chosen
+
+
+_SHORT: Final = 200  # characters of a path that is remembered: no caller fills the memory
+_known = lru_cache(maxsize=256)(_find)

@@ -227,17 +227,28 @@ class _Prometheus:
 def observations(inference: InferenceRecord) -> list[Observation]:
     """The record as (metric, labels, value): the one place that says what a record means, for every backend."""
     labels = inference.labels()
-    seen: list[Observation] = [
-        (REQUESTS, labels | {"code": inference.code}, 1.0),
-        (REQUEST_SECONDS, labels, inference.seconds),
-    ]
+    series = [(REQUESTS, labels | {"code": inference.code}), (REQUEST_SECONDS, labels)]
     if inference.rows:
-        seen.append((ROWS, labels, float(inference.rows)))
+        series.append((ROWS, labels))
     if inference.batch_rows:
-        seen.append((BATCH_ROWS, labels, float(inference.batch_rows)))
-    seen += [(STAGE_SECONDS, labels | {"stage": stage}, seconds) for stage, seconds in inference.stages.items()]
-    seen += [(DEAD_LETTER_ROWS, labels | {"code": code}, float(n)) for code, n in inference.dead_letters.items()]
-    return seen
+        series.append((BATCH_ROWS, labels))
+    series += [(STAGE_SECONDS, labels | {"stage": stage}) for stage in inference.stages]
+    series += [(DEAD_LETTER_ROWS, labels | {"code": code}) for code in inference.dead_letters]
+    return [(metric, of, value) for (metric, of), value in zip(series, observed(inference), strict=True)]
+
+
+def observed(inference: InferenceRecord) -> list[float]:
+    """The values of `observations` alone, in their order: for a backend that remembers which series records of a shape have."""
+    rows = [float(rows) for rows in (inference.rows, inference.batch_rows) if rows]
+    return [1.0, inference.seconds, *rows, *inference.stages.values(), *map(float, inference.dead_letters.values())]
+
+
+def shape(inference: InferenceRecord) -> tuple[object, ...]:
+    """Of a record: those that have the same are counted in the same series."""
+    return (
+        inference.model, inference.version, inference.variant, inference.form, inference.code, inference.rows > 0,
+        inference.batch_rows > 0, *inference.stages, None, *inference.dead_letters,
+    )  # fmt: skip
 
 
 def of_load(load: LoadRecord) -> list[Observation]:
