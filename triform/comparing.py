@@ -81,6 +81,9 @@ def compare_part(
 
     Raises what is wrong with the files: `InputUnreadable`, `InputChanged`, `NotReconciled`.
     """
+    if (rows := answers.metadata.num_rows) != part.rows - len(refused):
+        told = f"{rows:,} rows in the run's data file, {part.rows:,} planned, {len(refused):,} dead letters"
+        raise NotReconciled(f"{part.label}: {told}; `python -m batch verify` tells more")
     return _Comparing(part, Side.of(stable), Side.of(candidate), answers, refused, edges).run(sources or Sources(), on_rows)
 
 
@@ -99,7 +102,7 @@ class _Comparing:
         self.part, self.sides, self.refused = part, (stable, candidate), refused
         pairs = shared_columns(stable.features, candidate.features)
         self.columns = {a.name: ColumnCount(part.number, a.name, self._tolerance(a, b), edges) for a, b in pairs}
-        self.answers = _Answers(answers, part, list(self.columns))
+        self.answers = _Answers(answers, list(self.columns))
         self.execute: tuple[dict[int, Sketch], dict[int, Sketch]] = ({}, {})
         self.dead: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
         self.errors = [0, 0]
@@ -116,7 +119,8 @@ class _Comparing:
     def run(self, sources: Sources, on_rows: Callable[[int], None]) -> ComparedPart:
         started, part = time.perf_counter(), self.part
         columns = list(dict.fromkeys(name for side in self.sides for name in side.features.columns))
-        with sources.open(part.path, part.identity) as source:
+        text = sorted(name for side in self.sides for name in side.features.text)
+        with sources.open(part.path, part.identity, text) as source:
             with unreadable(part.path, part.row_groups):
                 size = batch_rows(source.parquet, part.row_groups, columns)
             done = 0
@@ -230,17 +234,13 @@ def _told(error: Exception) -> tuple[str, str]:
 class _Answers:
     """The run's answers to a part, in their order, as many rows at a time as are asked for."""
 
-    def __init__(self, file: pq.ParquetFile, part: Part, columns: list[str]) -> None:
+    def __init__(self, file: pq.ParquetFile, columns: list[str]) -> None:
         self._batches = file.iter_batches(columns=columns, use_threads=False)
         self._left = pa.schema([file.schema_arrow.field(name) for name in columns]).empty_table()
-        self._part = part
 
     def take(self, rows: int) -> dict[str, pa.Array]:
-        """Raises `NotReconciled` where there are fewer."""
         while self._left.num_rows < rows:
-            batch = next(self._batches, None)
-            if batch is None:
-                raise NotReconciled(f"{self._part.label}: the run's data file has fewer rows than its dead letters leave")
-            self._left = pa.concat_tables([self._left, pa.Table.from_batches([batch]).select(self._left.column_names)])
+            batch = pa.Table.from_batches([next(self._batches)])
+            self._left = pa.concat_tables([self._left, batch.select(self._left.column_names)])
         taken, self._left = self._left.slice(0, rows), self._left.slice(rows)
         return {name: pa.concat_arrays(taken[name].chunks or [pa.array([], taken[name].type)]) for name in taken.column_names}

@@ -167,8 +167,7 @@ class _Scoring:
 
     def run(self, data: Path, dead_letters: Path, footer: dict[str, Any]) -> ScoredPart:
         began, started = time.time(), time.perf_counter()
-        text = {c.name for f in self.features.inputs if f.tensor.datatype == "BYTES" for c in f.columns}
-        coded = sorted(text.difference(self.layout.carried))
+        coded = sorted(self.features.text.difference(self.layout.carried))
         with self.sources.open(self.part.path, self.part.identity, coded) as source:
             schema = output_schema(self.features, source.schema, self.layout)
             with sink(data, schema) as writer:
