@@ -147,8 +147,8 @@ def finish(comparison: Comparison, spec: JobSpec, console: Console, stack: ExitS
         candidate=comparison.candidate,
         parts=len(parts),
         parts_compared=sum(not part.code for part in there),
-        rows=sum(part.window.shadowed.rows for part in there),
-        disagreed=sum(part.window.shadowed.disagreed for part in there),
+        rows=sum(part.rows for part in there),
+        disagreed=sum(part.disagreed for part in there),
         decision=found.verdict.decision,
         reasons=found.verdict.reasons,
         evidence=written,
@@ -180,7 +180,7 @@ def _compare_missing(
             if compared is None:
                 faults[outcome.error] += 1
             else:
-                progress.advance(plan.parts[outcome.part].rows, 0, compared.window.seconds)
+                progress.advance(plan.parts[outcome.part].rows, 0, sum(window.seconds for window in compared.windows))
             ended += compared is None or bool(compared.code)
             if ended >= MAX_FAULTS:
                 break

@@ -124,8 +124,8 @@ def _disagreement(
     ]
     headers = ("column", "rows apart", "of all", "largest difference", "as a share of it", "allowed (numbers)")
     yield page.table("By output column; a row disagrees if any of its columns does", headers, table)
-    some = [part for part in there if part.window.shadowed.rows]
-    shares = [part.window.shadowed.disagreed / part.window.shadowed.rows for part in some]
+    some = [part for part in there if part.rows]
+    shares = [part.disagreed / part.rows for part in some]
     says = f"From {min(shares):.3%} to {max(shares):.3%} of a part's rows."
     picture = plots.disagreement([part.part for part in some], shares, apart / rows)
     yield page.picture(picture, f"Share of rows that disagree, by part. {says}")
@@ -189,7 +189,7 @@ def _times(names: tuple[str, str], there: Sequence[ComparedPart]) -> Iterator[st
         yield page.paragraph("No run was timed.", "soft")
         return
     yield page.paragraph(
-        "The first rows of each part were answered by both versions in turn, up to 256 rows a run, in the same process; to 2.2%."
+        "The first rows of each window were answered by both versions in turn, up to 256 rows a run, in one process; to 2.2%."
     )
     headers = (
         "rows",
@@ -202,8 +202,9 @@ def _times(names: tuple[str, str], there: Sequence[ComparedPart]) -> Iterator[st
 
 def _rows(there: Sequence[ComparedPart]) -> tuple[int, int]:
     """Compared, and disagreeing."""
-    return sum(p.window.shadowed.rows for p in there), sum(p.window.shadowed.disagreed for p in there)
+    return sum(part.rows for part in there), sum(part.disagreed for part in there)
 
 
 def _arms(there: Sequence[ComparedPart]) -> tuple[Arm, Arm]:
-    return merge_arms([part.window.stable for part in there]), merge_arms([part.window.canary for part in there])
+    windows = [window for part in there for window in part.windows]
+    return merge_arms([window.stable for window in windows]), merge_arms([window.canary for window in windows])

@@ -3,7 +3,7 @@ written is only read.
 
     input file: row groups -> record batches -> candidate (answering.py) --+
     the run's data and dead letters of the same rows ----------------------+-> row by row: disagreement.py -> ComparedPart
-    the part's first rows -> both versions, in turn -> times --------------+
+    the first rows of each window -> both versions, in turn -> times ------+
 
 Whatever a candidate does is counted, never raised: rows that it refuses, a run that raises, one that takes too long or too much
 memory (that batch's rows are its errors then, and the part ends there).
@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from triform import arrow, buffers
 from triform.answering import Answered, answer_read
 from triform.arrow import Refused
-from triform.batch_rows import batch_rows
-from triform.disagreement import ColumnCount, ComparedPart
+from triform.batch_rows import BATCH_ROWS, batch_rows
+from triform.disagreement import ColumnCount, ComparedPart, added
 from triform.errors import NotReconciled, ResourceExhausted, RunFailed, TriformError, by_code
 from triform.features import Features, OutputColumn
 from triform.golden import Tolerance
@@ -36,7 +36,8 @@ from triform.rollout.windows import SHADOW, Arm, Shadowed, Sketch, Window, merge
 from triform.scoring import Part
 from triform.sources import Source, Sources, unreadable
 
-TIMED_ROWS: Final = 4096  # the first ones of a part, which both versions answer for their times ...
+WINDOWS: Final = 10  # of a part, unless they would have fewer rows than TIMED_ROWS
+TIMED_ROWS: Final = 2048  # the first ones of a window, which both versions answer for their times ...
 TIMED_RUN: Final = 256  # ... so many at once
 SLOWEST: Final = 20.0  # a candidate may take so many times as long as the run's own version, ...
 PATIENCE: Final = 60.0  # ... or so many seconds, over a part
@@ -87,8 +88,37 @@ def compare_part(
     return _Comparing(part, Side.of(stable), Side.of(candidate), answers, refused, edges).run(sources or Sources(), on_rows)
 
 
+class _Tally:
+    """What one window counts; of pairs the first is the run's own version."""
+
+    def __init__(self) -> None:
+        self.started = time.perf_counter()
+        self.read = self.requests = self.rows = self.disagreed = 0
+        self.errors = [0, 0]
+        self.execute: tuple[dict[int, Sketch], dict[int, Sketch]] = ({}, {})
+        self.scores: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
+
+    def note(self, bucket: int, seconds: Sequence[float]) -> None:
+        for kept, value in zip(self.execute, seconds, strict=True):
+            kept[bucket] = merge_sketches((kept.get(bucket, Sketch()), Sketch.of([value])))
+
+    def window(self, *, complete: bool) -> Window:
+        stable, canary = (
+            Arm(requests=self.requests, errors=self.errors[side], execute=self.execute[side], scores=self.scores[side])
+            for side in (0, 1)
+        )
+        return Window(
+            step=SHADOW,
+            seconds=max(time.perf_counter() - self.started, 0.001),
+            stable=stable,
+            canary=canary,
+            shadowed=Shadowed(requests=self.rows, rows=self.rows, disagreed=self.disagreed),
+            reported=1 if complete else 0,
+        )
+
+
 class _Comparing:
-    """The work on one part; used once. Of pairs the first is the run's own version."""
+    """The work on one part; used once."""
 
     def __init__(
         self,
@@ -102,13 +132,13 @@ class _Comparing:
         self.part, self.sides, self.refused = part, (stable, candidate), refused
         pairs = shared_columns(stable.features, candidate.features)
         self.columns = {a.name: ColumnCount(part.number, a.name, self._tolerance(a, b), edges) for a, b in pairs}
+        self.judged = score_column(stable.features, candidate.features)
         self.answers = _Answers(answers, list(self.columns))
-        self.execute: tuple[dict[int, Sketch], dict[int, Sketch]] = ({}, {})
         self.dead: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
-        self.errors = [0, 0]
-        self.requests = self.rows = self.disagreed = 0
+        self.windows: list[Window] = []
+        self.now = _Tally()
         self.fault = ("", "")
-        self.deadline = 0.0
+        self.deadline: float | None = None  # the candidate's, for the part
 
     def _tolerance(self, *columns: OutputColumn) -> Tolerance:
         return widest(
@@ -117,26 +147,42 @@ class _Comparing:
         )
 
     def run(self, sources: Sources, on_rows: Callable[[int], None]) -> ComparedPart:
-        started, part = time.perf_counter(), self.part
+        part = self.part
         columns = list(dict.fromkeys(name for side in self.sides for name in side.features.columns))
         text = sorted(name for side in self.sides for name in side.features.text)
+        each = max(TIMED_ROWS, -(-part.rows // WINDOWS))
         with sources.open(part.path, part.identity, text) as source:
             with unreadable(part.path, part.row_groups):
-                size = batch_rows(source.parquet, part.row_groups, columns)
+                size = batch_rows(source.parquet, part.row_groups, columns, most=min(each, BATCH_ROWS))
             done = 0
             for batch in source.batches(size, part.row_groups, columns):
-                if done == 0:
+                if self.now.read >= each:
+                    self._close()
+                if self.now.read == 0:
                     self._time(batch.slice(0, TIMED_ROWS))
                 self._compare(batch, part.first_row + done, source)
                 done += batch.num_rows
                 on_rows(done)
                 if self.fault[0]:
                     break
-        return self._compared(max(time.perf_counter() - started, 0.001))
+        self._close()
+        return ComparedPart(
+            part=part.number,
+            windows=tuple(self.windows),
+            columns=tuple(column.seen for column in self.columns.values()),
+            stable_refused=dict(self.dead[0]),
+            candidate_refused=dict(self.dead[1]),
+            code=self.fault[0],
+            error=self.fault[1],
+        )
+
+    def _close(self) -> None:
+        self.windows.append(self.now.window(complete=not self.fault[0]))
+        self.now = _Tally()
 
     def _time(self, batch: pa.RecordBatch) -> None:
-        """Both versions on the same rows, in turn, who is first in turn; it says how long the candidate may take in all."""
-        self.deadline = time.monotonic() + PATIENCE
+        """Both versions on the same rows, in turn, who is first too; the first window says how long the candidate may take."""
+        deadline = self.deadline or time.monotonic() + PATIENCE
         spent = timed = 0.0
         with suppress(Exception):  # what fails here is found row by row in `_compare`, and what is slow stops there
             inputs = [arrow.encode(side.features, batch).inputs for side in self.sides]
@@ -147,16 +193,13 @@ class _Comparing:
                     for side in (0, 1) if number % 2 else (1, 0):
                         some = {name: array[start:stop] for name, array in inputs[side].items()}
                         began = time.perf_counter()
-                        self.sides[side].predictor.run(some, deadline=self.deadline)
+                        self.sides[side].predictor.run(some, deadline=deadline)
                         seconds[side] = time.perf_counter() - began
                     if number:  # the first run of a size is slower than all that follow
-                        self._note(rows_bucket(stop - start), seconds)
+                        self.now.note(rows_bucket(stop - start), seconds)
                         spent, timed = spent + seconds[0], timed + stop - start
-        self.deadline = time.monotonic() + max(PATIENCE, SLOWEST * spent / max(timed, 1.0) * self.part.rows)
-
-    def _note(self, bucket: int, seconds: Sequence[float]) -> None:
-        for kept, value in zip(self.execute, seconds, strict=True):
-            kept[bucket] = merge_sketches((kept.get(bucket, Sketch()), Sketch.of([value])))
+        if self.deadline is None:
+            self.deadline = time.monotonic() + max(PATIENCE, SLOWEST * spent / max(timed, 1.0) * self.part.rows)
 
     def _compare(self, batch: pa.RecordBatch, start: int, source: Source) -> None:
         codes = {row - start: code for row, code in self.refused.items() if start <= row < start + batch.num_rows}
@@ -167,11 +210,14 @@ class _Comparing:
         places = [buffers.from_numpy(np.searchsorted(rows, both)) for rows in (ours, second.rows)]
         apart = np.zeros(len(both), dtype=np.bool_)
         for name, column in self.columns.items():
-            column.score(first[name], second.columns.get(name))
+            bins = column.score(first[name], second.columns.get(name))
+            if name == self.judged:
+                self.now.scores = added(self.now.scores[0], bins[0]), added(self.now.scores[1], bins[1])
             if len(both):
                 apart |= column.compare(first[name].take(places[0]), second.columns[name].take(places[1]), start + both)
-        self.rows += len(both)
-        self.disagreed += int(apart.sum())
+        self.now.read += batch.num_rows
+        self.now.rows += len(both)
+        self.now.disagreed += int(apart.sum())
 
     def _ask(self, batch: pa.RecordBatch, start: int, source: Source) -> Answered:
         """What the candidate answers; where it cannot be asked it has refused the whole batch."""
@@ -192,35 +238,9 @@ class _Comparing:
             if not (side and self.fault[0]):  # then nobody knows which rows of the batch were at fault
                 failed[[row for row, code in codes[side].items() if code in own]] = True
         asked = there.any(axis=0) | failed
-        self.requests += int(asked.sum())
+        self.now.requests += int(asked.sum())
         for side in 0, 1:
-            self.errors[side] += int((asked & ~there[side]).sum())
-
-    def _compared(self, seconds: float) -> ComparedPart:
-        columns = tuple(column.finish() for column in self.columns.values())
-        score = score_column(*(side.features for side in self.sides))
-        scores = next(((c.stable, c.candidate) for c in columns if c.name == score), ((), ()))
-        stable, canary = (
-            Arm(requests=self.requests, errors=self.errors[side], execute=self.execute[side], scores=scores[side])
-            for side in (0, 1)
-        )
-        window = Window(
-            step=SHADOW,
-            seconds=seconds,
-            stable=stable,
-            canary=canary,
-            shadowed=Shadowed(requests=self.rows, rows=self.rows, disagreed=self.disagreed),
-            reported=0 if self.fault[0] else 1,
-        )
-        return ComparedPart(
-            part=self.part.number,
-            window=window,
-            columns=columns,
-            stable_refused=dict(self.dead[0]),
-            candidate_refused=dict(self.dead[1]),
-            code=self.fault[0],
-            error=self.fault[1],
-        )
+            self.now.errors[side] += int((asked & ~there[side]).sum())
 
 
 def _told(error: Exception) -> tuple[str, str]:

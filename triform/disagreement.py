@@ -52,16 +52,25 @@ class ComparedColumn(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ComparedPart(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of comparing a part. `window` is what the gate reads: complete where every row was asked. `code` and `error` say
-    why it was not."""
+    """What came of comparing a part. `windows` are what the gate reads, in the order of the rows; the last is complete unless the
+    candidate could not be asked for all of them: `code` and `error` say why."""
 
     part: int
-    window: Window
+    windows: tuple[Window, ...]
     columns: tuple[ComparedColumn, ...] = ()
     stable_refused: dict[str, int] = {}  # rows by error code
     candidate_refused: dict[str, int] = {}
     code: str = ""
     error: str = ""
+
+    @property
+    def rows(self) -> int:
+        """Rows that both versions have answered."""
+        return sum(window.shadowed.rows for window in self.windows)
+
+    @property
+    def disagreed(self) -> int:
+        return sum(window.shadowed.disagreed for window in self.windows)
 
 
 def crashed(part: int, answered: int, error: str) -> ComparedPart:
@@ -73,26 +82,28 @@ def crashed(part: int, answered: int, error: str) -> ComparedPart:
         canary=Arm(requests=answered, errors=answered),
         reported=0,
     )
-    return ComparedPart(part=part, window=window, code="part_crashed", error=error)
+    return ComparedPart(part=part, windows=(window,), code="part_crashed", error=error)
 
 
 class ColumnCount:
-    """Counts one output column of a part, batch by batch. `edges`: of the bins."""
+    """Counts one output column of a part, batch by batch, in `seen`. `edges`: of the bins."""
 
     def __init__(self, part: int, name: str, tolerance: Tolerance, edges: Sequence[float]) -> None:
         self._part, self._edges = part, edges
-        self._scores: list[NDArray[np.int64] | None] = [None, None]
         self._example_by = -1.0
         self.seen = ComparedColumn(name=name, tolerance=tolerance)
 
-    def score(self, stable: pa.Array, candidate: pa.Array | None) -> None:
-        """All that each has answered, whether the other has or not."""
-        for side, values in enumerate((stable, candidate)):
-            leaves = None if values is None else _leaves(values)[0]
-            if leaves is not None and leaves.dtype.kind == "f":
-                counts = np.array(score_bins(leaves, self._edges), dtype=np.int64)
-                before = self._scores[side]
-                self._scores[side] = counts if before is None else before + counts
+    def score(self, stable: pa.Array, candidate: pa.Array | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Counts all that each has answered, whether the other has or not; returns what came to the bins now."""
+        now = (self._bins(stable), () if candidate is None else self._bins(candidate))
+        self.seen = msgspec.structs.replace(
+            self.seen, stable=added(self.seen.stable, now[0]), candidate=added(self.seen.candidate, now[1])
+        )
+        return now
+
+    def _bins(self, values: pa.Array) -> tuple[int, ...]:
+        leaves, _, _ = _leaves(values)
+        return score_bins(leaves, self._edges) if leaves.dtype.kind == "f" else ()
 
     def compare(self, stable: pa.Array, candidate: pa.Array, numbers: NDArray[np.intp]) -> NDArray[np.bool_]:
         """Which rows disagree. `numbers`: of the rows, in their file."""
@@ -113,10 +124,6 @@ class ColumnCount:
             example=example,
         )
         return mask
-
-    def finish(self) -> ComparedColumn:
-        stable, candidate = (() if counts is None else tuple(counts.tolist()) for counts in self._scores)
-        return msgspec.structs.replace(self.seen, stable=stable, candidate=candidate)
 
 
 def rows_apart(first: pa.Array, second: pa.Array, tolerance: Tolerance) -> tuple[NDArray[np.bool_], Apart, NDArray[np.intp]]:
@@ -160,12 +167,13 @@ def _sum(a: ComparedColumn, b: ComparedColumn) -> ComparedColumn:
         largest=max(a.largest, b.largest),
         relative=max(a.relative, b.relative),
         example=example,
-        stable=_added(a.stable, b.stable),
-        candidate=_added(a.candidate, b.candidate),
+        stable=added(a.stable, b.stable),
+        candidate=added(a.candidate, b.candidate),
     )
 
 
-def _added(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
+def added(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
+    """Counts in the same bins; none is nothing."""
     return tuple(x + y for x, y in zip(a, b, strict=True)) if a and b else a or b
 
 

@@ -1,4 +1,4 @@
-"""A part's rows find their answers of the run again, whatever was refused between them and however the batches fall."""
+"""A part's rows find their answers of the run again, whatever was refused between them and however windows and batches fall."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from triform.features import Features
 from triform.packaging import package_model
 from triform.predictor import Predictor
 from triform.repository import ModelRepository, open_repository
+from triform.rollout.windows import merge
 from triform.scoring import Layout, Part, score_part
 from triform.sources import fingerprint
 
@@ -55,14 +56,16 @@ def test_each_row_meets_its_own_answer(
     compare: Callable[..., ComparedPart], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
     """Versions of ten and eight entries; nulls, which both refuse, and entries that one or none of them has."""
-    monkeypatch.setattr(comparing, "batch_rows", lambda *_: size)
+    monkeypatch.setattr(comparing, "TIMED_ROWS", size)
+    monkeypatch.setattr(comparing, "WINDOWS", 1000)
     asked = np.random.default_rng(size).integers(0, 11, 100)
     null = np.random.default_rng(1).random(100) < 0.2
     values = [None if gone else int(x) for x, gone in zip(asked, null, strict=True)]
     models = [(testing.lookup(tmp_path / f"{n}.onnx", entries=n), "") for n in (10, 8)]
     found = compare(models, {"x": pa.array(values, pa.int64())}, first_row=1000)
     there = asked[~null]
-    window = found.window
+    assert len(found.windows) == -(-100 // size)
+    window = merge(found.windows)
     assert (found.code, window.shadowed.disagreed, window.shadowed.rows) == ("", 0, int((there < 8).sum()))
     assert (window.stable.requests, window.stable.errors, window.canary.errors) == (
         len(there), int((there == 10).sum()), int((there >= 8).sum()),
@@ -80,7 +83,7 @@ def test_labels_are_compared_as_the_output_has_them(compare: Callable[..., Compa
     configs = ['[outputs.y]\nlabels = ["no", "yes"]\n', '[outputs.y]\nlabels = ["no", "maybe"]\n']
     found = compare([(model, config) for config in configs], {"x": [0, 1, 1, 0]})
     (column,) = found.columns
-    assert (column.rows, found.window.shadowed.disagreed, column.stable) == (2, 2, ())
+    assert (column.rows, found.disagreed, column.stable) == (2, 2, ())
     assert column.example is not None
     assert (column.example.row, column.example.stable, column.example.candidate) == (1, "yes", "maybe")
 
@@ -88,7 +91,7 @@ def test_labels_are_compared_as_the_output_has_them(compare: Callable[..., Compa
 def test_another_datatype_is_compared_within_the_coarser_tolerance(compare: Callable[..., ComparedPart], tmp_path: Path) -> None:
     models = [(testing.identity(tmp_path / f"{kind}.onnx", kind, shape=("N", 1)), "") for kind in ("FP64", "FP32")]
     found = compare(models, {"x": pa.array([0.1, 1e6 + 0.03125, 30.0], pa.float32())})
-    assert found.window.shadowed.disagreed == 0
+    assert found.disagreed == 0
     assert found.columns[0].tolerance.rtol == pytest.approx(1e-5)
 
 
@@ -98,8 +101,8 @@ def test_lists(compare: Callable[..., ComparedPart], tmp_path: Path) -> None:
         (testing.slow(tmp_path / "b.onnx", layers=1, width=2), ""),
     ]
     found = compare(models, {"x": [[1.0, 30.0], [70.0, 2.0]]})
-    assert found.window.shadowed.disagreed == 0
-    assert found.window.stable.scores == (2, 1, 1, 0)  # of elements
+    assert found.disagreed == 0
+    assert found.windows[0].stable.scores == (2, 1, 1, 0)  # of elements
 
 
 def test_what_the_candidate_raises_is_its_fault(compare: Callable[..., ComparedPart], tmp_path: Path) -> None:
@@ -107,9 +110,9 @@ def test_what_the_candidate_raises_is_its_fault(compare: Callable[..., ComparedP
     model = testing.identity(tmp_path / "m.onnx", "INT64", shape=("N", 1))
     configs = ['[outputs.y]\nlabels = ["no", "yes"]\n', '[outputs.y]\nlabels = ["no"]\n']
     found = compare([(model, config) for config in configs], {"x": pa.array([0, None, 1], pa.int64())})
-    assert (found.code, found.window.complete) == ("configuration", False)
+    assert (found.code, found.windows[0].complete) == ("configuration", False)
     assert "names 1 classes; the model answered 1" in found.error
-    assert (found.window.canary.requests, found.window.canary.errors, found.window.stable.errors) == (2, 2, 0)
+    assert (found.windows[0].canary.requests, found.windows[0].canary.errors, found.windows[0].stable.errors) == (2, 2, 0)
     assert found.stable_refused == {"missing_value": 1}
 
 

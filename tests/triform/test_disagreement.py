@@ -45,7 +45,7 @@ def count(part: int, first: Any, second: Any) -> ComparedPart:
     arrays = pa.array(first, pa.float32()), pa.array(second, pa.float32())
     column.score(*arrays)
     column.compare(*arrays, 100 * part + np.arange(len(first)))
-    return ComparedPart(part=part, window=Window(step=SHADOW, seconds=1.0), columns=(column.finish(),))
+    return ComparedPart(part=part, windows=(Window(step=SHADOW, seconds=1.0),), columns=(column.seen,))
 
 
 def test_parts_in_any_order_come_to_the_same() -> None:
@@ -66,13 +66,13 @@ def test_a_disagreement_without_a_size_has_an_example_too() -> None:
 
 
 def test_a_part_of_one_side_only_takes_part() -> None:
-    nothing = ComparedPart(part=1, window=Window(step=SHADOW, seconds=1.0))
+    nothing = ComparedPart(part=1, windows=(Window(step=SHADOW, seconds=1.0),))
     assert merge_columns([nothing, count(0, [1], [1])]) == merge_columns([count(0, [1], [1])])
     assert merge_columns([]) == []
 
 
 def test_a_crashed_part_is_the_candidates_error() -> None:
-    window = crashed(4, 70, "it died").window
+    (window,) = crashed(4, 70, "it died").windows
     assert (window.stable.errors, window.canary.errors, window.canary.requests) == (0, 70, 70)
     assert not window.complete
 
@@ -81,6 +81,6 @@ def test_a_crashed_part_is_the_candidates_error() -> None:
 def test_examples_are_short(long: str) -> None:
     column = ColumnCount(0, "y", EXACT, edges=(0.5,))
     column.compare(pa.array([long]), pa.array(["y"]), np.arange(1))
-    example = column.finish().example
+    example = column.seen.example
     assert example is not None
     assert len(example.stable) == 120

@@ -5,7 +5,7 @@
                                           evidence.json    the windows and the gate's verdict on them
                                           report.html
 
-    ComparedPart by part -> windows (neighbouring parts together) -> gate.py -> Evidence
+    ComparedPart by part -> windows, neighbours together -> gate.py -> Evidence
 
 Only committed runs are compared, and nothing that readers look at is touched: a comparison can fail, be killed and be made again
 as it likes. The folder's name holds the version, its digest and the score bins, so only what belongs together is added up.
@@ -37,6 +37,7 @@ DEFAULT: Final = Policy(
     guards=Guards(disagreement=Disagreement(), score_shift=ScoreShift()),
     longest_seconds=MOST_SECONDS,  # nobody waits for a run: its seconds are those of many actors, one after another
 )
+_MISSING: Final = Window(step=SHADOW, seconds=0.001, reported=0)
 _RECORD: Final = re.compile(r"(\d{5,})\.json")
 
 
@@ -103,16 +104,16 @@ def _marker(folder: RunFolder, asked: str) -> str:
 
 
 def windows(compared: Sequence[ComparedPart | None]) -> tuple[Window, ...]:
-    """The parts' windows in the order of the parts, neighbours together where there are many. None: not compared, or not yet;
-    a window with such a part is not complete, and promotes nothing."""
-    size = -(-len(compared) // MOST_WINDOWS)
-    return tuple(_together(compared[at : at + size]) for at in range(0, len(compared), max(size, 1)))
+    """The windows of all parts, neighbours together where there are many. None: a part that was not compared, or not yet; what
+    holds such a part is not complete, and promotes nothing."""
+    found = [window for part in compared for window in (part.windows if part is not None else (_MISSING,))]
+    size = max(1, -(-len(found) // MOST_WINDOWS))
+    return tuple(_together(found[at : at + size]) for at in range(0, len(found), size))
 
 
-def _together(parts: Sequence[ComparedPart | None]) -> Window:
-    """Parts are compared one after another, so their seconds add up, unlike those of replicas."""
-    found = [part.window for part in parts if part is not None] or [Window(step=SHADOW, seconds=0.001, reported=0)]
-    return msgspec.structs.replace(merge(found), seconds=sum(window.seconds for window in found), expected=len(parts))
+def _together(found: Sequence[Window]) -> Window:
+    """They were measured one after another, so their seconds add up, unlike those of replicas."""
+    return msgspec.structs.replace(merge(found), seconds=sum(window.seconds for window in found), expected=len(found))
 
 
 def evidence(ours: Pinned, comparison: Comparison, compared: Sequence[ComparedPart | None], at: str) -> Evidence:

@@ -12,7 +12,7 @@ from triform.runs.plan import Pinned
 def part(number: int, rows: int = 10, disagreed: int = 0) -> ComparedPart:
     arm = Arm(requests=rows, execute={8: Sketch.of([0.01])}, scores=(rows, 0))
     shadowed = Shadowed(requests=rows, rows=rows, disagreed=disagreed)
-    return ComparedPart(part=number, window=Window(step=SHADOW, seconds=2.0, stable=arm, canary=arm, shadowed=shadowed))
+    return ComparedPart(part=number, windows=(Window(step=SHADOW, seconds=2.0, stable=arm, canary=arm, shadowed=shadowed),))
 
 
 def test_few_parts_are_a_window_each() -> None:
