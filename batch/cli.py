@@ -224,7 +224,8 @@ def print_summary(summary: job.Summary, console: Console) -> None:
         rows.append(("compared", f"{told}; as a shadow: {compared.decision}"))
         rows += [("", f"{parts:,} part(s) not compared: {why}") for why, parts in compared.faults.items()]
         rows.append(("", compared.report))
-        rows.append(("evidence", f"triform rollout replay {shlex.quote(compared.evidence)}"))
+        here = not compared.evidence.startswith("s3://")
+        rows.append(("evidence", f"triform rollout replay {shlex.quote(compared.evidence)}" if here else compared.evidence))
     for name, value in rows:  # a table would cut long paths short
         console.print(f"  {name:<14}{value}", markup=False, highlight=False, soft_wrap=True)
 

@@ -133,7 +133,7 @@ class _Comparing:
         pairs = shared_columns(stable.features, candidate.features)
         self.columns = {a.name: ColumnCount(part.number, a.name, self._tolerance(a, b), edges) for a, b in pairs}
         self.judged = score_column(stable.features, candidate.features)
-        self.answers = _Answers(answers, list(self.columns))
+        self.answers = answers
         self.dead: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
         self.windows: list[Window] = []
         self.now = _Tally()
@@ -154,13 +154,13 @@ class _Comparing:
         with sources.open(part.path, part.identity, text) as source:
             with unreadable(part.path, part.row_groups):
                 size = batch_rows(source.parquet, part.row_groups, columns, most=min(each, BATCH_ROWS))
-            done = 0
+            taken, done = _Answers(self.answers, list(self.columns), size), 0
             for batch in source.batches(size, part.row_groups, columns):
                 if self.now.read >= each:
                     self._close()
                 if self.now.read == 0:
                     self._time(batch.slice(0, TIMED_ROWS))
-                self._compare(batch, part.first_row + done, source)
+                self._compare(batch, part.first_row + done, source, taken)
                 done += batch.num_rows
                 on_rows(done)
                 if self.fault[0]:
@@ -201,10 +201,10 @@ class _Comparing:
         if self.deadline is None:
             self.deadline = time.monotonic() + max(PATIENCE, SLOWEST * spent / max(timed, 1.0) * self.part.rows)
 
-    def _compare(self, batch: pa.RecordBatch, start: int, source: Source) -> None:
+    def _compare(self, batch: pa.RecordBatch, start: int, source: Source, answers: _Answers) -> None:
         codes = {row - start: code for row, code in self.refused.items() if start <= row < start + batch.num_rows}
         ours = np.delete(np.arange(batch.num_rows), list(codes))
-        first, second = self.answers.take(len(ours)), self._ask(batch, start, source)
+        first, second = answers.take(len(ours)), self._ask(batch, start, source)
         self._count(batch.num_rows, (ours, second.rows), (codes, {r.row: r.code for r in second.refused}))
         both = np.intersect1d(ours, second.rows, assume_unique=True)
         places = [buffers.from_numpy(np.searchsorted(rows, both)) for rows in (ours, second.rows)]
@@ -254,8 +254,8 @@ def _told(error: Exception) -> tuple[str, str]:
 class _Answers:
     """The run's answers to a part, in their order, as many rows at a time as are asked for."""
 
-    def __init__(self, file: pq.ParquetFile, columns: list[str]) -> None:
-        self._batches = file.iter_batches(columns=columns, use_threads=False)
+    def __init__(self, file: pq.ParquetFile, columns: list[str], rows: int) -> None:
+        self._batches = file.iter_batches(rows, columns=columns, use_threads=False)
         self._left = pa.schema([file.schema_arrow.field(name) for name in columns]).empty_table()
 
     def take(self, rows: int) -> dict[str, pa.Array]:
