@@ -163,7 +163,7 @@ def _compare_missing(
     """Returns why parts have no record after this, and how many."""
     repository, candidate = open_repository(plan.repository), comparison.candidate
     threads = max(_package(repository, wanted).manifest.config.runtime.threads for wanted in (plan.pinned, candidate))
-    console.print(f"comparing with {candidate.ref}: {len(missing)} part(s)", highlight=False, soft_wrap=True)
+    console.print(f"committed; comparing {len(missing)} part(s) with {candidate.ref}", highlight=False, soft_wrap=True)
     faults, ended, watch = Counter[str](), 0, Watch()
     rows = sum(plan.parts[number].rows for number in missing)
     with RunProgress(console, rows=rows, parts=len(missing), under_way=watch.rows_under_way) as progress:

@@ -75,20 +75,7 @@ def run(spec: JobSpec, console: Console, telemetry: Telemetry | None = None, *, 
     with told_if_failed(spec, telemetry), _output_failures(), ExitStack() as own:
         output = open_files(spec.output)
         with held(output, spec.lease) as lease:
-            summary = _run(spec, output, console, telemetry, lease, stack or own)
-    ref, done = Ref.parse(summary.manifest.pinned.ref), summary.manifest
-    telemetry.ran(
-        RunRecord(
-            model=ref.model,
-            version=ref.version,
-            seconds=summary.seconds,
-            rows_in=done.rows_in,
-            rows_out=done.rows_out,
-            rows_dead=done.rows_dead,
-            ended_at=time.time(),
-        )
-    )
-    return summary
+            return _run(spec, output, console, telemetry, lease, stack or own)
 
 
 @contextmanager
@@ -128,14 +115,31 @@ def _run(
     else:
         console.print(f"run {plan.run} is committed already: nothing to score", highlight=False, soft_wrap=True)
     done = commit(folder, plan, max_dead_letters=spec.max_dead_letters, if_exists=spec.if_exists)
-    seconds = time.perf_counter() - started
-    return Summary(
+    summary = Summary(
         folder=folder.location,
         manifest=done,
         scored=scored,
-        seconds=seconds,
+        seconds=time.perf_counter() - started,
         scoring_seconds=scoring_seconds,
-        compared=_compared(comparison, spec, console, stack) if comparison else None,
+    )
+    _record_run(summary, telemetry)
+    if comparison is None:
+        return summary
+    return msgspec.structs.replace(summary, compared=_compared(comparison, spec, console, stack))
+
+
+def _record_run(summary: Summary, telemetry: Telemetry) -> None:
+    ref, done = Ref.parse(summary.manifest.pinned.ref), summary.manifest
+    telemetry.ran(
+        RunRecord(
+            model=ref.model,
+            version=ref.version,
+            seconds=summary.seconds,
+            rows_in=done.rows_in,
+            rows_out=done.rows_out,
+            rows_dead=done.rows_dead,
+            ended_at=time.time(),
+        )
     )
 
 
