@@ -14,6 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -181,7 +182,8 @@ def resident_bytes(pid: int) -> int:
 def main(path: Path, seconds: float) -> int:
     """The child: a package folder is loaded and warmed up, a file is only opened. Writes its error as JSON and exits with 1.
 
-    An alarm ends it a little after its parent would, in case the parent was killed. What its parent may be serving goes first.
+    An alarm ends it a little after its parent would, in case the parent was killed. What its parent may be serving goes first:
+    where memory runs out, whatever the limit, it is this process that the kernel ends.
     """
     import signal
 
@@ -190,6 +192,8 @@ def main(path: Path, seconds: float) -> int:
     from triform.runtime import RuntimeOptions, open_session
 
     os.nice(10)
+    with suppress(OSError):  # no /proc, or one that is read only
+        Path("/proc/self/oom_score_adj").write_text("1000")
     signal.alarm(int(seconds) + 5)
     try:
         if path.is_dir():

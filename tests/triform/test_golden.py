@@ -6,6 +6,8 @@ import io
 import os
 import signal
 import struct
+import subprocess
+import sys
 import threading
 import time
 import zipfile
@@ -242,6 +244,21 @@ def test_a_process_that_dies_is_told_with_its_signal(tmp_path: Path, folder: Pat
     with pytest.raises(ModelCrashed, match=r"took down the process that tried it \(signal 11\)"):
         golden.verify_in_child(folder, seconds=20)
     killer.join()
+
+
+def test_what_is_tried_gives_way_to_what_is_served(tmp_path: Path, folder: Path, reseal: Callable[..., None]) -> None:
+    """Where CPUs or memory run short, in a container for instance: the child waits, and it is the child that the kernel ends."""
+    put(endless(tmp_path / "m.onnx"), folder, 1.0, reseal)
+    with subprocess.Popen([sys.executable, "-m", "triform.golden", folder, "60"], env=golden.child_env()) as child:
+        try:
+            score, deadline = Path(f"/proc/{child.pid}/oom_score_adj"), time.monotonic() + 50
+            while score.read_text().strip() != "1000":
+                assert child.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            assert psutil.Process(child.pid).nice() == min(psutil.Process().nice() + 10, 19)
+        finally:
+            child.kill()
 
 
 def test_the_childs_own_error_comes_through(folder: Path) -> None:
