@@ -455,6 +455,7 @@ def test_a_killed_comparison_is_finished_by_the_same_command(bench: Workbench, r
 
 
 @x86
+@pytest.mark.slow
 def test_a_candidate_that_kills_actors_harms_no_row(bench: Workbench, tmp_path: Path, ray_cluster: Any) -> None:
     shutil.copytree(bench.repository, tmp_path / "models")
     bench.repository = tmp_path / "models"
