@@ -17,6 +17,7 @@ import msgspec
 from batch.alone import Work, score_alone
 from batch.attempts import IN_ACTOR, IN_ALL, LOADING, OneProcess, Registry
 from triform.batch_rows import BATCH_ROWS
+from triform.disagreement import ComparedPart
 from triform.errors import (
     DigestMismatch,
     JobError,
@@ -40,8 +41,8 @@ from triform.telemetry import LoadRecord
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """Of one part: what was scored, or the error's code and message. `attempts` counts the processes that died over it too;
-    `load` is there once for each time that an actor has loaded the model."""
+    """Of one part: what was scored or compared, or the error's code and message. `attempts` counts the processes that died over
+    it too; `load` is there once for each time that an actor has loaded the model."""
 
     part: int
     scored: ScoredPart | None = None
@@ -49,6 +50,7 @@ class Outcome(msgspec.Struct, frozen=True):
     error: str = ""
     attempts: int = 1
     load: LoadRecord | None = None
+    compared: ComparedPart | None = None
 
 
 def pinned_predictor(location: str, pinned: Pinned, options: RuntimeOptions) -> Predictor:
@@ -82,7 +84,7 @@ def _plan_of(folder: RunFolder) -> Plan:
         ) from error
 
 
-def _told(error: Exception) -> tuple[str, str]:
+def told(error: Exception) -> tuple[str, str]:
     """Code and message; an `OSError` means that the output's disk is full, gone or not ours to write."""
     if isinstance(error, TriformError):
         return error.code, str(error)
@@ -155,7 +157,7 @@ class PartScorer:
             placed = self._place(scored) if isinstance(scored, Attempted) else scored
         except Exception as error:  # noqa: BLE001 - told as data: raised here, Ray would take it for a dead worker and try again
             if (placed := self._of_another(number)) is None:
-                return Outcome(number, None, *_told(error), attempts=deaths + 1, load=load)
+                return Outcome(number, None, *told(error), attempts=deaths + 1, load=load)
         finally:
             self.attempts.end(number, self.me, scored=placed is not None)
         return Outcome(number, placed, attempts=deaths + 1, load=load)
@@ -179,11 +181,14 @@ class PartScorer:
                 "enough for it, in each actor? Ray's log says what ended them"
             )
         try:
-            predictor = pinned_predictor(self.plan.repository, self.plan.pinned, self.options)
+            predictor = self._open()
         finally:
             self.attempts.loaded(self.actor, self.me)
         self.load = LoadRecord.of(predictor.manifest, predictor.provider, predictor.load_seconds, form="batch")
         return predictor
+
+    def _open(self) -> Predictor:
+        return pinned_predictor(self.plan.repository, self.plan.pinned, self.options)
 
     def _score(self, number: int, deaths: int) -> ScoredPart | Attempted:
         if deaths < IN_ACTOR:

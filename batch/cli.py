@@ -66,6 +66,10 @@ def run(
     lease: Annotated[float | None, typer.Option(help="seconds without a sign of life after which another may take over")] = None,
     pushgateway: Annotated[str | None, typer.Option(help="address of a Pushgateway that is told what came of it")] = None,
     cloudwatch: Annotated[str | None, typer.Option(help="namespace in CloudWatch that is told what came of it")] = None,
+    compare: Annotated[
+        str | None, typer.Option(help="another version of the model, 2 or canary: what it would have answered is compared")
+    ] = None,
+    policy: Annotated[str | None, typer.Option(help="a rollout.toml by which the comparison is judged")] = None,
     report: Annotated[bool, typer.Option("--report", help="write the report after the commit")] = False,
     json: Annotated[bool, typer.Option("--json", help="print the summary as JSON")] = False,
 ) -> None:
@@ -74,7 +78,7 @@ def run(
         "repository": repository, "model": model, "input": input, "output": output, "key": key, "keep": keep, "actors": actors,
         "cpus": cpus, "gpus": gpus, "provider": provider, "max_dead_letters": max_dead_letters, "if_exists": if_exists,
         "address": address, "partition": partition, "from": first, "to": last, "lease": lease, "pushgateway": pushgateway,
-        "cloudwatch": cloudwatch,
+        "cloudwatch": cloudwatch, "compare": compare, "policy": policy,
     }  # fmt: skip
     console = Console(stderr=json)
     if report:
@@ -214,6 +218,14 @@ def print_summary(summary: job.Summary, console: Console) -> None:
         rows.append(("dead letters", f"{summary.folder}/dead_letters"))
     rows.append(("report", f"python -m batch report {shlex.quote(summary.folder)}"))
     rows.append(("verify", f"python -m batch verify {shlex.quote(summary.folder)}"))
+    if (compared := summary.compared) is not None:
+        share = f" ({compared.disagreed / compared.rows:.3%})" if compared.rows else ""
+        told = f"{compared.disagreed:,} of {compared.rows:,} rows disagree with {compared.candidate.ref}{share}"
+        rows.append(("compared", f"{told}; as a shadow: {compared.decision}"))
+        rows += [("", f"{parts:,} part(s) not compared: {why}") for why, parts in compared.faults.items()]
+        rows.append(("", compared.report))
+        here = not compared.evidence.startswith("s3://")
+        rows.append(("evidence", f"triform rollout replay {shlex.quote(compared.evidence)}" if here else compared.evidence))
     for name, value in rows:  # a table would cut long paths short
         console.print(f"  {name:<14}{value}", markup=False, highlight=False, soft_wrap=True)
 

@@ -23,7 +23,6 @@ from triform.errors import NotReconciled
 from triform.runs.commit import RunManifest
 from triform.runs.folder import RunFolder, part_name
 from triform.runs.plan import Plan
-from triform.scoring import ScoredPart
 
 T = TypeVar("T")
 SAMPLE_ROWS: Final = 200_000
@@ -83,7 +82,7 @@ def sample(folder: RunFolder, plan: Plan, done: RunManifest) -> Sample:
     skipped: list[str] = []
     rows = 0
     for at, part in enumerate(parts):
-        with _table(folder, folder.data(committed=True), part) as file:
+        with part_table(folder, folder.data(committed=True), part.part) as file:
             if at == 0:
                 columns, skipped = _columns(file.schema_arrow, plan)
             quota = part.rows_out * SAMPLE_ROWS // max(total, SAMPLE_ROWS)
@@ -102,7 +101,7 @@ def examples(folder: RunFolder, done: RunManifest) -> list[Example]:
     for part in evenly(parts, EXAMPLE_PARTS):
         if not any(wanted[code] for code in part.dead):
             continue
-        with _table(folder, folder.dead_letters(committed=True), part) as file:
+        with part_table(folder, folder.dead_letters(committed=True), part.part) as file:
             for batch in file.iter_batches(4096, columns=["source_file", "row_number", "code", "reason"], use_threads=False):
                 for code in [code for code, missing in wanted.items() if missing]:
                     some = batch.filter(pc.equal(batch.column("code"), code)).slice(0, wanted[code]).to_pylist()
@@ -113,9 +112,9 @@ def examples(folder: RunFolder, done: RunManifest) -> list[Example]:
 
 
 @contextmanager
-def _table(folder: RunFolder, below: str, part: ScoredPart) -> Iterator[pq.ParquetFile]:
+def part_table(folder: RunFolder, below: str, part: int) -> Iterator[pq.ParquetFile]:
     """A part's file of a committed run, open; whatever is wrong with it becomes `NotReconciled`."""
-    name = f"{below}/{part_name(part.part)}"
+    name = f"{below}/{part_name(part)}"
     try:
         with folder.files.open(name) as opened, pq.ParquetFile(opened, pre_buffer=False) as file:
             yield file

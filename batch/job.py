@@ -1,7 +1,7 @@
 """Runs one job: from its specification to a committed run.
 
     JobSpec -> take the lease -> resolve and pin the model -> plan, or find the unfinished run again -> score what is missing
-            -> commit -> Summary
+            -> commit -> with `compare`: compare.py, after it -> Summary
 
 The way of a row: `score_missing` hands part numbers to the actors of `pool.py`; each actor streams its part through
 `triform/scoring.py`; `commit.py` counts every row before anybody sees one.
@@ -17,18 +17,21 @@ from typing import Final
 import msgspec
 from rich.console import Console
 
-from batch.actor import Outcome
+from batch import compare
+from batch.actor import Outcome, PartScorer
 from batch.lease import Lease, held
-from batch.pool import Cluster, size_pool
+from batch.pool import Cluster, fitting_pool
 from batch.progress import RunProgress
 from batch.registry import Watch
 from batch.remote import drive
 from batch.spec import JobSpec
+from triform.cli.output import printable
 from triform.errors import JobError, StoreError, TooManyDeadLetters, TriformError, by_code
 from triform.features import Features
 from triform.repository import Ref, open_repository, resolve
 from triform.runs import inputs
 from triform.runs.commit import RunManifest, allowed_dead, commit, utc_now
+from triform.runs.comparison import Comparison
 from triform.runs.folder import RunFolder, open_run
 from triform.runs.plan import Pinned, Plan, job_id, make_plan
 from triform.runs.pointer import check_output
@@ -50,6 +53,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     scored: int
     seconds: float
     scoring_seconds: float
+    compared: compare.Compared | None = None
 
     @property
     def data(self) -> str:
@@ -71,20 +75,7 @@ def run(spec: JobSpec, console: Console, telemetry: Telemetry | None = None, *, 
     with told_if_failed(spec, telemetry), _output_failures(), ExitStack() as own:
         output = open_files(spec.output)
         with held(output, spec.lease) as lease:
-            summary = _run(spec, output, console, telemetry, lease, stack or own)
-    ref, done = Ref.parse(summary.manifest.pinned.ref), summary.manifest
-    telemetry.ran(
-        RunRecord(
-            model=ref.model,
-            version=ref.version,
-            seconds=summary.seconds,
-            rows_in=done.rows_in,
-            rows_out=done.rows_out,
-            rows_dead=done.rows_dead,
-            ended_at=time.time(),
-        )
-    )
-    return summary
+            return _run(spec, output, console, telemetry, lease, stack or own)
 
 
 @contextmanager
@@ -115,6 +106,7 @@ def _run(
     plan = prepare(spec, console, output)
     folder = RunFolder(output, plan.run)
     check_output(folder.files, plan.run, spec.if_exists)
+    comparison = compare.prepare(spec, plan, folder) if spec.compare is not None else None
     scored, scoring_seconds = 0, 0.0
     if not folder.committed():
         plan = folder.begin(plan)
@@ -123,13 +115,42 @@ def _run(
     else:
         console.print(f"run {plan.run} is committed already: nothing to score", highlight=False, soft_wrap=True)
     done = commit(folder, plan, max_dead_letters=spec.max_dead_letters, if_exists=spec.if_exists)
-    return Summary(
+    summary = Summary(
         folder=folder.location,
         manifest=done,
         scored=scored,
         seconds=time.perf_counter() - started,
         scoring_seconds=scoring_seconds,
     )
+    _record_run(summary, telemetry)
+    if comparison is None:
+        return summary
+    return msgspec.structs.replace(summary, compared=_compared(comparison, spec, console, stack))
+
+
+def _record_run(summary: Summary, telemetry: Telemetry) -> None:
+    ref, done = Ref.parse(summary.manifest.pinned.ref), summary.manifest
+    telemetry.ran(
+        RunRecord(
+            model=ref.model,
+            version=ref.version,
+            seconds=summary.seconds,
+            rows_in=done.rows_in,
+            rows_out=done.rows_out,
+            rows_dead=done.rows_dead,
+            ended_at=time.time(),
+        )
+    )
+
+
+def _compared(comparison: Comparison, spec: JobSpec, console: Console, stack: ExitStack) -> compare.Compared | None:
+    """What came of the comparison; None, and a word, where it failed: the rows are committed, whatever happens here."""
+    try:
+        return compare.finish(comparison, spec, console, stack)
+    except Exception as error:  # noqa: BLE001 - as above
+        told = f"the run is committed, but its comparison is not done: {printable(error)}. The same command goes on with it"
+        console.print(told, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        return None
 
 
 def prepare(spec: JobSpec, console: Console, output: FileStore) -> Plan:
@@ -215,19 +236,13 @@ def _outcomes(
 ) -> Iterator[Outcome]:
     ref = Ref.parse(plan.pinned.ref)
     package = open_repository(plan.repository).package(ref.model, ref.version or 0)
-    cpus = spec.cpus or float(package.manifest.config.runtime.threads)
-    pool = size_pool(
-        spec.actors, parts=len(missing), cpus=cpus, gpus=spec.gpus, cluster=cluster.nodes(), may_grow=cluster.may_grow
-    )
-    if pool.note:
-        console.print(pool.note, highlight=False, soft_wrap=True)
+    threads = package.manifest.config.runtime.threads
+    max_dead = allowed_dead(plan.rows, spec.max_dead_letters)
     yield from drive(
-        pool,
+        fitting_pool(spec, cluster, parts=len(missing), threads=threads, console=console),
         missing,
-        output=folder.files.location,
-        run=plan.run,
-        options=spec.runtime(),
-        max_dead=allowed_dead(plan.rows, spec.max_dead_letters),
+        worker=PartScorer,
+        args=(folder.files.location, plan.run, spec.runtime(), max_dead),
         watch=watch,
     )
 

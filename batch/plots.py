@@ -96,6 +96,34 @@ def histogram(counts: NDArray[np.int64], edges: NDArray[np.float64]) -> Figure:
 
 
 @drawn
+def two_histograms(edges: Sequence[float], first: Sequence[int], second: Sequence[int], names: Sequence[str]) -> Figure:
+    """Shares of two versions' rows in the same bins, beside each other; the last bin is NaN, the outer ones are open."""
+    figure, axes = blank(2.4)
+    at = np.arange(len(first))
+    for move, counts, name, colour in zip((-0.2, 0.2), (first, second), names, (BLUE, ORANGE), strict=True):
+        axes.bar(at + move, np.asarray(counts) / max(1, sum(counts)), 0.4, color=colour, label=_label(name))
+    labels = [f"< {edges[0]:g}", *(f"{edge:g}" for edge in edges), "NaN"]
+    axes.set_xticks(at, labels=labels, rotation=90 if len(at) > 12 else 0)
+    axes.set_xlabel("score, from")
+    axes.set_ylabel("share of rows")
+    axes.legend(loc="upper right", frameon=False)
+    return figure
+
+
+@drawn
+def disagreement(numbers: Sequence[int], shares: Sequence[float], mean: float) -> Figure:
+    """The share of each part's rows in which the versions disagree."""
+    figure, axes = blank(2.2)
+    axes.scatter(numbers, shares, s=20, color=RED, linewidths=0, alpha=0.7, rasterized=len(numbers) > RASTER)
+    axes.axhline(mean, color=BLUE, linewidth=1.2, linestyle="--", label=f"all parts {mean:.3%}")
+    axes.set_ylim(0, (max(shares) or 0.01) * 1.25)
+    axes.legend(loc="upper right", frameon=False)
+    _part_axis(axes, numbers)
+    axes.set_ylabel("share of rows")
+    return figure
+
+
+@drawn
 def bars(counts: Mapping[str, int], colour: str = BLUE) -> Figure:
     """Counts by name, the first on top."""
     figure, axes = blank(0.55 + 0.28 * len(counts))

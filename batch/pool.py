@@ -1,6 +1,6 @@
 """Drives the parts through a pool of Ray actors with Ray Data. Only part numbers and outcomes pass through Ray.
 
-    part numbers -> ray.data.from_items -> map_batches(PartScorer, an actor pool) -> outcomes as they come
+    part numbers -> ray.data.from_items -> map_batches(PartScorer or PartComparer, an actor pool) -> outcomes as they come
 
 The hang that a pool as large as the cluster's CPUs causes comes from read tasks that then never get one. Here the actors read
 by themselves and no other stage exists, so the pool may take every CPU; it is still cut to what the cluster has, because actors
@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
+from rich.console import Console
 
 from batch import shipping
 from batch.actor import Outcome, PartScorer
 from batch.registry import RemoteAttempts, Watch, start_registry
-from batch.spec import actor_range
+from batch.spec import JobSpec, actor_range
 from triform.errors import ConfigurationError, JobError
-from triform.runtime import RuntimeOptions
 
 REACHABLE_SECONDS = 10.0
 STARTS = 2
@@ -74,6 +74,21 @@ def size_pool(
         largest = fit
     largest = min(largest, parts)
     return Pool(min(smallest, largest), largest, cpus, gpus, note)
+
+
+def fitting_pool(spec: JobSpec, cluster: Cluster, *, parts: int, threads: int, console: Console) -> Pool:
+    """`size_pool` for a job whose models run on so many threads; says where it is not what was asked."""
+    pool = size_pool(
+        spec.actors,
+        parts=parts,
+        cpus=spec.cpus or float(threads),
+        gpus=spec.gpus,
+        cluster=cluster.nodes(),
+        may_grow=cluster.may_grow,
+    )
+    if pool.note:
+        console.print(pool.note, highlight=False, soft_wrap=True)
+    return pool
 
 
 def _fit(node: Resources, cpus: float, gpus: float) -> int:
@@ -188,10 +203,11 @@ def _without_stderr() -> Iterator[None]:
         os.close(kept)
 
 
-def score_parts(
-    pool: Pool, parts: Sequence[int], *, output: str, run: str, options: RuntimeOptions, max_dead: int, watch: Watch
+def work_parts(
+    pool: Pool, parts: Sequence[int], *, worker: type[PartScorer], args: Sequence[Any], watch: Watch
 ) -> Iterator[Outcome]:
-    """The outcomes of the parts, in the order in which they are done. `watch` learns how far the others are."""
+    """The outcomes of the parts, in the order in which they are done. `worker`: the actors' class, which gets `args` and the
+    registry of attempts; `watch` learns how far the other parts are."""
     import ray.data
 
     _configure(ray.data)
@@ -200,8 +216,8 @@ def score_parts(
     numbers = ray.data.from_items([{"part": number} for number in parts], override_num_blocks=len(parts))
     fixed = pool.smallest == pool.largest
     outcomes = numbers.map_batches(
-        PartScorer,
-        fn_constructor_args=(output, run, options, max_dead, RemoteAttempts(registry)),
+        worker,
+        fn_constructor_args=(*args, RemoteAttempts(registry)),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(
             **({"size": pool.largest} if fixed else {"min_size": pool.smallest, "max_size": pool.largest}),

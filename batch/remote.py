@@ -1,7 +1,7 @@
 """Drives the parts where Ray Data can: in this process, or in an actor on the cluster where this process is a Ray Client.
 
-    drive -> pool.score_parts -> outcomes                                    in the cluster
-    drive -> Ray Client -> Foreman, an actor -> pool.score_parts -> outcomes  outside of it (ray://)
+    drive -> pool.work_parts -> outcomes                                    in the cluster
+    drive -> Ray Client -> Foreman, an actor -> pool.work_parts -> outcomes  outside of it (ray://)
 
 Ray Data does not run through Ray Client (Ray 2.60: its executor needs a core worker, and actors cannot stream to a client).
 """
@@ -13,26 +13,26 @@ from contextlib import suppress
 from typing import Any
 
 from batch.actor import Outcome
-from batch.pool import Pool, first_line, score_parts
+from batch.pool import Pool, first_line, work_parts
 from batch.registry import Watch
 from triform.errors import JobError, TriformError
 
 
 def drive(pool: Pool, parts: Sequence[int], *, watch: Watch, **how: Any) -> Iterator[Outcome]:
-    """`score_parts`, wherever this process is."""
+    """`work_parts`, wherever this process is."""
     import ray.util.client
 
     if ray.util.client.ray.is_connected():
         return _through_client(pool, parts, watch, how)
-    return score_parts(pool, parts, watch=watch, **how)
+    return work_parts(pool, parts, watch=watch, **how)
 
 
 class Foreman:
-    """The actor that runs `score_parts` on the cluster. Our errors are answers: raised, they would bring Ray's traceback."""
+    """The actor that runs `work_parts` on the cluster. Our errors are answers: raised, they would bring Ray's traceback."""
 
     def __init__(self, pool: Pool, parts: Sequence[int], how: dict[str, Any]) -> None:
         self._watch = Watch()
-        self._outcomes = score_parts(pool, parts, watch=self._watch, **how)
+        self._outcomes = work_parts(pool, parts, watch=self._watch, **how)
 
     def next(self) -> Outcome | TriformError | None:
         """The next outcome, None after the last."""

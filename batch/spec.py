@@ -42,6 +42,8 @@ class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     lease: float | None = None  # seconds
     pushgateway: str | None = None  # http://host:9091
     cloudwatch: str | None = None  # a namespace
+    compare: str | int | None = None  # another version: a number or an alias
+    policy: str | None = None  # a rollout.toml, by which the comparison is judged
 
     def __post_init__(self) -> None:
         _require(bool(self.input), "input", "at least one file, folder or glob", "none")
@@ -53,6 +55,7 @@ class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
             _require(all(columns) and len(set(columns)) == len(columns), name, "each column once", ", ".join(columns))
         actor_range(self.actors)
         _require(self.lease is None or 1.0 <= self.lease <= 86_400.0, "lease", "1 to 86,400 seconds", self.lease)
+        _require(self.policy is None or self.compare is not None, "policy", "compare beside it", self.policy)
         self.runtime()
 
     def runtime(self) -> RuntimeOptions:

@@ -3,7 +3,8 @@
     RecordBatch -> encode (arrow.py) -> Predictor.run, in halves where it raises -> columns
                    rows that do not fit    rows that make a run fail -> refused
 
-What a batch job's part (`scoring.py`) and a stage of somebody's own pipeline have in common.
+What a batch job's part (`scoring.py`), its comparison with another version (`comparing.py`) and a stage of somebody's own
+pipeline have in common.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from triform import arrow
+from triform import arrow, buffers
 from triform.arrow import Refused
 from triform.errors import ResourceExhausted, RunFailed
 from triform.features import Features
 from triform.predictor import Predictor, joined
 from triform.signature import Array, rows_of
+from triform.sources import Unread
 
 
 class Answered(NamedTuple):
@@ -37,16 +39,19 @@ def answer(
     features: Features,
     batch: pa.RecordBatch,
     timed: Callable[[str], AbstractContextManager[object]] = nullcontext,
+    *,
+    deadline: float | None = None,
 ) -> Answered:
     """Answers a batch that has (at least) the model's columns; `timed` is entered with "decode", "predict" and "encode".
 
-    Raises `InvalidInput` for a fault of the schema, `ResourceExhausted` where one row alone is too much for the memory.
+    `deadline`: a `time.monotonic()` after which the model is stopped. Raises `InvalidInput` for a fault of the schema,
+    `ResourceExhausted` where one row alone is too much for the memory, `DeadlineExceeded`.
     """
     with timed("decode"):
         encoded = arrow.encode(features, batch)
     rows = np.arange(batch.num_rows) if encoded.keep is None else np.flatnonzero(encoded.keep)
     with timed("predict"):
-        outputs, failed = predict_isolating(predictor, encoded.inputs)
+        outputs, failed = predict_isolating(predictor, encoded.inputs, deadline)
     refused = encoded.refused
     if failed:
         refused = [*refused, *(Refused(int(rows[at]), code, reason) for at, code, reason in failed)]
@@ -55,14 +60,36 @@ def answer(
         return Answered(rows, arrow.to_arrow(features, outputs), refused)
 
 
-def predict_isolating(predictor: Predictor, inputs: Mapping[str, Array]) -> tuple[dict[str, Array], list[tuple[int, str, str]]]:
+def answer_read(
+    predictor: Predictor,
+    features: Features,
+    batch: pa.RecordBatch,
+    start: int,
+    unread: Mapping[int, Unread],
+    timed: Callable[[str], AbstractContextManager[object]] = nullcontext,
+    *,
+    deadline: float | None = None,
+) -> Answered:
+    """`answer` for a batch of a file. `start`: its first row's number there; rows that are `unread` are not asked for any."""
+    known = [row for row in range(batch.num_rows) if start + row in unread] if unread else []
+    if not known:
+        return answer(predictor, features, batch, timed, deadline=deadline)
+    others = np.delete(np.arange(batch.num_rows), known)
+    rows, answers, refused = answer(predictor, features, batch.take(buffers.from_numpy(others)), timed, deadline=deadline)
+    told = [Refused(row, unread[start + row].code, unread[start + row].reason) for row in known]
+    return Answered(others[rows], answers, [*told, *(r._replace(row=int(others[r.row])) for r in refused)])
+
+
+def predict_isolating(
+    predictor: Predictor, inputs: Mapping[str, Array], deadline: float | None = None
+) -> tuple[dict[str, Array], list[tuple[int, str, str]]]:
     """The answers of the rows that can be answered, and (row, code, reason) of those that make a run fail.
 
     A run that raises is tried again in halves until the rows at fault stand alone.
     """
     answered: list[dict[str, Array]] = []
     failed: list[tuple[int, str, str]] = []
-    _halve(predictor, inputs, 0, rows_of(inputs), answered, failed)
+    _halve(predictor, inputs, 0, rows_of(inputs), answered, failed, deadline)
     return joined(answered or [predictor.run({n: a[:0] for n, a in inputs.items()})]), failed
 
 
@@ -73,14 +100,15 @@ def _halve(
     stop: int,
     answered: list[dict[str, Array]],
     failed: list[tuple[int, str, str]],
+    deadline: float | None,
 ) -> None:
     try:
-        answered.append(predictor.run({n: a[start:stop] for n, a in inputs.items()}))
+        answered.append(predictor.run({n: a[start:stop] for n, a in inputs.items()}, deadline=deadline))
     except (RunFailed, ResourceExhausted) as error:
         if stop - start > 1:
             middle = (start + stop) // 2
-            _halve(predictor, inputs, start, middle, answered, failed)
-            _halve(predictor, inputs, middle, stop, answered, failed)
+            _halve(predictor, inputs, start, middle, answered, failed, deadline)
+            _halve(predictor, inputs, middle, stop, answered, failed, deadline)
         elif isinstance(error, ResourceExhausted):
             raise  # memory that one row does not get is the machine's trouble, not the row's
         else:

@@ -68,6 +68,11 @@ class Features:
         """Every input column once, in order."""
         return list(dict.fromkeys(c.name for f in self.inputs for c in f.columns))
 
+    @property
+    def text(self) -> set[str]:
+        """The input columns that are read as text."""
+        return {c.name for f in self.inputs if f.tensor.datatype == "BYTES" for c in f.columns}
+
     def from_records(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Array]:
         """Input tensors of shape [len(records), ...] with the signature's dtypes.
 

@@ -27,8 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from triform import arrow, buffers
-from triform.answering import Answered, answer
-from triform.arrow import Refused
+from triform.answering import answer_read
 from triform.batch_rows import BATCH_ROWS, batch_rows
 from triform.dead_letters import FOOTER_KEY, DeadLetter, decoded, sink
 from triform.dead_letters import write as write_dead_letters
@@ -168,8 +167,7 @@ class _Scoring:
 
     def run(self, data: Path, dead_letters: Path, footer: dict[str, Any]) -> ScoredPart:
         began, started = time.time(), time.perf_counter()
-        text = {c.name for f in self.features.inputs if f.tensor.datatype == "BYTES" for c in f.columns}
-        coded = sorted(text.difference(self.layout.carried))
+        coded = sorted(self.features.text.difference(self.layout.carried))
         with self.sources.open(self.part.path, self.part.identity, coded) as source:
             schema = output_schema(self.features, source.schema, self.layout)
             with sink(data, schema) as writer:
@@ -233,7 +231,8 @@ class _Scoring:
         """One batch as it goes into the output: the rows that were answered."""
         first = self.rows_in
         self.rows_in += batch.num_rows
-        rows, answers, refused = self._answer(batch, self.part.first_row + first, unread)
+        start = self.part.first_row + first
+        rows, answers, refused = answer_read(self.predictor, self.features, batch, start, unread, self._timed)
         self._bury(DeadLetter(first + r.row, r.code, r.reason) for r in refused)
         self.rows_out += len(rows)
         with self._timed("encode"):
@@ -245,16 +244,6 @@ class _Scoring:
             version = buffers.repeated_text(self.predictor.manifest.ref, len(rows))
             stamp = buffers.repeated_instant(self.scored_at, len(rows))
             return pa.RecordBatch.from_arrays([*carried.columns, *answers.values(), version, stamp], schema=schema)
-
-    def _answer(self, batch: pa.RecordBatch, start: int, unread: Mapping[int, Unread]) -> Answered:
-        """The batch's answers. `start`: its first row's number in the file; rows that are `unread` are not asked for any."""
-        known = [row for row in range(batch.num_rows) if start + row in unread] if unread else []
-        if not known:
-            return answer(self.predictor, self.features, batch, self._timed)
-        others = np.delete(np.arange(batch.num_rows), known)
-        rows, answers, refused = answer(self.predictor, self.features, batch.take(buffers.from_numpy(others)), self._timed)
-        told = [Refused(row, unread[start + row].code, unread[start + row].reason) for row in known]
-        return Answered(others[rows], answers, [*told, *(r._replace(row=int(others[r.row])) for r in refused)])
 
     def _bury(self, letters: Iterator[DeadLetter]) -> None:
         self.dead.extend(letters)

@@ -26,6 +26,7 @@ cpus = 0.5
 gpus = 0.25
 max_dead_letters = 0.5
 if_exists = "replace"
+compare = 2
 """
 
 
@@ -45,6 +46,7 @@ def test_a_toml_file_is_a_job_and_options_override_it(tmp_path: Path) -> None:
         gpus=0.25,
         max_dead_letters=0.0,
         if_exists="replace",
+        compare=2,
     )
 
 
@@ -62,6 +64,8 @@ def test_a_toml_file_is_a_job_and_options_override_it(tmp_path: Path) -> None:
         ({"cpus": 0.0}, "cpus"),
         ({"cpus": float("nan")}, "cpus"),
         ({"gpus": -1.0}, "gpus"),
+        ({"compare": True}, "compare"),
+        ({"policy": "rollout.toml"}, "policy"),
         ({"gpus": float("inf")}, "gpus"),
         ({"gpus": float("nan")}, "gpus"),
         ({"if_exists": "append"}, "if_exists"),

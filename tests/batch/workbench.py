@@ -14,8 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
 
-from batch import job
+from batch import compare, job
 from batch.actor import Outcome, PartScorer
+from batch.attempts import Registry
+from batch.comparer import PartComparer
 from batch.spec import JobSpec
 from triform.runs.folder import RunFolder
 from triform.runs.plan import Plan
@@ -84,6 +86,16 @@ class Workbench:
         folder, plan = self.begin(**changes)
         scorer = PartScorer(folder.files.location, folder.run, options or RuntimeOptions(), max_dead)
         return [scorer.score(number) for number in parts or range(len(plan.parts))]
+
+    def compare(self, *parts: int, registry: Registry | None = None, **changes: Any) -> list[Outcome]:
+        """Does in this process what the actors of `--compare` do, on a committed run; all parts where none are named."""
+        spec = self.spec(**changes)
+        output = open_files(spec.output)
+        plan = job.prepare(spec, self.console, output)
+        found = compare.prepare(spec, plan, RunFolder(output, plan.run))
+        found.begin()
+        comparer = PartComparer(output.location, plan.run, spec.runtime(), found.candidate, found.policy, registry)
+        return [comparer.score(number) for number in parts or range(len(plan.parts))]
 
     def run(self, **changes: Any) -> job.Summary:
         """The whole job. It starts Ray only for the parts that `score` has not done."""
