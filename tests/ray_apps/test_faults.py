@@ -145,7 +145,7 @@ def counted(ray_cluster: Any, model: str) -> Counter[str]:
 def test_memory_does_not_grow_with_the_requests(ray_cluster: Any, online_models: Path) -> None:
     name, others = uuid.uuid4().hex[:8], set(replicas())
     mixed = b"".join(
-        f"{method} /{name}{path} HTTP/1.1\r\nhost: h\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
+        f"{method} /{name}{path} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
         for method, path, body in [
             *[("POST", LINEAR, BODY)] * 16,
             ("POST", "/v1/models/lookup:predict", b'{"instances": [99]}'),

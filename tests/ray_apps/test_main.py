@@ -53,7 +53,8 @@ def started(folder: Path, ports: Sequence[int], *options: object) -> Iterator[su
     named = zip(["--port", "--grpc-port", "--metrics-port", "--stats-port"], ports, strict=True)
     fixed = ["--repository", folder / "models", "--replica-ports", 33000, "--cpus", 2]
     command = [sys.executable, "-m", "ray_apps", *map(str, [*fixed, *(part for pair in named for part in pair), *options])]
-    environment = {**os.environ, "TRIFORM_CACHE": str(folder / "cache")}
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("RAY_SERVE_")}  # those are the session's
+    environment = {**ours, "TRIFORM_CACHE": str(folder / "cache")}
     with (folder / "log").open("w") as log, subprocess.Popen(command, stderr=log, env=environment) as process:
         try:
             yield process
