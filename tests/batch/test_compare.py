@@ -431,6 +431,7 @@ def test_a_run_from_the_start_on_ray(bench: Workbench, ray_cluster: Any) -> None
     assert bench.run(compare=3).compared == done
 
 
+@pytest.mark.slow
 def test_a_killed_comparison_is_finished_by_the_same_command(bench: Workbench, ray_cluster: Any) -> None:
     files, rows = 20, 2000
     for i in range(files):
