@@ -23,11 +23,12 @@ from rich.table import Table
 from benchmarks.protocols import COLUMNS, FEATURES, TOML, interleaved
 from triform import testing
 from triform.http import HttpRequest, HttpSurface
+from triform.models import Models
 from triform.packaging import package_model
 from triform.predictor import Predictor
 from triform.releases import Canary, Release, ReleaseLog
 from triform.repository import ModelRepository
-from triform.service import InferenceService, Models
+from triform.service import InferenceService
 from triform.splitting import KeyRule, TrafficSplit
 
 WEIGHT = 0.1

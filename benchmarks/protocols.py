@@ -21,11 +21,12 @@ from rich.table import Table
 
 from triform import testing
 from triform.http import HttpRequest, HttpSurface
+from triform.models import Models
 from triform.predictor import Predictor
 from triform.protocols.oip import HEADER_LENGTH
 from triform.repository import ModelRepository
 from triform.runtime import RuntimeOptions, open_session
-from triform.service import InferenceService, Models
+from triform.service import InferenceService
 
 ROUNDS = 400
 FEATURES = 30

@@ -22,11 +22,12 @@ from handlers._telemetry import ON_DEMAND, LambdaTelemetry, open_telemetry
 from triform.access import open_access
 from triform.errors import ConfigurationError, DigestMismatch
 from triform.http import HttpSurface, Limits
+from triform.models import Models
 from triform.package import Verification
 from triform.predictor import Predictor
 from triform.releases import Release, ReleaseLog
 from triform.repository import ModelRepository, Ref, resolve
-from triform.service import InferenceService, Models
+from triform.service import InferenceService
 from triform.settings import Settings
 
 LAYER: Final = "/opt/models"

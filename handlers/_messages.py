@@ -12,9 +12,9 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from triform.errors import InvalidRequest, TriformError
+from triform.models import Models, Served
 from triform.protocols import tfs
 from triform.protocols.bodies import Call, convert, read_json, write_json
-from triform.service import Models, Served
 from triform.signature import Array
 
 _ID: Final = re.compile(r"[A-Za-z0-9-]{1,100}")

@@ -46,6 +46,7 @@ from triform.errors import (
     StoreError,
     TriformError,
 )
+from triform.models import Served
 from triform.protocols.bodies import write_json
 from triform.runs import inputs
 from triform.runs.commit import RunManifest, allowed_dead, commit, utc_now
@@ -53,7 +54,7 @@ from triform.runs.converted import READERS, convert, ending
 from triform.runs.folder import RunFolder
 from triform.runs.plan import Pinned, Plan, make_plan
 from triform.scoring import Layout, score_part
-from triform.service import Exchange, Served
+from triform.service import Exchange
 from triform.sources import Sources
 from triform.stores.files import open_files
 from triform.stores.s3 import Found

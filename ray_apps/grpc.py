@@ -29,10 +29,10 @@ from triform.errors import (
 )
 from triform.headers import Headers, values
 from triform.http import HttpRequest, HttpSurface, request_id_of, told, version_of
+from triform.models import Served
 from triform.package import Manifest
 from triform.protocols import oip, tensors
 from triform.protocols.bodies import Call, Encoded, convert
-from triform.service import Served
 from triform.signature import Array
 
 log = logging.getLogger(__name__)

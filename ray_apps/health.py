@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final
 
 from triform.errors import DeadlineExceeded, RunFailed, TriformError
-from triform.service import Models
+from triform.models import Models
 
 SHARE: Final = 0.05  # of the time, at most, that checks take
 

@@ -26,10 +26,11 @@ from triform.batching import Batched
 from triform.errors import ConfigurationError, PackageError, VersionNotFound
 from triform.following import Follower, Node
 from triform.http import HttpSurface
+from triform.models import Models
 from triform.predictor import Predictor
 from triform.repository import ModelRepository, Ref
 from triform.runtime import RuntimeOptions
-from triform.service import InferenceService, Models
+from triform.service import InferenceService
 from triform.settings import Settings
 from triform.stores.cache import default_root
 from triform.telemetry import Telemetry

@@ -18,8 +18,8 @@ from typing import Final, TypeVar
 from triform.batching import Batched
 from triform.errors import TriformError
 from triform.following import Follower, Load, Node, tell
+from triform.models import Models
 from triform.repository import Ref
-from triform.service import Models
 from triform.telemetry import UNKNOWN
 
 log = logging.getLogger(__name__)

@@ -26,8 +26,9 @@ import msgspec
 import numpy as np
 
 from triform.errors import DeadlineExceeded, Overloaded, TriformError
+from triform.models import Served
 from triform.predictor import Predictor
-from triform.service import Ran, Served
+from triform.service import Ran
 from triform.signature import Array, rows_of
 
 MAX_ROWS: Final = 128  # of one run, where nothing else is said

@@ -27,12 +27,13 @@ from triform.releases import Release
 from triform.splitting import KeyRule, TrafficSplit, reassemble
 from triform.telemetry import Form, SplitRecord, Telemetry
 
-if TYPE_CHECKING:  # service.py has the splits of its models
+if TYPE_CHECKING:  # models.py has the splits
     import numpy.typing as npt
 
+    from triform.models import Served
     from triform.protocols.bodies import Call, Encoded
     from triform.rollout.windows import Window
-    from triform.service import Exchange, Served
+    from triform.service import Exchange
     from triform.signature import Array
     from triform.tally import Side, Tally
 

@@ -22,11 +22,11 @@ from typing import Final
 import msgspec
 
 from triform.errors import AliasNotFound, PackageError, StoreError, TriformError, VersionNotFound, by_code
+from triform.models import Models
 from triform.predictor import Predictor
 from triform.releases import Release, ReleaseLog
 from triform.repository import ModelRepository, Ref
 from triform.runtime import ort
-from triform.service import Models
 from triform.stores.shared import Shared
 from triform.telemetry import LoadRecord
 

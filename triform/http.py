@@ -40,11 +40,12 @@ from triform.errors import (
     VersionNotFound,
 )
 from triform.headers import Headers, values
+from triform.models import Served
 from triform.protocols import invocations, oip, tfs
 from triform.protocols.bodies import JSON, Call, Encoded, write_json
 from triform.repository import VERSION
 from triform.routes import EVERYBODYS, Chosen, Route, find
-from triform.service import LARGE, InferenceService, Served
+from triform.service import LARGE, InferenceService
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -11,9 +11,10 @@ from onnx import TensorProto, helper
 from triform import testing
 from triform.access import Access
 from triform.http import HttpSurface, Limits
+from triform.models import Models
 from triform.predictor import Predictor
 from triform.repository import open_repository
-from triform.service import InferenceService, Models
+from triform.service import InferenceService
 from triform.signature import DATATYPES
 from triform.telemetry import Telemetry
 

@@ -25,7 +25,8 @@ from pathlib import Path
 from triform.http import HttpRequest, HttpSurface
 from triform.predictor import Predictor
 from triform.repository import open_repository, resolve
-from triform.service import InferenceService, Models
+from triform.models import Models
+from triform.service import InferenceService
 import aws_lambda_powertools, handlers
 
 root = Path(sys.argv[1])

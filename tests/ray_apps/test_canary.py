@@ -27,9 +27,10 @@ from tests.ray_apps.test_grpc_alone import infer, serving
 from triform.batching import Batched
 from triform.canary import IN_A_ROW
 from triform.errors import RunFailed
+from triform.models import Models
 from triform.predictor import Predictor
 from triform.releases import Canary
-from triform.service import InferenceService, Models
+from triform.service import InferenceService
 from triform.testing import RecordingTelemetry
 
 

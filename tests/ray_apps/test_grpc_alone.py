@@ -21,8 +21,9 @@ from triform import testing
 from triform.aside import OneByOne
 from triform.batching import Batched
 from triform.http import HttpSurface
+from triform.models import Models
 from triform.predictor import Predictor
-from triform.service import LARGE, InferenceService, Models
+from triform.service import LARGE, InferenceService
 from triform.testing import RecordingTelemetry
 
 INT64 = struct.Struct("<q")

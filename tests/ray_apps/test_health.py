@@ -16,9 +16,10 @@ from tests.ray_apps.hosts import served
 from tests.ray_apps.load import until
 from triform.errors import DeadlineExceeded, RunFailed
 from triform.http import HttpRequest, HttpSurface
+from triform.models import Models
 from triform.predictor import Predictor
 from triform.repository import open_repository
-from triform.service import InferenceService, Models
+from triform.service import InferenceService
 
 
 class Hangs:

@@ -21,10 +21,10 @@ from tests.ray_apps.load import Seen, load, until
 from triform import testing
 from triform.errors import ConfigurationError, DigestMismatch
 from triform.following import Node
+from triform.models import Models
 from triform.packaging import package_model
 from triform.releases import Canary, ReleaseLog
 from triform.repository import ModelRepository, open_repository
-from triform.service import Models
 from triform.testing import RecordingTelemetry
 
 BODY = b'{"instances": [[1, 2, 3]]}'

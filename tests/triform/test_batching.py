@@ -20,8 +20,8 @@ from triform import testing
 from triform.batching import Answer, Batched, DynamicBatcher
 from triform.errors import DeadlineExceeded, Overloaded, RunFailed
 from triform.features import Features
+from triform.models import Served
 from triform.predictor import Predictor
-from triform.service import Served
 from triform.signature import Array
 
 BAD = 99  # the model has ten entries

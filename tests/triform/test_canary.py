@@ -18,10 +18,11 @@ from triform import testing
 from triform.canary import IN_A_ROW, Split
 from triform.errors import DeadlineExceeded, DigestMismatch, TriformError
 from triform.http import HttpRequest, HttpResponse, HttpSurface
+from triform.models import Models, Served
 from triform.packaging import package_model
 from triform.predictor import Predictor
 from triform.releases import Canary, ReleaseLog
-from triform.service import Execute, InferenceService, Models, Ran, Served, run_here
+from triform.service import Execute, InferenceService, Ran, run_here
 from triform.signature import Array
 from triform.splitting import KeyRule
 from triform.testing import RecordingTelemetry

@@ -12,10 +12,10 @@ import pytest
 from tests.triform.conftest import reseal
 from triform.errors import AliasNotFound, DigestMismatch, ModelNotFound, StoreError
 from triform.following import AGAIN_SECONDS, LISTED, Follower, Node
+from triform.models import Models
 from triform.predictor import Predictor
 from triform.releases import Canary, ReleaseLog, Shadow
 from triform.repository import ModelRepository, Ref
-from triform.service import Models
 from triform.stores.local import LocalRepository
 from triform.telemetry import FREED
 from triform.testing import RecordingTelemetry

@@ -16,10 +16,11 @@ from tests.conformance.models import surface
 from triform import testing
 from triform.errors import StoreError
 from triform.http import HttpRequest, HttpResponse, HttpSurface, Limits
+from triform.models import Models
 from triform.predictor import Predictor
 from triform.repository import ModelRepository
 from triform.routes import ROUTES
-from triform.service import InferenceService, Models
+from triform.service import InferenceService
 
 PREDICT = "/v1/models/linear:predict"
 GOOD = b'{"instances": [[1, 2, 3]]}'

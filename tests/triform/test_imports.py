@@ -44,7 +44,8 @@ imported = {m.partition(".")[0] for m in sys.modules}
 from triform.http import HttpRequest, HttpSurface
 from triform.predictor import Predictor
 from triform.repository import open_repository
-from triform.service import InferenceService, Models
+from triform.models import Models
+from triform.service import InferenceService
 
 package = open_repository(sys.argv[1]).package("linear", 1)
 models = Models(form="lambda")

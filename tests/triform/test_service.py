@@ -17,10 +17,11 @@ import pytest
 from tests.conformance.models import surface
 from triform.errors import AliasNotFound, DeadlineExceeded, InvalidRequest, ModelNotFound, VersionNotFound
 from triform.http import HttpRequest, HttpSurface, Limits
+from triform.models import Models, Served
 from triform.predictor import Predictor
 from triform.protocols.bodies import Call, Encoded
 from triform.repository import ModelRepository, open_repository
-from triform.service import InferenceService, Models, Ran, Served, run_here
+from triform.service import InferenceService, Ran, run_here
 from triform.signature import Array
 from triform.telemetry import InferenceRecord, LoadRecord
 from triform.testing import RecordingTelemetry

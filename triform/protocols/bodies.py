@@ -17,7 +17,7 @@ import numpy as np
 import orjson
 
 from triform.errors import AnswerTooLarge, InfiniteOutput, InvalidRequest, PayloadTooLarge
-from triform.service import Served
+from triform.models import Served
 from triform.signature import Array
 
 T = TypeVar("T")

@@ -23,9 +23,9 @@ import numpy as np
 
 from triform.content import MediaType
 from triform.errors import InvalidInput, InvalidRequest, MissingValue, NotAcceptable, UnsupportedMediaType
+from triform.models import Served
 from triform.protocols import tfs
 from triform.protocols.bodies import IN_JSON, JSON, Call, Encoded, check_count, check_values, convert, read_json, write_json
-from triform.service import Served
 from triform.signature import Array, TensorMetadata
 
 CSV: Final = "text/csv"

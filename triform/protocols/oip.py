@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 
 from triform.errors import InvalidInput, InvalidRequest
+from triform.models import Served
 from triform.package import Manifest
 from triform.protocols.bodies import (
     MAX_DIMS,
@@ -32,7 +33,6 @@ from triform.protocols.bodies import (
     write_json,
 )
 from triform.protocols.tensors import WIRE, Bytes, from_bytes, to_bytes
-from triform.service import Served
 from triform.signature import BY_OIP, DATATYPES, Array, TensorMetadata, cast
 
 HEADER_LENGTH: Final = "inference-header-content-length"

@@ -19,6 +19,7 @@ import msgspec
 import numpy as np
 
 from triform.errors import InvalidInput, InvalidRequest
+from triform.models import Served
 from triform.protocols.bodies import (
     MAX_DIMS,
     Call,
@@ -31,7 +32,6 @@ from triform.protocols.bodies import (
     read_json,
     write_json,
 )
-from triform.service import Served
 from triform.signature import Array, TensorMetadata
 
 SIGNATURE = "serving_default"

@@ -10,8 +10,8 @@ import orjson
 import pytest
 
 from tests.conformance.models import surface
+from triform.models import Served
 from triform.protocols.bodies import Call
-from triform.service import Served
 
 
 @pytest.fixture(scope="session")

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from triform.content import by_weight, media_type, unpack
 from triform.errors import InvalidRequest, TriformError
+from triform.models import Served
 from triform.protocols import invocations, oip, tensors, tfs
 from triform.protocols.bodies import Call, plain, read_json, write_json
-from triform.service import Served
 from triform.signature import BY_OIP, DATATYPES
 
 Serve = Callable[[str], Served]

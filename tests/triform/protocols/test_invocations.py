@@ -14,10 +14,10 @@ from triform import testing
 from triform.content import by_weight
 from triform.errors import InvalidInput, InvalidRequest, MissingValue, PayloadTooLarge
 from triform.features import Features
+from triform.models import Served
 from triform.predictor import Predictor
 from triform.protocols import invocations
 from triform.protocols.bodies import MAX_VALUES, Call
-from triform.service import Served
 from triform.signature import TensorMetadata
 
 Serve = Callable[[str], Served]

@@ -9,9 +9,9 @@ import orjson
 import pytest
 
 from triform.errors import InvalidInput, InvalidRequest, PayloadTooLarge
+from triform.models import Served
 from triform.protocols import oip
 from triform.protocols.bodies import MAX_VALUES
-from triform.service import Served
 
 Serve = Callable[[str], Served]
 

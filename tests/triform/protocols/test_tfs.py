@@ -12,9 +12,9 @@ from tests.calls import calls_of
 from triform.config import Column, InputConfig, ModelConfig
 from triform.errors import InvalidInput, InvalidRequest
 from triform.features import Features
+from triform.models import Served
 from triform.protocols import tfs
 from triform.protocols.bodies import Call
-from triform.service import Served
 from triform.signature import Signature, TensorMetadata
 
 Serve = Callable[[str], Served]
