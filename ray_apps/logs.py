@@ -29,11 +29,15 @@ class JsonLines(logging.Formatter):
 
 
 def log_as_json() -> None:
-    """For what `triform` and `ray_apps` say in this process; a second call changes nothing."""
+    """For what `triform` and `ray_apps` say in this process; a second call changes nothing.
+
+    In a replica `sys.stderr` is Serve's: it makes each line a record of Serve's own log, of level INFO, and that log begins with
+    warnings (predict.py). So the lines go to the process's own standard error.
+    """
     for name in ("triform", "ray_apps"):
         logger = logging.getLogger(name)
         if not any(isinstance(handler.formatter, JsonLines) for handler in logger.handlers):
-            handler = logging.StreamHandler(sys.stderr)
+            handler = logging.StreamHandler(sys.__stderr__)
             handler.setFormatter(JsonLines())
             logger.addHandler(handler)
             logger.setLevel(logging.INFO)

@@ -8,6 +8,7 @@ import os
 import re
 import time
 import urllib.request
+import uuid
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import psutil
 import pytest
 import tritonclient.http
@@ -126,6 +128,21 @@ def histogram_is_whole(lines: list[str], name: str, requests: str) -> bool:
         if not values[-1] == others[key][f"{name}_count"] == others[key][requests] > 0:
             return False
     return bool(buckets)
+
+
+def test_a_request_that_failed_is_in_the_log_that_ray_collects(address: tuple[str, int], ray_cluster: Any) -> None:
+    """One JSON object a line: Serve's own log, which takes what is written to sys.stderr, would drop it."""
+    request_id = f"failed-{uuid.uuid4().hex}"
+    assert post(address, "/v1/models/linear:predict", b'{"instances": [[1]]}', {"x-request-id": request_id})[0] == 400
+    logs, deadline = Path(ray_cluster._private.worker._global_node.get_session_dir_path()) / "logs", time.monotonic() + 30
+    while True:
+        lines = [line for file in logs.glob("worker-*.err") for line in file.read_text(errors="replace").splitlines()]
+        told = [orjson.loads(line) for line in lines if request_id in line]
+        if told:
+            break
+        assert time.monotonic() < deadline, f"not among {len(lines)} lines"
+        time.sleep(0.1)
+    assert [(line["message"], line["code"], line["model"]) for line in told] == [("request", "invalid_input", "linear")]
 
 
 def test_replicas_listen_on_loopback_only_where_serve_does(address: tuple[str, int]) -> None:
