@@ -55,9 +55,7 @@ def throughput(numbers: Sequence[int], speeds: Sequence[float], median: float) -
         axes.bar(numbers, speeds, color=BLUE, width=0.8)
     else:
         axes.scatter(numbers, speeds, s=8, color=BLUE, linewidths=0, alpha=0.7, rasterized=len(numbers) > RASTER)
-    axes.axhline(median, color=RED, linewidth=1.2, linestyle="--", label=f"median {median:,.0f} rows/s")
-    axes.set_ylim(0, (max(speeds) or 1.0) * 1.22)
-    axes.legend(loc="upper right", frameon=False)
+    _level(axes, median, RED, f"median {median:,.0f} rows/s", top=max(speeds) or 1.0)
     _part_axis(axes, numbers)
     axes.set_ylabel("rows/s")
     axes.yaxis.set_major_formatter(EngFormatter(sep=""))
@@ -115,9 +113,7 @@ def disagreement(numbers: Sequence[int], shares: Sequence[float], mean: float) -
     """The share of each part's rows in which the versions disagree."""
     figure, axes = blank(2.2)
     axes.scatter(numbers, shares, s=20, color=RED, linewidths=0, alpha=0.7, rasterized=len(numbers) > RASTER)
-    axes.axhline(mean, color=BLUE, linewidth=1.2, linestyle="--", label=f"all parts {mean:.3%}")
-    axes.set_ylim(0, (max(shares) or 0.01) * 1.25)
-    axes.legend(loc="upper right", frameon=False)
+    _level(axes, mean, BLUE, f"all parts {mean:.3%}", top=max(shares) or 0.01)
     _part_axis(axes, numbers)
     axes.set_ylabel("share of rows")
     return figure
@@ -185,6 +181,13 @@ def blank(height: float) -> tuple[Figure, Any]:
 def _plain(axes: Any) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_axisbelow(True)
+
+
+def _level(axes: Any, level: float, colour: str, label: str, *, top: float) -> None:
+    """A line at the level of all, with room for the legend above the highest value."""
+    axes.axhline(level, color=colour, linewidth=1.2, linestyle="--", label=label)
+    axes.set_ylim(0, top * 1.22)
+    axes.legend(loc="upper right", frameon=False)
 
 
 def _part_axis(axes: Any, numbers: Sequence[int]) -> None:

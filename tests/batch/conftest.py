@@ -1,13 +1,15 @@
-"""Workbenches, and the repository that they share."""
+"""Workbenches, the repository that they share, and the command."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.batch.workbench import Workbench
+from batch import cli
+from tests.batch.workbench import Cli, Workbench
 from triform import testing
 from triform.packaging import package_model
 from triform.releases import ReleaseLog
@@ -35,3 +37,19 @@ def workbench(tmp_path: Path, lookup_repository: Path) -> Workbench:
 def new_workbench(tmp_path: Path, lookup_repository: Path) -> Callable[[str], Workbench]:
     """Further ones, by name."""
     return lambda name: Workbench(tmp_path / name, lookup_repository)
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Cli:
+    """`call("run", ...)`: exit code, standard output, standard error; in this process."""
+
+    def made(*args: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["batch", *map(str, args)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        sys.stdout.flush()
+        out, err = capfd.readouterr()
+        assert "Traceback" not in out + err
+        return int(ended.value.code or 0), out, err
+
+    return made

@@ -6,37 +6,12 @@ import json
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from batch import cli
-from tests.batch.workbench import Workbench, assert_each_row_once, visible
+from tests.batch.workbench import Cli, Workbench, assert_each_row_once, options, visible
 from triform.runtime import RuntimeOptions
-
-Cli = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Cli:
-    """`call("run", ...)`: exit code, standard output, standard error; in this process."""
-
-    def made(*args: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["batch", *map(str, args)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        sys.stdout.flush()
-        out, err = capfd.readouterr()
-        assert "Traceback" not in out + err
-        return int(ended.value.code or 0), out, err
-
-    return made
-
-
-def options(bench: Workbench) -> list[str]:
-    given = {"repository": bench.repository, "model": "lookup@stable", "input": bench.input, "output": bench.output, "key": "id"}
-    return [f"--{name}={value}" for name, value in given.items()] + ["--keep=note", "--max-dead-letters=0.5"]
 
 
 def test_a_run_and_its_check_for_people(workbench: Workbench, call: Cli) -> None:

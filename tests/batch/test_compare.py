@@ -21,10 +21,9 @@ from batch.attempts import Attempt, Attempts
 from batch.comparer import PartComparer
 from batch.page import text
 from tests.batch.poison import write_poison, x86
-from tests.batch.test_cli import Cli, call, options  # noqa: F401 - a fixture
 from tests.batch.test_kill import driver
 from tests.batch.test_report import Page, assert_stands_alone
-from tests.batch.workbench import RemoteWorkbench, Workbench, assert_each_row_once, read_rows, visible
+from tests.batch.workbench import Cli, RemoteWorkbench, Workbench, assert_each_row_once, options, read_rows, visible
 from triform import comparing, testing
 from triform.disagreement import ComparedPart
 from triform.errors import ConfigurationError, TriformError
@@ -326,7 +325,7 @@ def test_only_dead_letters_and_hostile_text(bench: Workbench) -> None:
     ids=str,
 )
 def test_what_cannot_be_compared_is_refused_before_anything_is_written(
-    bench: Workbench, call: Cli, args: list[str], code: int, says: str  # noqa: F811
+    bench: Workbench, call: Cli, args: list[str], code: int, says: str
 ) -> None:  # fmt: skip
     bench.write_some(1)
     got, _, err = call("run", *options(bench), *args)
@@ -352,7 +351,7 @@ def test_a_policy_without_a_shadow_is_refused(bench: Workbench, tmp_path: Path) 
         bench.run(compare=2, policy=str(tmp_path / "rollout.toml"))
 
 
-def test_the_command_says_what_it_came_to(bench: Workbench, call: Cli) -> None:  # noqa: F811
+def test_the_command_says_what_it_came_to(bench: Workbench, call: Cli) -> None:
     committed(bench)
     bench.compare(compare=3)
     odd = in_both(200, NAN, PLUS_ONE)
@@ -368,7 +367,7 @@ def test_the_command_says_what_it_came_to(bench: Workbench, call: Cli) -> None: 
     assert json.loads(out)["compared"] is None
 
 
-def test_a_comparison_that_fails_does_not_fail_the_run(bench: Workbench, call: Cli) -> None:  # noqa: F811
+def test_a_comparison_that_fails_does_not_fail_the_run(bench: Workbench, call: Cli) -> None:
     summary = committed(bench)
     (Path(summary.data) / "part-00000.parquet").unlink()
     codes = [outcome.code for outcome in bench.compare(compare=2)]
@@ -391,7 +390,7 @@ def test_changed_answers_are_not_taken_for_the_runs(bench: Workbench) -> None:
     assert [outcome.code for outcome in bench.compare(0, compare=2)] == ["not_reconciled"]
 
 
-def test_partitions_are_compared_one_by_one(bench: Workbench, call: Cli) -> None:  # noqa: F811
+def test_partitions_are_compared_one_by_one(bench: Workbench, call: Cli) -> None:
     for month in "01", "02":
         bench.write(f"month={month}/a.parquet", 0)
         where = {"input": (f"{bench.input}/month={month}",), "output": f"{bench.output}/month={month}"}

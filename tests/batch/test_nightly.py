@@ -18,8 +18,7 @@ import pytest
 
 from batch.nightly import run_all
 from tests.batch.killing import scorers, started
-from tests.batch.test_cli import Cli, call  # noqa: F401 - a fixture
-from tests.batch.workbench import RemoteWorkbench, Workbench, assert_each_row_once
+from tests.batch.workbench import Cli, RemoteWorkbench, Workbench, assert_each_row_once
 from tests.faulty_proxy import Fault, FaultyProxy
 from triform import testing
 from triform.errors import JobError
@@ -52,7 +51,7 @@ def score_months(bench: Workbench, *months: int) -> None:
         assert all(outcome.scored for outcome in bench.score(**where))
 
 
-def test_one_night(workbench: Workbench, call: Cli) -> None:  # noqa: F811
+def test_one_night(workbench: Workbench, call: Cli) -> None:
     write_months(workbench, 1, 2)
     score_months(workbench, 2)
     code, out, err = call("run", *options(workbench, "--partition=month=2013-02", "--lease=60"))
@@ -66,7 +65,7 @@ def test_one_night(workbench: Workbench, call: Cli) -> None:  # noqa: F811
     assert (code, "is committed already" in out) == (0, True)
 
 
-def test_a_backfill_goes_on_past_a_night_that_fails(workbench: Workbench, call: Cli) -> None:  # noqa: F811
+def test_a_backfill_goes_on_past_a_night_that_fails(workbench: Workbench, call: Cli) -> None:
     write_months(workbench, 1, 2, 3)
     (workbench.input / "month=2013-02/broken.parquet").write_bytes(b"PAR1")
     score_months(workbench, 1, 3)
@@ -86,7 +85,7 @@ def test_a_backfill_goes_on_past_a_night_that_fails(workbench: Workbench, call: 
         assert json.loads((run / "_manifest/000001.json").read_text())["rows_in"] == 100
 
 
-def test_an_output_that_cannot_be_written_is_told_and_stops_no_other_night(workbench: Workbench, call: Cli) -> None:  # noqa: F811
+def test_an_output_that_cannot_be_written_is_told_and_stops_no_other_night(workbench: Workbench, call: Cli) -> None:
     write_months(workbench, 1, 2)
     score_months(workbench, 2)
     (workbench.output / "month=2013-01").write_text("a file where a folder should be")
@@ -97,7 +96,7 @@ def test_an_output_that_cannot_be_written_is_told_and_stops_no_other_night(workb
     assert (code, "the output failed" in err) == (1, True)
 
 
-def test_late_data_replaces_its_night_and_no_other(workbench: Workbench, call: Cli) -> None:  # noqa: F811
+def test_late_data_replaces_its_night_and_no_other(workbench: Workbench, call: Cli) -> None:
     write_months(workbench, 1, 2)
     score_months(workbench, 1, 2)
     assert call("run", *options(workbench, "--partition=month"))[0] == 0
@@ -114,7 +113,7 @@ def test_late_data_replaces_its_night_and_no_other(workbench: Workbench, call: C
     assert len(list(workbench.output.glob("*/_current/*"))) == 3
 
 
-def test_exit_codes_tell_a_scheduler_what_to_do(workbench: Workbench, call: Cli) -> None:  # noqa: F811
+def test_exit_codes_tell_a_scheduler_what_to_do(workbench: Workbench, call: Cli) -> None:
     write_months(workbench, 1)
     night = "--partition=month=2013-01"
     score_months(workbench, 1)

@@ -21,8 +21,7 @@ import pytest
 from batch import excerpts, job, plots, report
 from batch.cli import run_folder
 from batch.timeline import timeline
-from tests.batch.test_cli import Cli, call, options  # noqa: F401 - a fixture
-from tests.batch.workbench import Workbench, visible
+from tests.batch.workbench import Cli, Workbench, options, visible
 from triform import testing
 from triform.errors import ConfigurationError, JobError, NotReconciled
 from triform.package import FileEntry
@@ -315,7 +314,7 @@ def test_pictures_stay_small_with_many_parts(count: int) -> None:
     assert drawn[0] == plots.throughput(numbers, speeds, 1.0)
 
 
-def test_the_command_writes_the_file_anew_and_readers_ignore_it(workbench: Workbench, call: Cli) -> None:  # noqa: F811
+def test_the_command_writes_the_file_anew_and_readers_ignore_it(workbench: Workbench, call: Cli) -> None:
     workbench.write_some(1).score()
     code, out, _ = call("run", *options(workbench))
     (run,) = workbench.output.glob("run=*")
@@ -333,7 +332,7 @@ def test_the_command_writes_the_file_anew_and_readers_ignore_it(workbench: Workb
     assert other.read_bytes() == (run / "_report.html").read_bytes()
 
 
-def test_run_writes_it_where_asked(workbench: Workbench, call: Cli) -> None:  # noqa: F811
+def test_run_writes_it_where_asked(workbench: Workbench, call: Cli) -> None:
     workbench.write_some(1).score()
     code, out, err = call("run", *options(workbench), "--report")
     (run,) = workbench.output.glob("run=*")
@@ -345,7 +344,7 @@ def test_run_writes_it_where_asked(workbench: Workbench, call: Cli) -> None:  # 
     assert "_report.html" in err
 
 
-def test_a_report_that_fails_does_not_fail_the_run(workbench: Workbench, call: Cli) -> None:  # noqa: F811
+def test_a_report_that_fails_does_not_fail_the_run(workbench: Workbench, call: Cli) -> None:
     summary = workbench.write_some(1).score_and_run()
     (Path(summary.data) / "part-00000.parquet").write_bytes(b"damaged")
     code, out, err = call("run", *options(workbench), "--report")
@@ -357,7 +356,7 @@ def test_a_report_that_fails_does_not_fail_the_run(workbench: Workbench, call: C
     assert (code, err.count("\n"), "not_reconciled" in err) == (1, 1, True)
 
 
-def test_what_is_not_committed_has_no_report(workbench: Workbench, call: Cli) -> None:  # noqa: F811
+def test_what_is_not_committed_has_no_report(workbench: Workbench, call: Cli) -> None:
     workbench.write_some(1).score()
     folder, _ = workbench.begin()
     with pytest.raises(JobError, match="is not committed: the command that started it finishes it"):
@@ -370,7 +369,7 @@ def test_what_is_not_committed_has_no_report(workbench: Workbench, call: Cli) ->
 
 
 def test_without_matplotlib_it_is_told_before_anything_is_scored(
-    workbench: Workbench, call: Cli, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+    workbench: Workbench, call: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
     monkeypatch.delitem(sys.modules, "batch.plots")
     monkeypatch.setitem(sys.modules, "matplotlib", None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -156,3 +156,12 @@ def visible(output: Path) -> list[Path]:
     """What a reader may look at: everything but names that begin with "_" or "."."""
     found = (path.relative_to(output) for path in output.rglob("*") if path.is_file())
     return [path for path in found if not any(part.startswith(("_", ".")) for part in path.parts)]
+
+
+Cli = Callable[..., tuple[int, str, str]]  # of the fixture `call`
+
+
+def options(bench: Workbench) -> list[str]:
+    """Of the command, for a run of this bench."""
+    given = {"repository": bench.repository, "model": "lookup@stable", "input": bench.input, "output": bench.output, "key": "id"}
+    return [f"--{name}={value}" for name, value in given.items()] + ["--keep=note", "--max-dead-letters=0.5"]
