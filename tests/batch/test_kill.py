@@ -122,7 +122,7 @@ def at_random(bench: Workbench, chance: random.Random, starting: float) -> Calla
 
 
 @pytest.mark.parametrize(
-    ("kills", "own_ray"), [(2, False), *(pytest.param(*full, marks=pytest.mark.slow) for full in [(8, True), (32, False)])]
+    ("kills", "own_ray"), [(3, False), *(pytest.param(*full, marks=pytest.mark.slow) for full in [(8, True), (32, False)])]
 )
 def test_drivers_killed_at_random_moments(
     new_workbench: Callable[[str], Workbench], kills: int, own_ray: bool, ray_cluster: Any
