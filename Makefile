@@ -47,11 +47,12 @@ test: setup ## the test suite without its slow part
 test-slow: setup ## the full counts of the fault and property tests
 	$(PYTEST) -m "slow and not gpu"
 
-lint: setup ## ruff, mypy --strict, import contracts
+lint: setup ## ruff, mypy --strict, import contracts, and that every test can be imported
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(PYTEST) --collect-only -qqq >/dev/null || $(PYTEST) --collect-only -qqq
 
 bench: setup ## run the benchmarks; each prints its tables (about an hour; Spark needs Java)
 	@for name in predict scoring lambda_cold_start lambda_warm canary "batch --plot docs/img" "batch --flat --plot docs/img" "batch --profile" "serving --plot docs/img" "rollout --to docs/img"; do $(BIN)/python -m benchmarks.$$name; done

@@ -10,9 +10,7 @@ import boto3
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.batch.test_cli import Cli, options
-from tests.batch.test_cli import call as call  # the fixture
-from tests.batch.workbench import Workbench, read_rows
+from tests.batch.workbench import Cli, Workbench, options, read_rows
 from triform.telemetry import VOCABULARY
 
 NAMES = {metric.name for metric in VOCABULARY}
