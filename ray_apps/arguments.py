@@ -48,6 +48,25 @@ class Autoscaling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     to_zero_delay_s: Duration = 900.0  # and none, before there is none
 
 
+class Isolated(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Replicas of their own for canaries."""
+
+    timeout_s: Seconds = 5.0  # of a run, with the way there and back; half of what a request has left is the most
+    num_replicas: Count | None = None  # None: one, or as many as autoscaling wants
+    autoscaling: Autoscaling | None = None
+    # None: as of the replicas that answer callers
+    num_cpus: Annotated[float, msgspec.Meta(ge=0)] | None = None
+    num_gpus: Annotated[float, msgspec.Meta(ge=0)] | None = None
+    accelerator_type: str | None = None
+    resources: dict[str, Annotated[float, msgspec.Meta(gt=0)]] | None = None
+    provider: Provider | None = None
+    required_providers: tuple[str, ...] | None = None
+    threads: Count | None = None
+    gpu_mem_limit: Bytes | None = None
+    max_ongoing_requests: Count | None = None
+    max_queued_requests: Count | None = None
+
+
 class Arguments(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where one is None, `TRIFORM_*` in the environment says, else the default of `Settings`. Sizes in bytes."""
 
@@ -75,6 +94,7 @@ class Arguments(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     log_requests: Literal["none", "errors", "all"] = "errors"
     num_replicas: Count | None = None  # None: one, or as many as autoscaling wants
     autoscaling: Autoscaling | None = None
+    canary: Isolated | None = None  # None: canaries run in the replicas that answer callers
     num_cpus: Annotated[float, msgspec.Meta(ge=0)] = 1.0  # of a replica
     num_gpus: Annotated[float, msgspec.Meta(ge=0)] = 0.0  # a share of one, or whole ones
     accelerator_type: str | None = None  # the kind of GPU, in Ray's words
@@ -92,15 +112,35 @@ class Arguments(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             made = msgspec.convert(dict(args), cls)
         except msgspec.ValidationError as error:
             raise ConfigurationError(f"args: {str(error).replace('`', chr(39))}") from error
-        scaling = made.autoscaling
-        if scaling is not None and made.num_replicas is not None:
-            raise ConfigurationError("args: num_replicas and autoscaling: give one of them")
-        if scaling is not None and scaling.min_replicas > scaling.max_replicas:
-            raise ConfigurationError(f"args: autoscaling: min_replicas {scaling.min_replicas} is above max_replicas")
+        _check_scale("args: ", made)
+        if made.canary is not None:
+            _check_scale("args: canary: ", made.canary)
         return made
+
+    def isolated(self) -> Arguments | None:
+        """Those of the canary's deployment, where it has one."""
+        own = self.canary
+        if own is None:
+            return None
+        given = {name: value for name, value in msgspec.structs.asdict(own).items() if value is not None}
+        scale = {"num_replicas": own.num_replicas, "autoscaling": own.autoscaling}
+        return msgspec.structs.replace(self, canary=None, **{**given, **scale, "timeout_s": self.timeout_s})
 
     def settings(self, environ: Mapping[str, str]) -> Settings:
         """With the environment where nothing was said. Raises `ConfigurationError`."""
+        settings = self.settings_of_models(environ)
+        if (isolated := self.isolated()) is not None:
+            isolated.settings_of_models(environ, "args: canary: ")
+        check_closed(settings)
+        most = self.autoscaling.max_replicas if self.autoscaling is not None else self.num_replicas or 1
+        if settings.nonces == MEMORY and most > 1:
+            raise ConfigurationError(
+                "args: 'nonces' in memory are for one replica: several share a Redis, redis://host:port/number"
+            )
+        return settings
+
+    def settings_of_models(self, environ: Mapping[str, str], args: str = "args: ") -> Settings:
+        """The same, as far as a replica needs them that no caller reaches. `args`: how errors begin."""
         named = (
             "repository", "default_model", "provider", "required_providers", "threads", "gpu_mem_limit", "engine_cache",
             "allow_anonymous", "api_keys_file", "nonces", "hosts", "origins", "audit",
@@ -111,13 +151,7 @@ class Arguments(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         settings = Settings.from_env(environ, **given)
         if settings.repository is None:
             raise ConfigurationError("args: 'repository' is missing, and TRIFORM_REPOSITORY is not set")
-        self._check_gpus(settings)
-        check_closed(settings)
-        most = self.autoscaling.max_replicas if self.autoscaling is not None else self.num_replicas or 1
-        if settings.nonces == MEMORY and most > 1:
-            raise ConfigurationError(
-                "args: 'nonces' in memory are for one replica: several share a Redis, redis://host:port/number"
-            )
+        self._check_gpus(settings, args)
         return settings
 
     def runtime(self, settings: Settings, model: str) -> RuntimeOptions:
@@ -131,13 +165,13 @@ class Arguments(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         kind = {} if self.accelerator_type is None else {"accelerator_type": self.accelerator_type}
         return {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus, "resources": self.resources, **kind}
 
-    def _check_gpus(self, settings: Settings) -> None:
+    def _check_gpus(self, settings: Settings, args: str) -> None:
         """A model on a GPU needs a replica with a share of one, and a share needs a limit: Ray counts, but divides nothing."""
         if self.num_gpus > 1 and self.num_gpus % 1:
-            raise ConfigurationError(f"args: num_gpus: expected a share of one GPU or whole ones, got {self.num_gpus:g}")
+            raise ConfigurationError(f"{args}num_gpus: expected a share of one GPU or whole ones, got {self.num_gpus:g}")
         for model in ["", *self.overrides]:
             options = self.runtime(settings, model)
-            where = f"args: overrides.{model}: " if model else "args: "
+            where = f"{args}overrides.{model}: " if model else args
             if options.provider == "cpu":
                 continue
             if not self.num_gpus and options.provider != "auto":
@@ -147,3 +181,12 @@ class Arguments(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     def limits(self) -> Limits:
         return Limits(request=self.request_bytes, unpacked=self.unpacked_bytes, response=self.response_bytes)
+
+
+def _check_scale(args: str, given: Arguments | Isolated) -> None:
+    """Raises `ConfigurationError`, which begins with `args`."""
+    scaling = given.autoscaling
+    if scaling is not None and given.num_replicas is not None:
+        raise ConfigurationError(f"{args}num_replicas and autoscaling: give one of them")
+    if scaling is not None and scaling.min_replicas > scaling.max_replicas:
+        raise ConfigurationError(f"{args}autoscaling: min_replicas {scaling.min_replicas} is above max_replicas")

@@ -1,6 +1,6 @@
 """How many replicas: by what is under way, and by how long requests wait for their model. Fast up, one by one down.
 
-    replica -> Predict.record_autoscaling_stats -> {"queue_s": ...} -> Serve's controller -> LoadPolicy -> replicas wanted
+    replica -> record_autoscaling_stats -> {"queue_s": ...} -> Serve's controller -> LoadPolicy -> replicas wanted
 
 Requests under way alone say too little: thirty of them are nothing to a model of a millisecond, and half a minute to one of a
 second. Serve pickles this module by value into its controller, so it imports nothing of ours. The bounds, and how long something
@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 QUEUE: Final = "queue_s"  # of a replica: how long the oldest request that waits has waited, in seconds
+NEEDED: Final = "needed"  # of a replica: 1 where there must be one, whether anybody asks or not
 MOST_GROWTH: Final = 2.0  # times the replicas that run: a wait grows faster than the load
 
 
@@ -27,7 +28,9 @@ class LoadPolicy:
         if not running:
             return ctx.target_num_replicas, {}
         wanted = max(ctx.total_num_requests / ctx.config.target_ongoing_requests, running - 1)
-        waits = (ctx.aggregated_metrics or {}).get(QUEUE, {}).values()
+        told = ctx.aggregated_metrics or {}
+        wanted = max(wanted, *told.get(NEEDED, {}).values(), 0.0)
+        waits = told.get(QUEUE, {}).values()
         too_long = sum(waits) / len(waits) / self.target if waits else 0.0
         if too_long > 1:
             wanted = max(wanted, running * min(too_long, MOST_GROWTH))

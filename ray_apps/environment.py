@@ -24,13 +24,15 @@ FAST: Final[Mapping[str, str]] = {
 DRAINING: Final = "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"
 BEHIND: Final = "RAY_APPS_HAPROXY"  # what ray_apps/haproxy.sh starts
 GRPC_BYTES: Final = 64 << 20  # of one gRPC message; Serve's own limit is 2 GiB
+HOP: Final = "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH"
+HOP_BYTES: Final = (2 << 30) - 1  # from replica to replica, as much as gRPC takes: callers' limits are kept before
 
 TUNED: Final[Mapping[str, str]] = {
     **FAST,
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",  # else HAProxy logs each request, and a process in Python parses the lines
     "RAY_SERVE_REQUEST_LATENCY_BUCKETS_MS": "0.25,0.5,1,2,5,10,20,50,100,200,500,1000,2000,5000,10000,60000",
     "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(GRPC_BYTES),
-    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(GRPC_BYTES),
+    HOP: str(HOP_BYTES),
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # after three times 5 s a proxy that only imports slowly would be killed
     "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",  # Serve's own are 10: too late to be fast
     "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
@@ -85,9 +87,10 @@ def draining_seconds(environ: Mapping[str, str]) -> float:
     return float(environ.get(DRAINING, "30"))
 
 
-def missing(environ: Mapping[str, str]) -> list[str]:
-    """The settings that make it fast and are off."""
-    return [f"{name}={value}" for name, value in FAST.items() if environ.get(name) != value]
+def missing(environ: Mapping[str, str], *, hop: bool = False) -> list[str]:
+    """The settings that make it fast and are off; with a `hop` from replica to replica also what lets large tensors over."""
+    wanted = {**FAST, HOP: TUNED[HOP]} if hop else FAST
+    return [f"{name}={value}" for name, value in wanted.items() if environ.get(name) != value]
 
 
 if __name__ == "__main__":

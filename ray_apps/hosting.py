@@ -2,6 +2,8 @@
 
 Arguments, Settings -> repository -> Models -> Batched (threads) -> InferenceService -> HttpSurface
                                        Live (threads) -> Models
+an isolated canary's replica:        Models -> Batched (threads)
+                                       Live (threads) -> Models
 """
 
 from __future__ import annotations
@@ -15,18 +17,19 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ray_apps.arguments import Arguments
 from ray_apps.health import Health
+from ray_apps.hop import Hop
 from ray_apps.live import Live
 from triform.access import open_access
 from triform.aside import OneByOne
 from triform.batching import Batched
-from triform.errors import ConfigurationError, PackageError, VersionNotFound
-from triform.following import Follower, Node
+from triform.errors import ConfigurationError, PackageError, TriformError, VersionNotFound
+from triform.following import Follower, Node, tell
 from triform.http import HttpSurface
-from triform.models import Models
+from triform.models import Elsewhere, Models
 from triform.predictor import Predictor
 from triform.repository import ModelRepository, Ref
 from triform.runtime import RuntimeOptions
@@ -58,28 +61,64 @@ class Hosted(NamedTuple):
         self.health.end()
 
 
-def host(arguments: Arguments, settings: Settings, telemetry: Telemetry) -> Hosted:
-    """Loads every model. Raises `ConfigurationError`, `PackageError`, `StoreError`, `NotFound`: the replica must not start."""
+class Held(NamedTuple):
+    """Models, followed and run, whoever asks: of a replica that answers callers, and all that one for canaries has."""
+
+    models: Models
+    followers: Sequence[Follower]
+    batched: Batched
+    threads: Executor
+    live: Live
+    health: Health
+
+
+def host(arguments: Arguments, settings: Settings, telemetry: Telemetry, hop: Hop | None = None) -> Hosted:
+    """Loads every model, but (`hop`) a canary that others run. Raises `ConfigurationError`, `PackageError`, `StoreError`,
+    `NotFound`: the replica must not start."""
     repository = settings.open_repository()
-    models = Models(form="serve", default=settings.default_model, telemetry=telemetry)
-    node = Node(repository, _node_folder(settings), models, every=arguments.poll_s)
-    load = partial(_load, repository, partial(arguments.runtime, settings))
-    refs = _refs(arguments)
-    followers = [Follower(ref, node, models, load) for ref in refs or map(Ref, repository.models())]
-    if not followers:
+    isolated = None if hop is None else partial(_elsewhere, repository, hop)
+    held = _held(arguments, settings, telemetry, repository, isolated=isolated)
+    models, batched = held.models, held.batched
+    if not held.followers:
         raise ConfigurationError(f"args: there is no model in {repository.location}")
-    _start(followers, models, all_of_them=bool(refs))
+    _start(held.followers, models, all_of_them=bool(arguments.models))
     names = models.names()
     for named in [*arguments.overrides, *([settings.default_model] if settings.default_model else [])]:
         if named not in names:
             raise ConfigurationError(f"args: '{named}' is not among the models here ({', '.join(names[:10])})")
-    threads = ThreadPoolExecutor(MOST_THREADS, thread_name_prefix="triform-run")
     bodies = ThreadPoolExecutor(1, thread_name_prefix="triform-body")
-    batched = Batched(threads, arguments.overrides)
-    live = Live(followers, node, models, batched, load, everything=not refs)
     access = open_access(settings, asyncio.to_thread, public=False)
-    surface = HttpSurface(InferenceService(models, batched, OneByOne(bodies)), arguments.limits(), access)
-    return Hosted(surface, batched, (threads, bodies), live, Health(models, seconds=arguments.health_timeout_s))
+    execute = batched if hop is None else hop.beside(batched)
+    surface = HttpSurface(InferenceService(models, execute, OneByOne(bodies)), arguments.limits(), access)
+    return Hosted(surface, batched, (held.threads, bodies), held.live, held.health)
+
+
+def host_canaries(arguments: Arguments, settings: Settings, telemetry: Telemetry) -> Held:
+    """Loads the canary of each model that has one. One that cannot be loaded keeps nothing from starting: it is told of."""
+    held = _held(arguments, settings, telemetry, settings.open_repository(), canary_only=True)
+    for follower in held.followers:
+        try:
+            follower.step()
+        except TriformError as error:
+            tell(held.models, follower.ref.model, None, None, error)
+    return held
+
+
+def _held(arguments: Arguments, settings: Settings, telemetry: Telemetry, repository: ModelRepository, **kind: Any) -> Held:
+    """Nothing is loaded yet. `kind`: of the followers."""
+    models = Models(form="serve", default=settings.default_model, telemetry=telemetry)
+    node = Node(repository, _node_folder(settings), models, every=arguments.poll_s)
+    load = partial(_load, repository, partial(arguments.runtime, settings))
+
+    def follow(ref: Ref) -> Follower:
+        return Follower(ref, node, models, load, **kind)
+
+    refs = _refs(arguments)
+    followers = [follow(ref) for ref in refs or map(Ref, repository.models())]
+    threads = ThreadPoolExecutor(MOST_THREADS, thread_name_prefix="triform-run")
+    batched = Batched(threads, arguments.overrides)
+    live = Live(followers, node, models, batched, None if refs else follow)
+    return Held(models, followers, batched, threads, live, Health(models, seconds=arguments.health_timeout_s))
 
 
 def _refs(arguments: Arguments) -> list[Ref]:
@@ -114,6 +153,11 @@ def _start(followers: Sequence[Follower], models: Models, *, all_of_them: bool) 
             errors.append(error)
     if not models.names():
         raise errors[0]
+
+
+def _elsewhere(repository: ModelRepository, hop: Hop, model: str, version: int) -> Elsewhere:
+    manifest = repository.package(model, version).manifest
+    return Elsewhere(manifest, partial(hop.is_ready, manifest.ref))
 
 
 def _load(repository: ModelRepository, options: Callable[[str], RuntimeOptions], model: str, version: int) -> Predictor:

@@ -17,7 +17,7 @@ from typing import Final, TypeVar
 
 from triform.batching import Batched
 from triform.errors import TriformError
-from triform.following import Follower, Load, Node, tell
+from triform.following import Follower, Node, tell
 from triform.models import Models
 from triform.repository import Ref
 from triform.telemetry import UNKNOWN
@@ -30,17 +30,21 @@ PAUSE_SECONDS: Final = 1.0
 
 
 class Live:
-    """Belongs to the event loop that answers requests. `everything`: models that come into the repository are served too."""
+    """Belongs to the event loop that answers requests. `more`: follows the models that come into the repository."""
 
     def __init__(
-        self, followers: Sequence[Follower], node: Node, models: Models, batched: Batched, load: Load, *, everything: bool
+        self,
+        followers: Sequence[Follower],
+        node: Node,
+        models: Models,
+        batched: Batched,
+        more: Callable[[Ref], Follower] | None = None,
     ) -> None:
         self._followers = {follower.ref.model: follower for follower in followers}
         self._node = node
         self._models = models
         self._batched = batched
-        self._load = load
-        self._everything = everything
+        self._more = more
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="triform-follow")
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -48,8 +52,8 @@ class Live:
         for follower in self._followers.values():
             if follower.ref.version is None:
                 self._begin(follower)
-        if self._everything:
-            self._tasks.add(asyncio.get_running_loop().create_task(self._discover()))
+        if self._more is not None:
+            self._tasks.add(asyncio.get_running_loop().create_task(self._discover(self._more)))
 
     async def end(self) -> None:
         """What a thread is at goes on until it is done, and then changes nothing that matters any more."""
@@ -67,12 +71,12 @@ class Live:
             await self._try(follower.ref.model, follower.step)
             self._batched.retain(self._models.predictors())
 
-    async def _discover(self) -> None:
+    async def _discover(self, follow: Callable[[Ref], Follower]) -> None:
         while True:
             await self._pause()
             for name in await self._try(UNKNOWN, self._node.names) or ():
                 if name not in self._followers:
-                    self._followers[name] = Follower(Ref(name), self._node, self._models, self._load)
+                    self._followers[name] = follow(Ref(name))
                     self._begin(self._followers[name])
 
     async def _pause(self) -> None:

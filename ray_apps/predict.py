@@ -2,7 +2,8 @@
 
     HAProxy -> replica: asgi.py or grpc.py -> triform/http.py -> triform/service.py -> triform/batching.py -> triform/predictor.py
 
-No request is handed on from one process to another. Each replica loads every model, in its own process.
+No request is handed on from one process to another. Each replica loads every model, in its own process; but for a canary that is
+isolated (`canary`), whose tensors go over to a second deployment: hop.py, canary.py.
 """
 
 from __future__ import annotations
@@ -15,19 +16,19 @@ from typing import Any, Final
 
 from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, BackpressureConfig
+from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
 from ray_apps.arguments import Arguments
 from ray_apps.asgi import AsgiApp
-from ray_apps.autoscaling import QUEUE
+from ray_apps.canary import Canary, Deployed
 from ray_apps.environment import draining_seconds, missing
 from ray_apps.grpc import OpenInference
-from ray_apps.hosting import Hosted, host
-from ray_apps.logs import log_as_json
-from ray_apps.telemetry import Logged, RayTelemetry
+from ray_apps.hop import Hop
+from ray_apps.hosting import host
+from ray_apps.replica import Replica
 from triform.errors import ConfigurationError
 from triform.settings import Settings
-from triform.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
 
@@ -37,34 +38,33 @@ HEALTH_MARGIN: Final = 5.0  # seconds for Serve's own part in a look at a replic
 GRPC: Final = "ray_apps.messages.add_to_server"  # for Serve's grpc_options
 
 
-class Predict(OpenInference):
-    """A replica. Its constructor raises what makes a model unfit to be served, and then the version before it stays up."""
+class Predict(Replica, OpenInference):
+    """A replica. Its constructor raises what makes a model unfit to be served, and then the version before it stays up.
 
-    async def __init__(self, arguments: Arguments, settings: Settings) -> None:  # type: ignore[misc]  # Serve awaits it
-        log_as_json()
-        self.counted = RayTelemetry()
-        telemetry: Telemetry = self.counted
-        if arguments.log_requests != "none":
-            telemetry = Logged(telemetry, arguments.log_requests)
-        self.hosted: Hosted = await asyncio.to_thread(host, arguments, settings, telemetry)
+    `canary`: the deployment of isolated canaries, where there is one.
+    """
+
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, arguments: Arguments, settings: Settings, canary: DeploymentHandle[Any] | None = None
+    ) -> None:
+        telemetry = self.begin(arguments)
+        isolated = arguments.canary
+        self.hop = None if canary is None or isolated is None else Hop(Deployed(canary), isolated.timeout_s)
+        self.hosted = await asyncio.to_thread(host, arguments, settings, telemetry, self.hop)
         self.hosted.live.start()
         self.surface = self.hosted.surface
         self.timeout = arguments.timeout_s
+        if self.hop is not None:
+            self.hop.start(self.surface.service.models)
 
     def __serve_build_asgi_app__(self) -> AsgiApp:
         return AsgiApp(self.surface, timeout=self.timeout, tells_request_id=True, at_end=self._end)
 
     async def _end(self) -> None:
+        if self.hop is not None:
+            await self.hop.end()
         await self.hosted.drain()
         self.counted.tell()
-
-    async def check_health(self) -> None:
-        """Asked by Serve; what it raises takes the replica out of HAProxy, and three times in a row gets it replaced."""
-        await self.hosted.health.check()
-
-    async def record_autoscaling_stats(self) -> dict[str, float]:
-        """Asked by Serve, for the policy."""
-        return {QUEUE: self.hosted.batched.waiting_seconds}
 
     async def leave(self) -> None:
         """The application is about to end: callers are told to go elsewhere, and answered as before."""
@@ -75,19 +75,23 @@ def build_app(args: Mapping[str, Any]) -> serve.Application:
     """The application for `serve.run`, `serve deploy` and KubeRay. Raises `ConfigurationError`, which names the key at fault."""
     arguments = Arguments.of(args)
     settings = arguments.settings(os.environ)
-    if off := missing(os.environ):
+    isolated = arguments.isolated()
+    if off := missing(os.environ, hop=isolated is not None):
         log.warning("Serve will be slow: start Ray with %s in its environment, or use python -m ray_apps", " ".join(off))
     try:
-        deployment = _deployment(arguments)
+        deployment = _deployment(serve.ingress()(Predict), "predict", arguments)
+        if isolated is None:
+            return deployment.bind(arguments, settings)
+        canary = _deployment(Canary, "canary", isolated).bind(isolated, isolated.settings_of_models(os.environ))
     except ValueError as error:  # what Ray alone knows of numbers and names
         raise ConfigurationError(f"args: {' '.join(str(error).split())}") from error
-    return deployment.bind(arguments, settings)
+    return deployment.bind(arguments, settings, canary)
 
 
-def _deployment(arguments: Arguments) -> serve.Deployment:
+def _deployment(replica: type, name: str, arguments: Arguments) -> serve.Deployment:
     return serve.deployment(
-        serve.ingress()(Predict),
-        name="predict",
+        replica,
+        name=name,
         **_scale(arguments),
         max_ongoing_requests=arguments.max_ongoing_requests,
         max_queued_requests=arguments.max_queued_requests,

@@ -32,7 +32,9 @@ from triform.telemetry import (
 
 log = logging.getLogger(__name__)
 
-PER_REQUEST: Final = ("request_id", "model", "version", "variant", "code", "rows", "batch_rows", "seconds", "caller")
+PER_REQUEST: Final = (
+    "request_id", "model", "version", "variant", "code", "rows", "batch_rows", "seconds", "instead_of", "caller",
+)  # fmt: skip
 EVERY_SECONDS: Final = 5.0
 REMEMBERED: Final = 1000  # freed models for whom requests may still be in flight: more than are released in a request's time
 

@@ -4,6 +4,7 @@
     records' key column   ──► TrafficSplit.split ───► each version its rows ──► reassemble ──► one answer, which names both
 
     canary fails, stable answers the same request ──► three in a row ──► its share is 0 here, until the next revision
+                  which is the caller's answer where the canary runs elsewhere, isolated
     what became of each   ──► tally.py ──► a window of both sides, for whoever judges the rollout
 
 A request that names a version or an alias knows nothing of this, and neither does one for a model without a canary.
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import numpy as np
 
-from triform.errors import DeadlineExceeded, InvalidRequest, Overloaded, TriformError
+from triform.errors import DeadlineExceeded, InvalidRequest, NotReady, Overloaded, TriformError
 from triform.headers import values
 from triform.releases import Release
 from triform.splitting import KeyRule, TrafficSplit, reassemble
@@ -105,7 +106,8 @@ class Split:
     async def answer(self, answer: Answer, exchange: Exchange, headers: Any, decode: Decode, size: int) -> Encoded:
         """The answer of the version that the request's key means, or of both. Raises as `HttpSurface.answer`.
 
-        The canary's error is the caller's answer; whether it is the canary's fault, too, is found out before he gets it.
+        The canary's error is the caller's answer; whether it is the canary's fault, too, is found out before he gets it. What one
+        that runs elsewhere does not answer stable does.
         """
         started, rule = time.perf_counter(), self.rule
         named = _named(rule, headers)
@@ -121,6 +123,9 @@ class Split:
         try:
             encoded = await answer(way, partial(decode, exchange.served), size)
         except Exception as error:
+            if exchange.chosen.elsewhere:
+                seconds = time.perf_counter() - started
+                return await self._in_its_place(error, key, seconds, answer, exchange, decode, size)
             failed = "execute" in exchange.stages and not isinstance(error, Overloaded)  # else it is the caller's, or the queue's
             self.tally.request(self.side(exchange), time.perf_counter() - started, failed_by=key if failed else None)
             if failed and self.side(exchange) == "canary" and await self._stable_answers(error, answer, exchange, decode, size):
@@ -138,6 +143,28 @@ class Split:
         """Whose turn it is, or was when it ended."""
         return "canary" if exchange.chosen.manifest.version == self.traffic.canary else "stable"
 
+    async def _in_its_place(
+        self, error: Exception, key: bytes, seconds: float, answer: Answer, exchange: Exchange, decode: Decode, size: int
+    ) -> Encoded:
+        """Stable's answer to what the canary has failed in so many seconds. What neither answers ends with stable's error.
+
+        A canary that is still to come has failed nothing: then nothing is counted.
+        """
+        counts, failed = not isinstance(error, NotReady), "execute" in exchange.stages and not isinstance(error, Overloaded)
+        exchange.fall_back(self.served(self.traffic.stable))
+        try:
+            encoded = await answer(exchange, partial(decode, exchange.chosen), size)
+            failed = True
+        finally:
+            if counts:
+                self.tally.request("canary", seconds, failed_by=key if failed else None)
+        if counts:
+            told = {"request_id": exchange.request_id, "version": self.traffic.canary}
+            log.warning("the canary failed a request, which %s answered", exchange.refs, exc_info=error, extra=told)
+            exchange.instead_of = self.traffic.canary, _code(error)
+            self.failed(error)
+        return encoded
+
     async def _stable_answers(self, error: Exception, answer: Answer, exchange: Exchange, decode: Decode, size: int) -> bool:
         """Whether stable answers what the canary has failed; there is no time to ask where it ran out of time."""
         if isinstance(error, DeadlineExceeded):
@@ -153,8 +180,7 @@ class Split:
         """Counts a failure of the canary's own."""
         self.failures += 1
         if self.failures >= IN_A_ROW:
-            code = error.code if isinstance(error, TriformError) else TriformError.code
-            self.cut(f"it has failed {self.failures} requests in a row that stable could answer, the last with {code}")
+            self.cut(f"it has failed {self.failures} requests in a row that stable could answer, the last with {_code(error)}")
 
 
 class Collected(NamedTuple):
@@ -306,6 +332,10 @@ def _tally() -> Tally:
     from triform.tally import Tally
 
     return Tally(PROBABILITY_BINS)
+
+
+def _code(error: Exception) -> str:
+    return error.code if isinstance(error, TriformError) else TriformError.code
 
 
 def _flat(keys: Any) -> Any:

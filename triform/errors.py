@@ -31,6 +31,8 @@
     │   └── AnswerTooLarge          an answer beyond the host's limit                       answer_too_large
     ├── ResourceExhausted           memory ran out                                          resource_exhausted
     │   └── Overloaded              the queue is full: come again                           overloaded
+    ├── Unavailable                 the process that runs the model is not there            unavailable
+    │   └── NotReady                it has not loaded this version yet                      not_ready
     ├── PackageError                a model package that must not be served                 package_invalid
     │   ├── UnsupportedModel        this ONNX model cannot be packaged as it is             unsupported_model
     │   ├── UnsafePackage           links, unknown files, paths that lead outside           package_unsafe
@@ -244,6 +246,17 @@ class ResourceExhausted(TriformError):
 class Overloaded(ResourceExhausted):
     code = "overloaded"
     http_status = 429
+
+
+class Unavailable(TriformError):
+    code = "unavailable"
+    http_status = 503
+    grpc_status = "UNAVAILABLE"
+    retryable = True
+
+
+class NotReady(Unavailable):
+    code = "not_ready"
 
 
 class PackageError(TriformError):

@@ -5,6 +5,9 @@
 
 A release is taken up whole or not at all: where one of its versions cannot be served, everything stays as it was, a metric and a
 log line say so, and it is tried again some minutes later. The request path takes no lock and knows nothing of all this.
+
+A canary may be isolated: processes of its own load it, and nothing else; those that answer requests read its manifest, and take a
+release up whatever becomes of its canary.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from typing import Final
 import msgspec
 
 from triform.errors import AliasNotFound, PackageError, StoreError, TriformError, VersionNotFound, by_code
-from triform.models import Models
+from triform.models import Elsewhere, Models
 from triform.predictor import Predictor
 from triform.releases import Release, ReleaseLog
 from triform.repository import ModelRepository, Ref
@@ -103,7 +106,8 @@ class Node:
         if before is not None and before.release == release and not self._is_to_be_tried_again(before):
             return before
         verified = list(before.verified) if before else []
-        for version in sorted(release.versions()):
+        canary = release.version_of("canary")
+        for version in sorted(release.versions(), key=lambda v: (v == canary, v)):  # last: what refuses it refuses nothing else
             try:
                 package = self.repository.package(model, version)
                 digest = package.manifest.digest
@@ -124,17 +128,29 @@ class Node:
 class Follower:
     """Keeps one model of a host at what a reference to it means. One thread at a time may call it.
 
-    `load` opens a version, raising what makes it unfit to be served.
+    `load` opens a version, raising what makes it unfit to be served. `isolated` opens a canary that other processes run; there
+    (`canary_only`) it is all that is served, or nothing.
     """
 
-    def __init__(self, ref: Ref, node: Node, models: Models, load: Load) -> None:
+    def __init__(
+        self,
+        ref: Ref,
+        node: Node,
+        models: Models,
+        load: Load,
+        *,
+        isolated: Callable[[str, int], Elsewhere] | None = None,
+        canary_only: bool = False,
+    ) -> None:
         self.ref = ref
         self.release: Release | None = None  # that is served
         self._node = node
         self._models = models
         self._load = load
-        self._predictors: dict[int, Predictor] = {}
-        self._failed: tuple[Release, float] | None = None  # which could not be loaded here, and when
+        self._isolated = isolated
+        self._canary_only = canary_only
+        self._held: dict[int, Predictor | Elsewhere] = {}
+        self._failed: tuple[Release, float, TriformError] | None = None  # which could not be loaded here, when, and why
 
     def start(self) -> None:
         """Serves the newest release that loads, so that a bad one keeps no replica from starting beside those that run.
@@ -161,14 +177,24 @@ class Follower:
         """Looks what there is, and serves it. Raises `StoreError` where the storage fails; what is served stays."""
         if self.ref.version is not None:
             return
-        seen = self._node.look(self.ref.model, [p.manifest.digest for p in self._predictors.values()])
-        if seen is None or seen.refusal is not None or not self._is_news(seen.release):
+        seen = self._node.look(self.ref.model, [p.manifest.digest for p in self._held.values() if isinstance(p, Predictor)])
+        if seen is None or self._refusal(seen) is not None or not self._is_news(seen.release):
             return
         try:
             self._take(seen.release)
             self._failed = None
-        except TriformError:
-            self._failed = seen.release, self._node.clock()
+        except TriformError as error:
+            self._failed = seen.release, self._node.clock(), error
+
+    def why_not(self) -> tuple[int, TriformError] | None:
+        """The canary that the release in force names and that is not served here for a reason, with it."""
+        seen = self._node.known(self.ref.model)
+        canary = None if seen is None else seen.release.version_of("canary")
+        if seen is None or canary is None or canary in self._held:
+            return None
+        if (refusal := self._refusal(seen)) is not None:
+            return canary, by_code(refusal.code)(refusal.error)
+        return (canary, self._failed[2]) if self._failed is not None and self._failed[0] == seen.release else None
 
     def _is_news(self, release: Release) -> bool:
         """Whether it is later than what is served: a replica that has just started may be ahead of its node."""
@@ -178,24 +204,47 @@ class Follower:
 
     def _raise_if_refused(self, release: Release) -> None:
         seen = self._node.known(self.ref.model)
-        if seen is not None and seen.release == release and seen.refusal is not None:
-            raise by_code(seen.refusal.code)(seen.refusal.error)
+        if seen is not None and seen.release == release and (refusal := self._refusal(seen)) is not None:
+            raise by_code(refusal.code)(refusal.error)
+
+    def _refusal(self, seen: Seen) -> Refusal | None:
+        """What is refused and would be loaded here."""
+        refusal = seen.refusal
+        return None if refusal is None or self._is_isolated(seen.release, refusal.version) else refusal
+
+    def _is_isolated(self, release: Release, version: int) -> bool:
+        """Whether other processes run this version of the release."""
+        return self._isolated is not None and self.ref.alias is None and version == release.version_of("canary")
 
     def _take(self, release: Release) -> None:
         """Raises what keeps it from being served, having told so; then nothing has changed."""
-        version, predictors = None, {}
+        version, held = None, {}
         try:
             aliases = self._aliases(release)
             for version in sorted(set(aliases.values())):
-                predictors[version] = self._predictors.get(version) or self._load(self.ref.model, version)
+                held[version] = self._open(release, version)
         except TriformError as error:
             tell(self._models, self.ref.model, release, version, error)
-            raise
-        self._models.replace(self.ref.model, predictors, aliases, release if self.ref.alias is None else None)
-        self._predictors, self.release = predictors, release
+            if version is None or not self._is_isolated(release, version) or isinstance(error, StoreError):
+                raise
+            self._take(msgspec.structs.replace(release, canary=None))  # of which not even the manifest can be read
+            self.release = release
+            return
+        shares = self.ref.alias is None and not self._canary_only
+        self._models.replace(self.ref.model, held, aliases, release if shares else None)
+        self._held, self.release = held, release
+
+    def _open(self, release: Release, version: int) -> Predictor | Elsewhere:
+        """The version as it is to be held: as it is held already, else anew. A canary that becomes stable is loaded."""
+        had = self._held.get(version)
+        if self._isolated is not None and self._is_isolated(release, version):
+            return had if isinstance(had, Elsewhere) else self._isolated(self.ref.model, version)
+        return had if isinstance(had, Predictor) else self._load(self.ref.model, version)
 
     def _aliases(self, release: Release) -> dict[str, int]:
         """What each alias means, stable first. A reference to an alias serves that version, as stable."""
+        if self._canary_only:
+            return {alias: version for alias, version in release.aliases().items() if alias == "canary"}
         if self.ref.alias is None:
             return release.aliases()
         version = release.version_of(self.ref.alias) if release.revision else None

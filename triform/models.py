@@ -20,36 +20,68 @@ from triform.signature import Signature
 from triform.telemetry import FREED, Form, LoadRecord, Silent, Telemetry
 
 
-class Served(NamedTuple):
-    """A loaded version, ready to answer. `key`: a column that records may have beside the model's own (splitting.py)."""
+class Elsewhere:
+    """A version that another process runs: what it takes to read requests for it, and to write its answers.
 
-    predictor: Predictor
+    `ready`: whether it is known to answer there.
+    """
+
+    def __init__(self, manifest: Manifest, ready: Callable[[], bool]) -> None:
+        self.manifest = manifest
+        self.ready = ready
+
+    @property
+    def signature(self) -> Signature:
+        return self.manifest.signature
+
+
+class Served(NamedTuple):
+    """A version, ready to answer. `key`: a column that records may have beside the model's own (splitting.py)."""
+
+    loaded: Predictor | Elsewhere
     features: Features
     variant: str = "stable"
     key: str | None = None
 
     @property
     def manifest(self) -> Manifest:
-        return self.predictor.manifest
+        return self.loaded.manifest
 
     @property
     def signature(self) -> Signature:
-        return self.predictor.signature
+        return self.loaded.signature
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether another process runs it."""
+        return isinstance(self.loaded, Elsewhere)
+
+    @property
+    def predictor(self) -> Predictor:
+        """That runs it, in this process."""
+        assert isinstance(self.loaded, Predictor), f"{self.manifest.ref} runs elsewhere"  # noqa: S101 - a fault of ours
+        return self.loaded
 
 
 class _Slot:
     """One version: loaded once, by whoever wants it first. A load that fails is tried again by the next.
 
-    `served`: what was loaded. `ready`: whether a request can be expected to be answered; not so after a load that failed.
+    `served`: what was loaded.
     """
 
-    def __init__(self, load: Callable[[], Predictor], variant: str, loaded: Callable[[Served], None]) -> None:
+    def __init__(self, load: Callable[[], Predictor | Elsewhere], variant: str, loaded: Callable[[Served], None]) -> None:
         self._load = load
         self._lock = threading.Lock()
         self._loaded = loaded
+        self._failed = False
         self.variant = variant
-        self.ready = True
         self.served: Served | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether a request can be expected to be answered; not so after a load that failed."""
+        at = None if self.served is None else self.served.loaded
+        return at.ready() if isinstance(at, Elsewhere) else not self._failed
 
     def get(self) -> Served:
         if self.served is not None:
@@ -61,13 +93,13 @@ class _Slot:
 
     def _open(self) -> Served:
         try:
-            predictor = self._load()
-            config = predictor.manifest.config
-            served = Served(predictor, Features(predictor.signature, config), self.variant, config.key.column)
+            loaded = self._load()
+            config = loaded.manifest.config
+            served = Served(loaded, Features(loaded.signature, config), self.variant, config.key.column)
         except BaseException:
-            self.ready = False
+            self._failed = True
             raise
-        self.ready = True
+        self._failed = False
         self._loaded(served)
         return served
 
@@ -109,20 +141,25 @@ class Models:
             self._models = {**self._models, model: after}
 
     def replace(
-        self, model: str, predictors: Mapping[int, Predictor], aliases: Mapping[str, int], release: Release | None = None
+        self,
+        model: str,
+        loaded: Mapping[int, Predictor | Elsewhere],
+        aliases: Mapping[str, int],
+        release: Release | None = None,
     ) -> None:
-        """Makes these the model's versions, and what its aliases mean, all at once in place of what it had.
+        """Makes these the model's versions, and what its aliases mean, all at once in place of what it had; none: it is gone.
 
         Who was given a version keeps it until he is done. The first alias that means a version is its variant. What is new is
         told of before it is served, so that no request waits for that. `release`: that shares the keys between them.
         """
         with self._adding:
             before = self._models.get(model, _Versions()).slots
-            slots = {version: self._slot_of(predictor, version, aliases, before) for version, predictor in predictors.items()}
+            slots = {version: self._slot_of(held, version, aliases, before) for version, held in loaded.items()}
             for slot in slots.values():
                 slot.get()
-            self._models = {**self._models, model: _Versions(slots, dict(aliases))}
-            self.share(model, release)
+            others = {name: versions for name, versions in self._models.items() if name != model}
+            self._models = {**others, model: _Versions(slots, dict(aliases))} if slots else others
+            self.splits.share(model, release if slots else None, lambda version: slots[version].get())
         here = {(version, slot.variant) for version, slot in slots.items()}
         for version, slot in before.items():
             if slot.served is not None and (version, slot.variant) not in here:
@@ -133,16 +170,20 @@ class Models:
         slots = self._models[model].slots
         self.splits.share(model, release, lambda version: slots[version].get())
 
-    def _slot_of(self, predictor: Predictor, version: int, aliases: Mapping[str, int], before: Mapping[int, _Slot]) -> _Slot:
+    def _slot_of(
+        self, held: Predictor | Elsewhere, version: int, aliases: Mapping[str, int], before: Mapping[int, _Slot]
+    ) -> _Slot:
         """That which holds it as this variant already, else a new one."""
         variant = next((alias for alias, meant in aliases.items() if meant == version), "stable")
         had = before.get(version)
-        if had is not None and had.variant == variant and had.served is not None and had.served.predictor is predictor:
+        if had is not None and had.variant == variant and had.served is not None and had.served.loaded is held:
             return had
-        return _Slot(lambda: predictor, variant, self._told)
+        return _Slot(lambda: held, variant, self._told)
 
     def _told(self, served: Served, code: str = "ok") -> None:
-        """Of every load once, and of the end of what no other took the place of."""
+        """Of every load once, and of the end of what no other took the place of; what runs elsewhere is told of there."""
+        if served.elsewhere:
+            return
         predictor = served.predictor
         load = LoadRecord.of(
             predictor.manifest, predictor.provider, predictor.load_seconds, form=self.form, variant=served.variant, code=code
@@ -150,9 +191,16 @@ class Models:
         self.telemetry.loaded(load)
 
     def predictors(self) -> list[Predictor]:
-        """All that are loaded."""
+        """All that are loaded here."""
+        return [held for held in self._held() if isinstance(held, Predictor)]
+
+    def elsewhere(self) -> list[Elsewhere]:
+        """All that other processes run for this one."""
+        return [held for held in self._held() if isinstance(held, Elsewhere)]
+
+    def _held(self) -> list[Predictor | Elsewhere]:
         slots = (slot for versions in self._models.values() for slot in versions.slots.values())
-        return [slot.served.predictor for slot in slots if slot.served is not None]
+        return [slot.served.loaded for slot in slots if slot.served is not None]
 
     def names(self) -> list[str]:
         return sorted(self._models)

@@ -89,6 +89,7 @@ class Exchange:
         self.rows = 0
         self.batch_rows = 0  # of the run, others' rows too; 0 where another request of the run tells it
         self.dead_letters: Mapping[str, int] = {}  # rows by error code, of a request that may refuse some
+        self.instead_of: tuple[int, str] | None = None  # the version that failed the request before, and the error's code
         self.stages: dict[str, float] = {}
 
     def choose(self, model: str | None, *, version: int | None = None, alias: str | None = None) -> Served:
@@ -110,6 +111,11 @@ class Exchange:
     def turn_to(self, served: Served) -> None:
         """The next version that answers rows of the request: the one before has answered its own."""
         self.before = (*self.before, _record(self, "ok", 0.0))
+        self.served, self.rows, self.batch_rows, self.stages = served, 0, 0, {}
+
+    def fall_back(self, served: Served) -> None:
+        """That version answers all of the request: what others made of it is forgotten."""
+        self.before = ()
         self.served, self.rows, self.batch_rows, self.stages = served, 0, 0, {}
 
     def again(self, served: Served) -> Exchange:
@@ -224,6 +230,7 @@ def _record(exchange: Exchange, code: str, seconds: float) -> InferenceRecord:
         seconds=seconds,
         stages=exchange.stages,
         dead_letters=exchange.dead_letters,
+        instead_of=exchange.instead_of,
         request_id=exchange.request_id,
         caller=exchange.caller,
     )

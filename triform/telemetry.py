@@ -61,6 +61,12 @@ MODEL_LOAD_FAILURES: Final = Metric(
 DEAD_LETTER_ROWS: Final = Metric("triform_dead_letter_rows_total", "counter", "Rows refused, by reason", (*_MODEL, "code"))
 SPLIT_WEIGHT: Final = Metric("triform_split_weight", "gauge", "Share of the keys that a version answers", _MODEL)
 CANARY_CUTS: Final = Metric("triform_canary_cuts_total", "counter", "Canaries that a process gives no more keys to", _MODEL)
+CANARY_FAILURES: Final = Metric(
+    "triform_canary_failures_total",
+    "counter",
+    "Requests that a canary failed, and stable answered in its place",
+    (*_MODEL, "code"),
+)
 FEATURE_DRIFT: Final = Metric("triform_feature_drift", "gauge", "Distance from the reference distribution", (*_MODEL, "feature"))
 RUN_SECONDS: Final = Metric("triform_run_seconds", "gauge", "Time the latest batch run took", (*_MODEL, "code"))
 RUN_ROWS: Final = Metric("triform_run_rows", "gauge", "Rows of the latest batch run: in, answered, dead", (*_MODEL, "outcome"))
@@ -79,8 +85,8 @@ FAULTS: Final = Metric(
 
 VOCABULARY: Final = (
     REQUESTS, ROWS, REQUEST_SECONDS, STAGE_SECONDS, BATCH_ROWS, MODEL_LOAD_SECONDS, MODEL_INFO, MODEL_LOAD_FAILURES,
-    DEAD_LETTER_ROWS, SPLIT_WEIGHT, CANARY_CUTS, FEATURE_DRIFT, RUN_SECONDS, RUN_ROWS, RUN_SUCCESS, RUN_SUCCESS_TIME,
-    COLD_STARTS, FAULTS,
+    DEAD_LETTER_ROWS, SPLIT_WEIGHT, CANARY_CUTS, CANARY_FAILURES, FEATURE_DRIFT, RUN_SECONDS, RUN_ROWS, RUN_SUCCESS,
+    RUN_SUCCESS_TIME, COLD_STARTS, FAULTS,
 )  # fmt: skip
 
 
@@ -97,6 +103,7 @@ class InferenceRecord(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float = 0.0
     stages: Mapping[str, float] = {}
     dead_letters: Mapping[str, int] = {}  # rows by error code
+    instead_of: tuple[int, str] | None = None  # the canary that failed the request before, and the error's code
     request_id: str = ""  # for the log, never a label
     caller: str = ""  # the same
 
@@ -259,20 +266,24 @@ def observations(inference: InferenceRecord) -> list[Observation]:
         series.append((BATCH_ROWS, labels))
     series += [(STAGE_SECONDS, labels | {"stage": stage}) for stage in inference.stages]
     series += [(DEAD_LETTER_ROWS, labels | {"code": code}) for code in inference.dead_letters]
+    if inference.instead_of is not None:
+        version, code = inference.instead_of
+        series.append((CANARY_FAILURES, labels | {"version": str(version), "variant": "canary", "code": code}))
     return [(metric, of, value) for (metric, of), value in zip(series, observed(inference), strict=True)]
 
 
 def observed(inference: InferenceRecord) -> list[float]:
     """The values of `observations` alone, in their order: for a backend that remembers which series records of a shape have."""
     rows = [float(rows) for rows in (inference.rows, inference.batch_rows) if rows]
-    return [1.0, inference.seconds, *rows, *inference.stages.values(), *map(float, inference.dead_letters.values())]
+    failed = [] if inference.instead_of is None else [1.0]
+    return [1.0, inference.seconds, *rows, *inference.stages.values(), *map(float, inference.dead_letters.values()), *failed]
 
 
 def shape(inference: InferenceRecord) -> tuple[object, ...]:
     """Of a record: those that have the same are counted in the same series."""
     return (
         inference.model, inference.version, inference.variant, inference.form, inference.code, inference.rows > 0,
-        inference.batch_rows > 0, *inference.stages, None, *inference.dead_letters,
+        inference.batch_rows > 0, *inference.stages, None, *inference.dead_letters, inference.instead_of,
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import shutil
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,8 +52,8 @@ class Site:
         self.log = ReleaseLog(LocalRepository(root), "linear")
         self.loads: list[int] = []
 
-    def host(self, ref: str = "linear", repository: ModelRepository | None = None) -> Host:
-        return Host(self, Ref.parse(ref), repository or self.asked)
+    def host(self, ref: str = "linear", repository: ModelRepository | None = None, **kind: Any) -> Host:
+        return Host(self, Ref.parse(ref), repository or self.asked, **kind)
 
     def later(self, *hosts: Host, seconds: float = EVERY) -> None:
         self.now += seconds
@@ -76,11 +77,11 @@ class Site:
 class Host:
     """A process that serves: here, only an object."""
 
-    def __init__(self, site: Site, ref: Ref, repository: ModelRepository) -> None:
+    def __init__(self, site: Site, ref: Ref, repository: ModelRepository, **kind: Any) -> None:
         self.telemetry = RecordingTelemetry()
         self.models = Models(form="serve", telemetry=self.telemetry)
         self.node = Node(repository, site.folder, self.models, every=EVERY, clock=lambda: site.now)
-        self.follower = Follower(ref, self.node, self.models, self.load)
+        self.follower = Follower(ref, self.node, self.models, self.load, **kind)
         self._site = site
         self._repository = repository
 
@@ -222,7 +223,7 @@ def test_a_bad_version_is_left_by_the_next_release(site: Site, host: Host) -> No
 
 def test_what_loads_on_the_node_and_not_here_changes_nothing(site: Site, host: Host) -> None:
     site.release(stable=2, canary=3)
-    host.follower._predictors.clear()
+    host.follower._held.clear()
     mend = spoil(site.folder_of(3))
     for _ in range(4):
         site.later(host)

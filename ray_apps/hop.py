@@ -1,0 +1,124 @@
+"""From a replica that answers callers to one that runs an isolated canary, and back, in time for stable to answer instead.
+
+    Served.elsewhere -> Hop -> canary.py: Deployed -> Serve's handle -> Canary.run -> Batched
+                        Hop <- within the time that it may take: Ran, or Failed
+                        what goes wrong is raised -> triform/canary.py: stable answers
+
+Tensors go over, nothing else: requests are decoded, split by record and encoded where they came in. Once a second, while a
+release has a canary, one of its replicas is asked what it holds. A canary that has not been there yet is not waited for
+(`NotReady`); one that was and went away (`Unavailable`) is not either, until it is back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Mapping
+from typing import Final, NamedTuple, Protocol
+
+from triform.errors import DeadlineExceeded, NotReady, TriformError, Unavailable, by_code
+from triform.models import Models, Served
+from triform.service import Execute, Ran
+from triform.signature import Array
+
+log = logging.getLogger(__name__)
+
+PAUSE_SECONDS: Final = 1.0
+SHARE: Final = 0.5  # of the time that a request has left, which the canary may take at most: stable has the rest
+
+
+class Failed(NamedTuple):
+    """A `TriformError` on its way: errors with arguments of their own do not travel."""
+
+    code: str
+    message: str
+
+    @classmethod
+    def of(cls, error: TriformError) -> Failed:
+        return cls(error.code, str(error))
+
+    def error(self) -> TriformError:
+        return by_code(self.code)(self.message)
+
+
+class Replicas(Protocol):
+    """The canary's. Both raise `Unavailable` where none answers, and `Overloaded`."""
+
+    async def run(self, model: str, version: int, inputs: Mapping[str, Array], seconds: float) -> Ran | Failed:
+        """The outputs for arrays that fit the version's signature, within so many seconds."""
+        ...
+
+    async def look(self) -> dict[str, Failed | None]:
+        """What one of them holds, by reference; and why not, of what it would hold otherwise."""
+        ...
+
+
+class Hop:
+    """Belongs to the event loop that answers requests. `timeout`: of one run, with the way there and back, in seconds."""
+
+    def __init__(self, replicas: Replicas, timeout: float) -> None:
+        self._replicas = replicas
+        self._timeout = timeout
+        self._known: dict[str, Failed | None] = {}  # by reference: None where it is held
+        self._task: asyncio.Task[None] | None = None
+
+    def is_ready(self, ref: str) -> bool:
+        return ref in self._known and self._known[ref] is None
+
+    def beside(self, here: Execute) -> Execute:
+        """Runs what is elsewhere there, and the rest here."""
+
+        def execute(served: Served, inputs: Mapping[str, Array], deadline: float | None) -> Awaitable[Ran]:
+            return (self if served.elsewhere else here)(served, inputs, deadline)
+
+        return execute
+
+    async def __call__(self, served: Served, inputs: Mapping[str, Array], deadline: float | None) -> Ran:
+        """Raises `NotReady`, `Unavailable`, `Overloaded`, `DeadlineExceeded`, and what the model's run raised there."""
+        manifest = served.manifest
+        if manifest.ref not in self._known:
+            raise NotReady(f"{manifest.ref} is not loaded yet: send the request again later")
+        if (failed := self._known[manifest.ref]) is not None:
+            raise failed.error()
+        seconds = self._timeout if deadline is None else min(self._timeout, SHARE * (deadline - time.monotonic()))
+        try:
+            async with asyncio.timeout(seconds):
+                said = await self._replicas.run(manifest.name, manifest.version, inputs, seconds)
+        except TimeoutError:
+            raise DeadlineExceeded(f"{manifest.ref} did not answer within the {seconds:.3g} s that it had") from None
+        except Unavailable as error:
+            self._known[manifest.ref] = Failed.of(error)
+            raise
+        if isinstance(said, Failed):
+            raise said.error()
+        return said
+
+    def start(self, models: Models) -> None:
+        """Looks what is held of `models` that runs elsewhere, from now on."""
+        self._task = asyncio.get_running_loop().create_task(self._look_again(models))
+
+    async def end(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _look_again(self, models: Models) -> None:
+        while True:
+            try:
+                await self.look(models)
+            except TriformError as error:
+                log.debug("no replica of the canary says what it holds: %s", error)
+            except Exception:
+                log.exception("looking for the canary failed")
+            await asyncio.sleep(PAUSE_SECONDS)
+
+    async def look(self, models: Models) -> None:
+        """Asks one replica, which is waited for if it must start; none, so that they may go, where nothing runs elsewhere."""
+        wanted = {held.manifest.ref for held in models.elsewhere()}
+        said = await self._replicas.look() if wanted else {}
+        for ref in wanted & said.keys():
+            if not self.is_ready(ref) or said[ref] is None:  # of several replicas one that has it will do
+                self._known[ref] = said[ref]
+        for ref in self._known.keys() - wanted:
+            del self._known[ref]

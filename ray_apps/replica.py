@@ -1,0 +1,32 @@
+"""What replicas of every deployment here do for Serve, whatever they do for callers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray_apps.arguments import Arguments
+from ray_apps.autoscaling import QUEUE
+from ray_apps.logs import log_as_json
+from ray_apps.telemetry import Logged, RayTelemetry
+from triform.telemetry import Telemetry
+
+
+class Replica:
+    """`hosted`: what hosting.py makes."""
+
+    counted: RayTelemetry
+    hosted: Any
+
+    def begin(self, arguments: Arguments) -> Telemetry:
+        """Sets up the log; who is to be told what is counted."""
+        log_as_json()
+        self.counted = RayTelemetry()
+        return self.counted if arguments.log_requests == "none" else Logged(self.counted, arguments.log_requests)
+
+    async def check_health(self) -> None:
+        """Asked by Serve; what it raises takes the replica out of service, and three times in a row gets it replaced."""
+        await self.hosted.health.check()
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Asked by Serve, for the policy."""
+        return {QUEUE: self.hosted.batched.waiting_seconds}
