@@ -74,9 +74,42 @@ def test_what_a_replica_asks_ray_for() -> None:
     assert "accelerator_type" not in Arguments.of(HERE).ray_actor_options()
 
 
+def isolated(**canary: Any) -> Arguments:
+    args = {**GPU, "num_cpus": 2, "num_replicas": 3, "threads": 2, "timeout_s": 20, "resources": {"a": 1}, "canary": canary}
+    made = Arguments.of(args).isolated()
+    assert made is not None
+    return made
+
+
+def test_an_isolated_canary_has_what_stable_has_but_for_what_is_said_and_how_many() -> None:
+    assert Arguments.of(HERE).isolated() is None
+    same = isolated()
+    assert (same.num_replicas, same.autoscaling, same.canary, same.timeout_s) == (None, None, None, 20)
+    assert same.ray_actor_options() == {"num_cpus": 2.0, "num_gpus": 0.25, "resources": {"a": 1.0}}
+    assert same.runtime(same.settings_of_models({}), "m") == RuntimeOptions(provider="cuda", gpu_mem_limit=6 << 30, threads=2)
+    own = isolated(num_replicas=2, num_gpus=0, num_cpus=0.5, provider="cpu", resources={}, timeout_s=1, max_ongoing_requests=7)
+    assert own.ray_actor_options() == {"num_cpus": 0.5, "num_gpus": 0.0, "resources": {}}
+    assert (own.num_replicas, own.timeout_s, own.max_ongoing_requests) == (2, 20, 7)
+    assert own.runtime(own.settings_of_models({}), "m").provider == "cpu"
+
+
+def test_several_replicas_for_canaries_share_no_nonces() -> None:
+    """No caller reaches them."""
+    args = {**HERE, "nonces": "memory", "canary": {"num_replicas": 3}}
+    assert Arguments.of(args).settings({}).nonces == "memory"
+
+
 @pytest.mark.parametrize(
     ("args", "told"),
     [
+        ({"canary": {"num_gpus": 0.5}}, "canary: num_gpus below 1 shares a GPU: gpu_mem_limit"),
+        ({"canary": {"num_gpus": 1.5}}, "canary: num_gpus: expected a share"),
+        ({"canary": {"provider": "cuda"}}, "canary: provider cuda needs num_gpus above 0"),
+        ({"canary": {"num_replicas": 1, "autoscaling": {"max_replicas": 2}}}, "canary: num_replicas and autoscaling"),
+        ({"canary": {"autoscaling": {"max_replicas": 2, "min_replicas": 3}}}, "canary: autoscaling: min_replicas 3"),
+        ({"canary": {"timeout_s": 0}}, "timeout_s"),
+        ({"canary": {"weight": 0.1}}, "weight"),
+        ({"canary": True}, "canary"),
         ({"provider": "cuda"}, "provider cuda needs num_gpus above 0"),
         ({"overrides": {"m": {"provider": "cuda"}}}, r"overrides\.m: provider cuda needs num_gpus above 0"),
         ({"num_gpus": 0.25}, "num_gpus below 1 shares a GPU: gpu_mem_limit"),
