@@ -20,11 +20,10 @@ from ray.serve.handle import DeploymentHandle
 
 from ray_apps.arguments import Arguments
 from ray_apps.autoscaling import NEEDED
-from ray_apps.hop import Failed
+from ray_apps.hop import Done, Failed
 from ray_apps.hosting import host_canaries
 from ray_apps.replica import Replica
 from triform.errors import NotFound, NotReady, Overloaded, TriformError, Unavailable
-from triform.service import Ran
 from triform.settings import Settings
 from triform.signature import Array
 
@@ -39,12 +38,13 @@ class Canary(Replica):
         self.hosted = await asyncio.to_thread(host_canaries, arguments, settings, telemetry)
         self.hosted.live.start()
 
-    async def run(self, model: str, version: int, inputs: Mapping[str, Array], seconds: float) -> Ran | Failed:
+    async def run(self, model: str, version: int, inputs: Mapping[str, Array], seconds: float) -> Done | Failed:
         """As `hop.Replicas`."""
+        began = time.perf_counter()
         try:
             served = self.hosted.models.get(model, version=version)
-            ran: Ran = await self.hosted.batched(served, inputs, time.monotonic() + seconds)
-            return ran
+            ran = await self.hosted.batched(served, inputs, time.monotonic() + seconds)
+            return Done(ran, time.perf_counter() - began)
         except NotFound:
             return Failed.of(NotReady(f"{model}/{version} is not loaded here, or not any more: send the request again later"))
         except TriformError as error:
@@ -74,8 +74,8 @@ class Deployed:
     def __init__(self, handle: DeploymentHandle[Any]) -> None:
         self._handle = handle
 
-    async def run(self, model: str, version: int, inputs: Mapping[str, Array], seconds: float) -> Ran | Failed:
-        said: Ran | Failed = await self._call(self._run, model, version, inputs, seconds)
+    async def run(self, model: str, version: int, inputs: Mapping[str, Array], seconds: float) -> Done | Failed:
+        said: Done | Failed = await self._call(self._run, model, version, inputs, seconds)
         return said
 
     async def look(self) -> dict[str, Failed | None]:
@@ -84,7 +84,7 @@ class Deployed:
 
     @cached_property  # made on the event loop: Serve has no other for it
     def _run(self) -> Any:
-        return self._handle.options(method_name="run")
+        return self._handle.options(method_name="run", request_serialization="pickle", response_serialization="pickle")
 
     @cached_property
     def _look(self) -> Any:

@@ -1,12 +1,12 @@
 """From a replica that answers callers to one that runs an isolated canary, and back, in time for stable to answer instead.
 
     Served.elsewhere -> Hop -> canary.py: Deployed -> Serve's handle -> Canary.run -> Batched
-                        Hop <- within the time that it may take: Ran, or Failed
+                        Hop <- within the time that it may take: Done, or Failed
                         what goes wrong is raised -> triform/canary.py: stable answers
 
 Tensors go over, nothing else: requests are decoded, split by record and encoded where they came in. Once a second, while a
-release has a canary, one of its replicas is asked what it holds. A canary that has not been there yet is not waited for
-(`NotReady`); one that was and went away (`Unavailable`) is not either, until it is back.
+release has a canary, one of its replicas is asked what it holds, so that nobody waits for a canary that is not there: still to
+come, or gone for a moment (`NotReady`), or for longer than it may take to answer (`Unavailable`).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Mapping
+from contextlib import suppress
 from typing import Final, NamedTuple, Protocol
 
 from triform.errors import DeadlineExceeded, NotReady, TriformError, Unavailable, by_code
@@ -42,10 +43,17 @@ class Failed(NamedTuple):
         return by_code(self.code)(self.message)
 
 
+class Done(NamedTuple):
+    """What came of a run, and the seconds that it took where it ran, its time in the queue among them."""
+
+    ran: Ran
+    seconds: float
+
+
 class Replicas(Protocol):
     """The canary's. Both raise `Unavailable` where none answers, and `Overloaded`."""
 
-    async def run(self, model: str, version: int, inputs: Mapping[str, Array], seconds: float) -> Ran | Failed:
+    async def run(self, model: str, version: int, inputs: Mapping[str, Array], seconds: float) -> Done | Failed:
         """The outputs for arrays that fit the version's signature, within so many seconds."""
         ...
 
@@ -61,6 +69,9 @@ class Hop:
         self._replicas = replicas
         self._timeout = timeout
         self._known: dict[str, Failed | None] = {}  # by reference: None where it is held
+        self._been: set[str] = set()  # references of what was held at any time
+        self._heard = time.monotonic()  # when a replica last said what it holds
+        self._doubt = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     def is_ready(self, ref: str) -> bool:
@@ -77,22 +88,31 @@ class Hop:
     async def __call__(self, served: Served, inputs: Mapping[str, Array], deadline: float | None) -> Ran:
         """Raises `NotReady`, `Unavailable`, `Overloaded`, `DeadlineExceeded`, and what the model's run raised there."""
         manifest = served.manifest
-        if manifest.ref not in self._known:
-            raise NotReady(f"{manifest.ref} is not loaded yet: send the request again later")
-        if (failed := self._known[manifest.ref]) is not None:
-            raise failed.error()
+        self._check(manifest.ref)
         seconds = self._timeout if deadline is None else min(self._timeout, SHARE * (deadline - time.monotonic()))
+        began = time.perf_counter()
         try:
             async with asyncio.timeout(seconds):
                 said = await self._replicas.run(manifest.name, manifest.version, inputs, seconds)
         except TimeoutError:
             raise DeadlineExceeded(f"{manifest.ref} did not answer within the {seconds:.3g} s that it had") from None
-        except Unavailable as error:
-            self._known[manifest.ref] = Failed.of(error)
+        except Unavailable:
+            self._known.pop(manifest.ref, None)  # there may be other replicas: they are asked at once
+            self._doubt.set()
             raise
         if isinstance(said, Failed):
             raise said.error()
-        return said
+        return said.ran._replace(hop=time.perf_counter() - began - said.seconds)
+
+    def _check(self, ref: str) -> None:
+        """Raises what keeps it from being asked."""
+        if ref in self._known:
+            if (failed := self._known[ref]) is not None:
+                raise failed.error()
+        elif ref in self._been and (silence := time.monotonic() - self._heard) > self._timeout:
+            raise Unavailable(f"no process that runs {ref} has been heard of for {silence:.0f} s")
+        else:
+            raise NotReady(f"{ref} is not loaded yet: send the request again later")
 
     def start(self, models: Models) -> None:
         """Looks what is held of `models` that runs elsewhere, from now on."""
@@ -111,14 +131,18 @@ class Hop:
                 log.debug("no replica of the canary says what it holds: %s", error)
             except Exception:
                 log.exception("looking for the canary failed")
-            await asyncio.sleep(PAUSE_SECONDS)
+            self._doubt.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._doubt.wait(), PAUSE_SECONDS)
 
     async def look(self, models: Models) -> None:
         """Asks one replica, which is waited for if it must start; none, so that they may go, where nothing runs elsewhere."""
         wanted = {held.manifest.ref for held in models.elsewhere()}
         said = await self._replicas.look() if wanted else {}
+        self._heard = time.monotonic()
         for ref in wanted & said.keys():
             if not self.is_ready(ref) or said[ref] is None:  # of several replicas one that has it will do
                 self._known[ref] = said[ref]
         for ref in self._known.keys() - wanted:
             del self._known[ref]
+        self._been = {ref for ref in wanted if ref in self._been or self.is_ready(ref)}

@@ -29,11 +29,13 @@ CANCELLED: Final = "cancelled"  # a record's code where the caller, or the proce
 
 
 class Ran(NamedTuple):
-    """What came of a run. `batch_rows` ran together, 0 where another request of the run tells it; it was `queued` seconds."""
+    """What came of a run. `batch_rows` ran together, 0 where another request of the run tells it. Times in seconds: it was
+    `queued`, and on its way to another process and back (`hop`), where it ran there."""
 
     outputs: dict[str, Array]
     batch_rows: int
     queued: float = 0.0
+    hop: float = 0.0
 
 
 Execute = Callable[[Served, Mapping[str, Array], float | None], Awaitable[Ran]]
@@ -151,9 +153,10 @@ class Exchange:
         assert self.served is not None, "choose comes first"  # noqa: S101 - a fault of ours
         with self.stage("execute"):
             ran = await self._execute(self.served, inputs, self.deadline)
-        if ran.queued:
-            self.stages["queue"] = ran.queued
-            self.stages["execute"] -= ran.queued
+        for stage, seconds in (("queue", ran.queued), ("hop", ran.hop)):
+            if seconds:
+                self.stages[stage] = seconds
+                self.stages["execute"] -= seconds
         self.rows, self.batch_rows = rows_of(inputs), ran.batch_rows
         return ran.outputs
 

@@ -46,7 +46,7 @@ REQUESTS: Final = Metric(
 ROWS: Final = Metric("triform_rows_total", "counter", "Rows answered", _MODEL)
 REQUEST_SECONDS: Final = Metric("triform_request_seconds", "histogram", "Time of a request", _MODEL, _SECONDS)
 STAGE_SECONDS: Final = Metric(
-    "triform_stage_seconds", "histogram", "Time of a stage: decode, queue, execute, encode", (*_MODEL, "stage"), _SECONDS
+    "triform_stage_seconds", "histogram", "Time of a stage: decode, queue, hop, execute, encode", (*_MODEL, "stage"), _SECONDS
 )
 BATCH_ROWS: Final = Metric("triform_batch_rows", "histogram", "Rows of one run of the model", _MODEL, _ROWS)
 MODEL_LOAD_SECONDS: Final = Metric(

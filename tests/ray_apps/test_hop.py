@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from ray_apps.arguments import Arguments
 from ray_apps.autoscaling import NEEDED
 from ray_apps.canary import Canary
-from ray_apps.hop import Failed, Hop
+from ray_apps.hop import Done, Failed, Hop
 from ray_apps.hosting import host
 from tests.canaries import Released, build
 from tests.gates import within
@@ -22,18 +23,28 @@ from tests.ray_apps.hosts import CACHE
 from triform.errors import DeadlineExceeded, DigestMismatch, NotReady, RunFailed, Unavailable
 from triform.http import HttpRequest, HttpSurface
 from triform.models import Models, Served
+from triform.repository import open_repository
 from triform.service import Ran, run_here
 from triform.signature import Array
 from triform.telemetry import Silent
+from triform.testing import RecordingTelemetry
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory: pytest.TempPathFactory) -> Released:
+    """Not to be changed."""
+    return build(tmp_path_factory.mktemp("hop"))
 
 
 @pytest.fixture
-def released(tmp_path: Path) -> Released:
-    return build(tmp_path)
+def own(released: Released, tmp_path: Path) -> Released:
+    """The same, to be changed."""
+    root = Path(shutil.copytree(released.root, tmp_path / "models"))
+    return Released(open_repository(root), root)
 
 
 def arguments_of(released: Released) -> Arguments:
-    given = {"repository": str(released.root), "default_model": "scored", "allow_anonymous": True, "poll_s": 0.05}
+    given = {"repository": str(released.root), "models": ["lookup"], "allow_anonymous": True, "poll_s": 0.05}
     return Arguments.of({**given, "canary": {"timeout_s": 30}})
 
 
@@ -47,7 +58,7 @@ class Line:
         self.asked: list[str] = []
         self.seconds: list[float] = []
 
-    async def run(self, model: str, version: int, inputs: Mapping[str, Array], seconds: float) -> Ran | Failed:
+    async def run(self, model: str, version: int, inputs: Mapping[str, Array], seconds: float) -> Done | Failed:
         self.asked.append("run")
         self.seconds.append(seconds)
         if self.broken:
@@ -105,6 +116,7 @@ def test_a_canary_is_asked_once_it_is_known_to_be_there(released: Released) -> N
         assert models.states("lookup") == {1: True, 2: True}
         ran = await run(hop, canary, 5, 6)
         assert (ran.outputs["y"].tolist(), ran.batch_rows) == ([50.0, 60.0], 2)
+        assert ran.hop > 0
         with pytest.raises(RunFailed, match="the model raised"):
             await run(hop, canary, 50)
         assert line.asked == ["look", "run", "run"]
@@ -132,19 +144,23 @@ def test_it_has_its_time_and_at_most_half_of_the_requests(released: Released) ->
 
 
 def test_a_canary_whose_process_went_away_is_not_waited_for_until_it_is_back(released: Released) -> None:
+    async def raised(hop: Hop, canary: Served) -> str:
+        with pytest.raises(Unavailable) as failed:
+            await run(hop, canary, 5)
+        return failed.value.code
+
     async def test(line: Line, hop: Hop, models: Models) -> None:
         canary = models.get("lookup", alias="canary")
         await hop.look(models)
         line.broken = True
         line.asked.clear()
-        for _ in range(5):
-            with pytest.raises(Unavailable) as failed:
-                await run(hop, canary, 5)
-            assert not isinstance(failed.value, NotReady), "it was there: this is a failure"
+        assert [await raised(hop, canary) for _ in range(3)] == ["unavailable", "not_ready", "not_ready"]
         assert line.asked == ["run"]
         with pytest.raises(Unavailable):
             await hop.look(models)
         assert not hop.is_ready("lookup/2")
+        hop._heard -= 31
+        assert await raised(hop, canary) == "unavailable", "gone for longer than it may take to answer"
         line.broken = False
         await hop.look(models)
         assert (await run(hop, canary, 5)).outputs["y"].tolist() == [50.0]
@@ -152,8 +168,26 @@ def test_a_canary_whose_process_went_away_is_not_waited_for_until_it_is_back(rel
     scenario(released, test)
 
 
-def test_a_canary_that_was_refused_fails_with_the_reason(released: Released) -> None:
-    file = released.root / "lookup/2/model.onnx"
+def test_of_a_canary_that_is_gone_other_replicas_are_asked_at_once(released: Released) -> None:
+    async def test(line: Line, hop: Hop, models: Models) -> None:
+        canary = models.get("lookup", alias="canary")
+        hop.start(models)
+        while not hop.is_ready("lookup/2"):
+            await asyncio.sleep(0.01)
+        line.broken = True
+        with pytest.raises(Unavailable):
+            await run(hop, canary, 5)
+        line.broken = False
+        while not hop.is_ready("lookup/2"):
+            await asyncio.sleep(0)
+        assert (await run(hop, canary, 5)).outputs["y"].tolist() == [50.0]
+        await hop.end()
+
+    scenario(released, test)
+
+
+def test_a_canary_that_was_refused_fails_with_the_reason(own: Released) -> None:
+    file = own.root / "lookup/2/model.onnx"
     file.write_bytes(file.read_bytes()[:-1] + b"\x7f")
 
     async def test(line: Line, hop: Hop, models: Models) -> None:
@@ -161,16 +195,12 @@ def test_a_canary_that_was_refused_fails_with_the_reason(released: Released) -> 
         with pytest.raises(DigestMismatch, match="lookup/2"):
             await run(hop, models.get("lookup", alias="canary"), 5)
         assert models.states("lookup") == {1: True, 2: False}
-        scored = models.get("scored", alias="canary")
-        assert scored.elsewhere
-        assert hop.is_ready("scored/2")
 
-    scenario(released, test)
+    scenario(own, test)
 
 
-def test_while_no_release_has_a_canary_nobody_is_asked_and_none_is_needed(released: Released) -> None:
-    for model in "scored", "lookup":
-        released.log(model).rollback()
+def test_while_no_release_has_a_canary_nobody_is_asked_and_none_is_needed(own: Released) -> None:
+    own.log("lookup").rollback()
 
     async def test(line: Line, hop: Hop, models: Models) -> None:
         assert await line.look() == {}
@@ -180,21 +210,21 @@ def test_while_no_release_has_a_canary_nobody_is_asked_and_none_is_needed(releas
         assert line.asked == []
         await line.canary.check_health()
 
-    scenario(released, test)
+    scenario(own, test)
 
 
-def test_a_release_goes_all_the_way(released: Released) -> None:
+def test_a_release_goes_all_the_way(own: Released) -> None:
     """Both processes follow: a canary ends, is forgotten, comes back, and becomes stable in the process that answers."""
 
     async def play() -> None:
-        line = await started(released)
+        line = await started(own)
         hop = Hop(line, 30.0)
-        arguments = arguments_of(released)
-        hosted = host(arguments, arguments.settings({"TRIFORM_CACHE": CACHE}), Silent(), hop)
+        arguments, telemetry = arguments_of(own), RecordingTelemetry()
+        hosted = host(arguments, arguments.settings({"TRIFORM_CACHE": CACHE}), telemetry, hop)
         models = hosted.surface.service.models
         hosted.live.start()
         hop.start(models)
-        (key,) = released.keys_of(2, "lookup", wanted=1)
+        (key,) = own.keys_of(2, "lookup", wanted=1)
 
         async def until_answered_by(ref: str) -> None:
             while True:
@@ -206,8 +236,12 @@ def test_a_release_goes_all_the_way(released: Released) -> None:
                 await asyncio.sleep(0.02)
 
         await until_answered_by("lookup/2")
+        over = telemetry.records[-1]
+        assert (over.variant, over.batch_rows) == ("canary", 1)
+        assert {*over.stages} == {"decode", "queue", "hop", "execute", "encode"}
+        assert min(over.stages.values()) > 0, "the run's time is its own"
         assert (await line.canary.record_autoscaling_stats())[NEEDED] == 1.0
-        log = released.log("lookup")
+        log = own.log("lookup")
         log.rollback()
         await until_answered_by("lookup/1")
         while hop.is_ready("lookup/2") or "lookup" in line.canary.hosted.models.names():
