@@ -93,6 +93,10 @@ class Deployed:
     async def _call(self, method: Any, *args: Any) -> Any:
         try:
             return await method.remote(*args)
+        except asyncio.CancelledError as error:
+            if (task := asyncio.current_task()) is None or task.cancelling():
+                raise
+            raise Unavailable("the call of the canary was broken off: send the request again") from error  # by gRPC, not by us
         except BackPressureError as error:
             raise Overloaded("too much waits for the canary: send the request again later") from error
         except (RayActorError, DeploymentUnavailableError) as error:

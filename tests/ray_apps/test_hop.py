@@ -5,22 +5,25 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from ray.exceptions import ActorDiedError, ActorUnavailableError
+from ray.serve._private.common import DeploymentID
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from ray_apps.arguments import Arguments
 from ray_apps.autoscaling import NEEDED
-from ray_apps.canary import Canary
+from ray_apps.canary import Canary, Deployed
 from ray_apps.hop import Done, Failed, Hop
 from ray_apps.hosting import host
 from tests.canaries import Released, build
 from tests.gates import within
 from tests.ray_apps.hosts import CACHE
-from triform.errors import DeadlineExceeded, DigestMismatch, NotReady, RunFailed, Unavailable
+from triform.errors import DeadlineExceeded, DigestMismatch, NotReady, RunFailed, TriformError, Unavailable
 from triform.http import HttpRequest, HttpSurface
 from triform.models import Models, Served
 from triform.repository import open_repository
@@ -197,6 +200,64 @@ def test_a_canary_that_was_refused_fails_with_the_reason(own: Released) -> None:
         assert models.states("lookup") == {1: True, 2: False}
 
     scenario(own, test)
+
+
+class Handle:
+    """As Serve's, of a deployment that does this when it is called."""
+
+    def __init__(self, called: Callable[[], Awaitable[Any]]) -> None:
+        self._called = called
+
+    def options(self, **_: Any) -> Handle:
+        return self
+
+    def remote(self, *_: Any) -> Awaitable[Any]:
+        return self._called()
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (BackPressureError(1, 1), "overloaded"),
+        (ActorDiedError(), "unavailable"),
+        (ActorUnavailableError("gone", None), "unavailable"),
+        (DeploymentUnavailableError(DeploymentID("canary")), "unavailable"),
+        (asyncio.CancelledError(), "unavailable"),
+        (RuntimeError("something of Ray's"), "internal"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_ray_raises_is_one_of_our_errors(error: BaseException, code: str) -> None:
+    async def fail() -> None:
+        raise error
+
+    async def test() -> None:
+        with pytest.raises(TriformError) as failed:
+            await Deployed(Handle(fail)).look()  # type: ignore[arg-type]
+        assert (failed.value.code, failed.value.__cause__) == (code, error)
+
+    within(test())
+
+
+def test_a_caller_who_goes_away_ends_the_call() -> None:
+    async def test() -> None:
+        began, ended = asyncio.Event(), asyncio.Event()
+
+        async def hang() -> None:
+            began.set()
+            try:
+                await asyncio.sleep(60)
+            finally:
+                ended.set()
+
+        asking = asyncio.create_task(Deployed(Handle(hang)).look())  # type: ignore[arg-type]
+        await began.wait()
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        assert ended.is_set()
+
+    within(test())
 
 
 def test_while_no_release_has_a_canary_nobody_is_asked_and_none_is_needed(own: Released) -> None:

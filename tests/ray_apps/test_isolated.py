@@ -5,16 +5,19 @@ from __future__ import annotations
 import http.client
 import os
 import signal
+import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import grpc
 import orjson
 import psutil
 import pytest
+from ray import serve
 
 from ray_apps.messages import MESSAGES, SERVICE
 from tests.canaries import USERS, Released, answers, build, records
@@ -202,3 +205,35 @@ def test_a_canary_becomes_stable_under_load_and_fails_nobody(application: Applic
         clients.until(all_from("scored/1"))
     said = {f"scored/{v}": orjson.dumps({"predictions": answers(["somebody"], [v])}) for v in (1, 2)}
     assert [s for s in clients.seen if s.status != 200 or s.body != said.get(s.model)] == []
+
+
+@pytest.mark.slow  # replicas come and go, and Serve looks back twelve seconds
+def test_the_canarys_deployment_goes_down_to_none_and_comes_back_with_a_canary(ray_cluster: Any, tmp_path: Path) -> None:
+    released, name = build(tmp_path), f"scaled-{uuid.uuid4().hex[:8]}"
+    log = released.log("lookup")
+    for model in "lookup", "scored":
+        released.log(model).rollback()
+
+    def replicas() -> int:
+        deployment = serve.status().applications[name].deployments["canary"]
+        return int(deployment.replica_states.get("RUNNING", 0))
+
+    scaling = {"min_replicas": 0, "max_replicas": 1, "downscale_delay_s": 1, "to_zero_delay_s": 1}
+    options = {"models": ["lookup"], "poll_s": 0.2, "canary": {"timeout_s": 5, "autoscaling": scaling}}
+    with served(released.root, f"/{name}", name, default_model="lookup", **options) as address:
+        application = Application(released, name, address)
+        until(lambda: replicas() == 0)
+        log.set(canary=Canary(2, 1.0))
+        seen: list[tuple[int, str]] = []
+
+        def answered_by_the_canary() -> bool:
+            seen.append(application.predict("lookup", [5])[:2])
+            return seen[-1][1] == "lookup/2"
+
+        until(answered_by_the_canary)
+        assert {status for status, _ in seen} == {200}
+        assert seen[0] == (200, "lookup/1"), "nobody waits for a replica to start"
+        time.sleep(15)  # for as long as Serve looks back
+        assert replicas() == 1, "one stays while there is a canary, whether anybody asks for it or not"
+        log.rollback()
+        until(lambda: replicas() == 0)
