@@ -27,6 +27,7 @@ from ray_apps.grpc import OpenInference
 from ray_apps.hop import Hop
 from ray_apps.hosting import host
 from ray_apps.replica import Replica
+from ray_apps.rollout import DEPLOYMENT, Reporter
 from triform.errors import ConfigurationError
 from triform.settings import Settings
 
@@ -52,6 +53,8 @@ class Predict(Replica, OpenInference):
         self.hop = None if canary is None or isolated is None else Hop(Deployed(canary), isolated.timeout_s)
         self.hosted = await asyncio.to_thread(host, arguments, settings, telemetry, self.hop)
         self.hosted.live.start()
+        self.reporter = Reporter(self.hosted.surface.service.models, settings, arguments.rollout_window_s)
+        self.reporter.start()
         self.surface = self.hosted.surface
         self.timeout = arguments.timeout_s
         if self.hop is not None:
@@ -61,6 +64,7 @@ class Predict(Replica, OpenInference):
         return AsgiApp(self.surface, timeout=self.timeout, tells_request_id=True, at_end=self._end)
 
     async def _end(self) -> None:
+        await self.reporter.end()
         if self.hop is not None:
             await self.hop.end()
         await self.hosted.drain()
@@ -78,20 +82,23 @@ def build_app(args: Mapping[str, Any]) -> serve.Application:
     isolated = arguments.isolated()
     if off := missing(os.environ, hop=isolated is not None):
         log.warning("Serve will be slow: start Ray with %s in its environment, or use python -m ray_apps", " ".join(off))
+    deployment = _deployment(serve.ingress()(Predict), DEPLOYMENT, arguments, "args: ")
+    if isolated is None:
+        return deployment.bind(arguments, settings)
+    canary = _deployment(Canary, "canary", isolated, "args: canary: ")
+    return deployment.bind(arguments, settings, canary.bind(isolated, isolated.settings_of_models(os.environ)))
+
+
+def _deployment(replica: type, name: str, arguments: Arguments, args: str) -> serve.Deployment:
+    """`args`: how errors begin."""
     try:
-        deployment = _deployment(serve.ingress()(Predict), "predict", arguments)
-        if isolated is None:
-            return deployment.bind(arguments, settings)
-        canary = _deployment(Canary, "canary", isolated).bind(isolated, isolated.settings_of_models(os.environ))
+        return serve.deployment(replica, name=name, **_options(arguments))
     except ValueError as error:  # what Ray alone knows of numbers and names
-        raise ConfigurationError(f"args: {' '.join(str(error).split())}") from error
-    return deployment.bind(arguments, settings, canary)
+        raise ConfigurationError(f"{args}{' '.join(str(error).split())}") from error
 
 
-def _deployment(replica: type, name: str, arguments: Arguments) -> serve.Deployment:
-    return serve.deployment(
-        replica,
-        name=name,
+def _options(arguments: Arguments) -> dict[str, Any]:
+    return dict(
         **_scale(arguments),
         max_ongoing_requests=arguments.max_ongoing_requests,
         max_queued_requests=arguments.max_queued_requests,

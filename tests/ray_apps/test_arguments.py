@@ -136,7 +136,12 @@ def test_auto_needs_no_gpu_and_of_a_whole_one_no_share() -> None:
 
 @pytest.mark.parametrize(
     ("args", "told"),
-    [({"resources": {"CPU": 1}}, "CPU"), ({"resources": {"mig": 1e-5}}, "mig"), ({"num_cpus": 1e-5}, "num_cpus")],
+    [
+        ({"canary": {"resources": {"CPU": 1}}}, "canary: .*CPU"),
+        ({"resources": {"CPU": 1}}, "CPU"),
+        ({"resources": {"mig": 1e-5}}, "mig"),
+        ({"num_cpus": 1e-5}, "num_cpus"),
+    ],
 )
 def test_what_ray_does_not_take_is_a_configuration_error(args: dict[str, Any], told: str) -> None:
     with pytest.raises(ConfigurationError, match=f"^args: .*{told}"):
