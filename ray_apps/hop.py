@@ -5,8 +5,8 @@
                         what goes wrong is raised -> triform/canary.py: stable answers
 
 Tensors go over, nothing else: requests are decoded, split by record and encoded where they came in. Once a second, while a
-release has a canary, one of its replicas is asked what it holds, so that nobody waits for a canary that is not there: still to
-come, or gone for a moment (`NotReady`), or for longer than it may take to answer (`Unavailable`).
+release has a canary, one of its replicas is asked what it holds, so that nobody waits for a canary that is still to come, or to
+come back (`NotReady`); `Unavailable` is what ends the requests that were there when it went.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Mapping
 from contextlib import suppress
 from typing import Final, NamedTuple, Protocol
 
-from triform.errors import DeadlineExceeded, NotReady, TriformError, Unavailable, by_code
+from triform.errors import DeadlineExceeded, NotReady, Overloaded, TriformError, Unavailable, by_code
 from triform.models import Models, Served
 from triform.service import Execute, Ran
 from triform.signature import Array
@@ -26,6 +26,7 @@ from triform.signature import Array
 log = logging.getLogger(__name__)
 
 PAUSE_SECONDS: Final = 1.0
+LOOK_SECONDS: Final = 5.0  # that a replica has to say what it holds, or is not there
 SHARE: Final = 0.5  # of the time that a request has left, which the canary may take at most: stable has the rest
 
 
@@ -69,8 +70,6 @@ class Hop:
         self._replicas = replicas
         self._timeout = timeout
         self._known: dict[str, Failed | None] = {}  # by reference: None where it is held
-        self._been: set[str] = set()  # references of what was held at any time
-        self._heard = time.monotonic()  # when a replica last said what it holds
         self._doubt = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -95,6 +94,7 @@ class Hop:
             async with asyncio.timeout(seconds):
                 said = await self._replicas.run(manifest.name, manifest.version, inputs, seconds)
         except TimeoutError:
+            self._doubt.set()
             raise DeadlineExceeded(f"{manifest.ref} did not answer within the {seconds:.3g} s that it had") from None
         except Unavailable:
             self._known.pop(manifest.ref, None)  # there may be other replicas: they are asked at once
@@ -106,13 +106,10 @@ class Hop:
 
     def _check(self, ref: str) -> None:
         """Raises what keeps it from being asked."""
-        if ref in self._known:
-            if (failed := self._known[ref]) is not None:
-                raise failed.error()
-        elif ref in self._been and (silence := time.monotonic() - self._heard) > self._timeout:
-            raise Unavailable(f"no process that runs {ref} has been heard of for {silence:.0f} s")
-        else:
-            raise NotReady(f"{ref} is not loaded yet: send the request again later")
+        if ref not in self._known:
+            raise NotReady(f"no process that runs {ref} is there now: send the request again later")
+        if (failed := self._known[ref]) is not None:
+            raise failed.error()
 
     def start(self, models: Models) -> None:
         """Looks what is held of `models` that runs elsewhere, from now on."""
@@ -127,8 +124,10 @@ class Hop:
         while True:
             try:
                 await self.look(models)
-            except TriformError as error:
-                log.debug("no replica of the canary says what it holds: %s", error)
+            except (TimeoutError, Unavailable):
+                self._known.clear()
+            except Overloaded:
+                pass  # it is there
             except Exception:
                 log.exception("looking for the canary failed")
             self._doubt.clear()
@@ -136,13 +135,12 @@ class Hop:
                 await asyncio.wait_for(self._doubt.wait(), PAUSE_SECONDS)
 
     async def look(self, models: Models) -> None:
-        """Asks one replica, which is waited for if it must start; none, so that they may go, where nothing runs elsewhere."""
+        """Asks one replica, which starts if there is none; none, so that they may go, where nothing runs elsewhere."""
         wanted = {held.manifest.ref for held in models.elsewhere()}
-        said = await self._replicas.look() if wanted else {}
-        self._heard = time.monotonic()
+        async with asyncio.timeout(LOOK_SECONDS):
+            said = await self._replicas.look() if wanted else {}
         for ref in wanted & said.keys():
             if not self.is_ready(ref) or said[ref] is None:  # of several replicas one that has it will do
                 self._known[ref] = said[ref]
         for ref in self._known.keys() - wanted:
             del self._known[ref]
-        self._been = {ref for ref in wanted if ref in self._been or self.is_ready(ref)}

@@ -167,9 +167,11 @@ def test_a_body_beyond_grpcs_usual_limit_gets_there_and_back(application: Applic
 
 
 def test_a_canary_that_hangs_is_answered_for_and_cut_off(application: Application) -> None:
-    with application.hanging():
-        assert [application.wide() for _ in range(IN_A_ROW + 2)] == [(200, "wide/1")] * (IN_A_ROW + 2)
+    with application.hanging(), ThreadPoolExecutor(IN_A_ROW) as users:
+        asked = [users.submit(application.wide) for _ in range(IN_A_ROW)]
+        assert [future.result() for future in asked] == [(200, "wide/1")] * IN_A_ROW
     assert application.wide() == (200, "wide/1"), "it is cut off until it is released again"
+    until(lambda: application.ask("/v2/models/wide/versions/2/infer", SMALL, BINARY)[0] == 200)
     application.release_wide_anew()
     application.until_wide_is("wide/2")
 
@@ -181,9 +183,10 @@ def test_a_canary_that_dies_with_requests_in_flight_costs_none_of_them(applicati
         os.kill(process.pid, signal.SIGKILL)
         assert [future.result() for future in asked] == [(200, "wide/1")] * 8
     assert application.wide() == (200, "wide/1")
+    until(lambda: application.ask("/v2/models/wide/versions/2/infer", SMALL, BINARY)[0] == 200)
+    assert application.canary() != process, "Serve has started another"
     application.release_wide_anew()
     application.until_wide_is("wide/2")
-    assert application.canary() != process, "Serve has started another"
 
 
 def test_a_canary_becomes_stable_under_load_and_fails_nobody(application: Application, ray_cluster: Any) -> None:

@@ -148,11 +148,28 @@ ROUNDS = [
 
 @pytest.mark.parametrize("kinds", ROUNDS)
 def test_good_canaries_are_promoted_and_bad_ones_taken_off(ray_cluster: Any, tmp_path: Path, kinds: tuple[str, ...]) -> None:
-    repository = build(tmp_path, kinds)
+    roll_out(tmp_path, kinds)
+
+
+ISOLATED = [
+    pytest.param(("same", "raises", "slow"), id="a tenth"),
+    *(pytest.param(kinds, id=f"round {n}", marks=pytest.mark.slow) for n, kinds in enumerate([("same",) * 5] * 4 + [BAD] * 5)),
+]
+
+
+@pytest.mark.parametrize("kinds", ISOLATED)
+def test_isolated_ones_as_well_and_nobody_pays_for_them(ray_cluster: Any, tmp_path: Path, kinds: tuple[str, ...]) -> None:
+    statuses = roll_out(tmp_path, kinds, canary={"timeout_s": 1.0})
+    assert statuses == {200}
+
+
+def roll_out(folder: Path, kinds: tuple[str, ...], **args: Any) -> set[int]:
+    """All at once, under load, each to the end that it must come to. What callers were answered with."""
+    repository = build(folder, kinds)
     name = f"rollouts-{uuid.uuid4().hex[:8]}"
-    fast = {"rollout_window_s": 1.0, "poll_s": 0.2, "num_replicas": 2}
+    fast = {"rollout_window_s": 1.0, "poll_s": 0.2, "num_replicas": 2, **args}
     models = repository.models()
-    with served(tmp_path / "models", f"/{name}", name, default_model=models[0], **fast) as address:
+    with served(folder / "models", f"/{name}", name, default_model=models[0], **fast) as address:
         logs = {model: RolloutLog(repository, model) for model in models}
         rollouts = {model: log.start(POLICY, 2) for model, log in logs.items()}
         with Callers(address, f"/{name}", models, 100 / len(models)).asking() as callers:
@@ -167,3 +184,4 @@ def test_good_canaries_are_promoted_and_bad_ones_taken_off(ray_cluster: Any, tmp
             failed = [answer for answer in callers.answers[model] if answer.status != 200]
             assert [answer for answer in failed if answer.model in innocent or not answer.status] == []
             assert len(callers.answers[model]) > 100
+    return {answer.status for answers in callers.answers.values() for answer in answers}
