@@ -71,6 +71,7 @@ class Arguments(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     unpacked_bytes: Bytes = Limits().unpacked
     response_bytes: Bytes = Limits().response
     poll_s: Annotated[float, msgspec.Meta(ge=0.05, le=3600)] = 5.0  # that a node waits between two looks at a release log
+    rollout_window_s: Annotated[float, msgspec.Meta(ge=0.1, le=600)] = 10.0  # that replicas count a canary before they report
     timeout_s: Seconds = 60.0  # from a request's arrival to its deadline
     log_requests: Literal["none", "errors", "all"] = "errors"
     num_replicas: Count | None = None  # None: one, or as many as autoscaling wants

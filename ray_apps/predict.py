@@ -24,6 +24,7 @@ from ray_apps.environment import draining_seconds, missing
 from ray_apps.grpc import OpenInference
 from ray_apps.hosting import Hosted, host
 from ray_apps.logs import log_as_json
+from ray_apps.rollout import DEPLOYMENT, Reporter
 from ray_apps.telemetry import Logged, RayTelemetry
 from triform.errors import ConfigurationError
 from triform.settings import Settings
@@ -48,6 +49,8 @@ class Predict(OpenInference):
             telemetry = Logged(telemetry, arguments.log_requests)
         self.hosted: Hosted = await asyncio.to_thread(host, arguments, settings, telemetry)
         self.hosted.live.start()
+        self.reporter = Reporter(self.hosted.surface.service.models, settings, arguments.rollout_window_s)
+        self.reporter.start()
         self.surface = self.hosted.surface
         self.timeout = arguments.timeout_s
 
@@ -55,6 +58,7 @@ class Predict(OpenInference):
         return AsgiApp(self.surface, timeout=self.timeout, tells_request_id=True, at_end=self._end)
 
     async def _end(self) -> None:
+        await self.reporter.end()
         await self.hosted.drain()
         self.counted.tell()
 
@@ -87,7 +91,7 @@ def build_app(args: Mapping[str, Any]) -> serve.Application:
 def _deployment(arguments: Arguments) -> serve.Deployment:
     return serve.deployment(
         serve.ingress()(Predict),
-        name="predict",
+        name=DEPLOYMENT,
         **_scale(arguments),
         max_ongoing_requests=arguments.max_ongoing_requests,
         max_queued_requests=arguments.max_queued_requests,

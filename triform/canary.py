@@ -192,6 +192,15 @@ class Splits:
                 self._tell(model, before, 0.0, stable=release.stable if release is not None else None)
             self.live = others
 
+    def names(self) -> list[str]:
+        """The models that have something to collect."""
+        return list(self._all)
+
+    def cut_off(self, model: str) -> str | None:
+        """Why the model's canary gets no more keys here, if it does not."""
+        split = self._all.get(model)
+        return split.cut_off if split is not None else None
+
     def collect(self, model: str, step: int = 0, edges: Sequence[float] | None = None) -> Collected | None:
         """What has been counted of a model's split since it was last collected; None where it has none. `step`: of the window;
         `edges`: of the bins of its next scores. On the event loop that answers requests."""

@@ -10,8 +10,8 @@ from rich.console import Console
 from triform.cli.audit import on_record
 from triform.cli.model import Json, Repository, given_repository
 from triform.cli.output import make_table, print_json
-from triform.errors import AliasNotFound, InvalidRequest, ModelNotFound
-from triform.releases import Canary, Release, ReleaseLog, Shadow
+from triform.errors import AliasNotFound, InvalidRequest
+from triform.releases import Canary, Release, ReleaseLog, Shadow, no_such_model
 from triform.splitting import KeyRule
 
 repo = typer.Typer(no_args_is_help=True, help="Look into a model repository, and clear it.")
@@ -25,7 +25,7 @@ By = Annotated[str | None, typer.Option("--by", help="who, for the log [user@hos
 def _log(model: str, repository: str | None) -> ReleaseLog:
     found = given_repository(repository)
     if not found.versions(model):
-        raise ModelNotFound(f"no model '{model}' in {found.location} (it has: {', '.join(found.models()) or 'none at all'})")
+        raise no_such_model(found, model)
     return ReleaseLog(found, model)
 
 

@@ -1,6 +1,7 @@
 """The rollout as a state machine: (state, evidence, clock) -> (state, actions), pure.
 
     shadow -> step 0 -> step 1 -> ... -> promoted          ROLLBACK, abort, or INCONCLUSIVE with "rollback" -> rolled_back
+                                                           a breaker has opened (triform/canary.py)          -> rolled_back
                  any of them <-> paused                    INCONCLUSIVE with "hold" -> held: a person decides
                                                            somebody else wrote another release -> superseded
 
@@ -58,10 +59,12 @@ class Action(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Observation(msgspec.Struct, frozen=True, kw_only=True):
-    """`windows`: all of this rollout, oldest first. `release`: the one in force. `command`: what a person wants."""
+    """`windows`: all of this rollout, oldest first. `release`: the one in force. `cut`: why a replica gives the canary no more
+    keys. `command`: what a person wants."""
 
     windows: Sequence[Window] = ()
     release: Release
+    cut: str | None = None
     command: Command | None = None
 
 
@@ -76,6 +79,11 @@ def begin(policy: Policy, release: Release, canary: int) -> State:
     return State(stable=release.stable, canary=canary, first=first, step=first)
 
 
+def holds(policy: Policy, state: State, release: Release) -> bool:
+    """Whether the release is what the state's step asks for: what is seen under it counts for that step."""
+    return release.stable == state.stable and _there(state, release) == _wanted(policy, state.step)
+
+
 def advance(policy: Policy, state: State, seen: Observation, clock: float) -> tuple[State, tuple[Action, ...], Verdict | None]:
     """The next state, what to write, and the verdict that it rests on, if one was asked for. `clock`: seconds, any origin."""
     state = _told_by_log(policy, _ticked(state, clock), seen.release)
@@ -85,6 +93,8 @@ def advance(policy: Policy, state: State, seen: Observation, clock: float) -> tu
             verdict = judge(policy, seen.windows, state.step, state.watched)
         if verdict and verdict.decision == "ROLLBACK":  # whatever a person wants at the same time, and paused or not
             state = _become(state, "rolled_back", "; ".join(verdict.reasons))
+        elif seen.cut and state.begun:
+            state = _become(state, "rolled_back", f"a replica gives it no more keys: {seen.cut}")
         elif seen.command:
             state = _commanded(policy, state, seen.command)
         elif verdict and state.phase == "running":
@@ -105,11 +115,10 @@ def _told_by_log(policy: Policy, state: State, release: Release) -> State:
         return state
     if release.stable == state.canary:
         return _become(state, "promoted", f"by {release.changed_by}: {release.reason}")
-    now = _there(state, release)
-    if release.stable == state.stable and now == _wanted(policy, state.step):
+    if holds(policy, state, release):
         return msgspec.structs.replace(state, begun=True)
     before = _wanted(policy, state.step - 1) if state.step > state.first else ("none", 0.0)
-    if release.stable == state.stable and not state.begun and now == before:
+    if release.stable == state.stable and not state.begun and _there(state, release) == before:
         return state
     return _become(state, "superseded", f"revision {release.revision} by {release.changed_by}: {release.reason}")
 

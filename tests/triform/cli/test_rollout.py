@@ -1,4 +1,4 @@
-"""`triform rollout replay`."""
+"""`triform rollout ...`: what it does to the log, what it tells, and its exit codes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ import pytest
 
 from tests.triform.rollout.test_evidence import POLICY
 from tests.triform.rollout.traffic import windows
+from triform.releases import ReleaseLog
+from triform.repository import open_repository
 from triform.rollout.evidence import Evidence, encode
 from triform.rollout.gate import judge
+from triform.rollout_log import RolloutLog
 
 Triform = Callable[..., Any]
 
@@ -52,3 +55,126 @@ def test_what_is_no_evidence_is_wrong_use(triform: Triform, tmp_path: Path) -> N
     (tmp_path / "bad.json").write_text("{}")
     said = triform("rollout", "replay", tmp_path / "bad.json", "--json")
     assert (said.code, said.json["code"]) == (2, "invalid_input")
+
+
+@pytest.fixture
+def linear(three_versions: Path, monkeypatch: pytest.MonkeyPatch) -> RolloutLog:
+    """The rollouts of `linear`, in the repository that TRIFORM_REPOSITORY names: stable is 1."""
+    monkeypatch.setenv("TRIFORM_REPOSITORY", str(three_versions))
+    repository = open_repository(three_versions)
+    ReleaseLog(repository, "linear").set(stable=1)
+    return RolloutLog(repository, "linear")
+
+
+@pytest.fixture
+def policy(tmp_path: Path) -> Path:
+    path = tmp_path / "rollout.toml"
+    path.write_text("[[steps]]\nweight = 0.1\nmin_requests = 50\nmin_seconds = 60\n[guards.errors]\nincrease = 0.05\n")
+    return path
+
+
+def seen(log: RolloutLog, **canary: Any) -> None:
+    """Traffic as replicas would report it."""
+    rollout = log.latest()
+    assert rollout is not None
+    for window in windows(rollout.policy, 0, number=4, **canary):
+        log.look(rollout, windows=[window])
+
+
+def test_a_rollout_from_the_command_line(triform: Triform, linear: RolloutLog, policy: Path) -> None:
+    said = triform("rollout", "start", "linear", "2", "--policy", policy, "--reason", "retrained", "--by", "ann")
+    assert (said.code, said.err) == (0, "")
+    assert "rollout 1 of linear: version 2 beside 1, step 1 of 1, 10% of the keys" in said.out
+    assert "by ann: retrained" in said.out
+    release = triform("release", "show", "linear", "--json").json
+    assert (release["canary"]["weight"], release["reason"], release["changed_by"]) == (0.1, "rollout 1", "ann")
+
+    assert triform("rollout", "pause", "linear").code == 0
+    seen(linear, errors=0.0)
+    told = triform("rollout", "status", "linear", "--json").json
+    assert (told["state"]["phase"], told["share"], told["sides"]["canary"]["errors"]) == ("paused", 0.1, 0)
+    assert told["sides"]["canary"]["requests"] + told["sides"]["stable"]["requests"] == 4000
+    assert told["verdict"]["decision"] == "CONTINUE"
+
+    assert triform("rollout", "promote", "linear", "--reason", "I know it").code == 0
+    (one,) = triform("rollout", "history", "linear", "--json").json
+    assert (one["state"]["phase"], one["state"]["reason"]) == ("promoted", "promoted by hand: I know it")
+    assert "2 beside 1" in triform("rollout", "history", "linear").out
+    assert triform("release", "show", "linear", "--json").json["stable"] == 2
+    assert triform("rollout", "status", "linear", "--json").json["share"] == 1.0
+
+
+def test_watching_tells_a_line_an_entry_and_ends_with_the_rollout(triform: Triform, linear: RolloutLog, policy: Path) -> None:
+    triform("rollout", "start", "linear", "2", "--policy", policy)
+    seen(linear, errors=0.6)
+    said = triform("rollout", "watch", "linear")
+    assert said.code == 1
+    lines = said.out.splitlines()
+    assert "step 1 of 1, 10% of the keys: begun" in lines[0]
+    assert "rolled back: canary" in lines[-1]
+    assert "ROLLBACK: errors: beyond its limit" in lines[-1]
+    assert len(lines) == len(linear.read(1).entries)
+
+
+def test_watching_may_end_before_the_rollout(triform: Triform, linear: RolloutLog, policy: Path) -> None:
+    triform("rollout", "start", "linear", "2", "--policy", policy)
+    assert triform("rollout", "watch", "linear", "--timeout", "0").code == 1
+    assert linear.read(1).state.phase == "running"
+
+
+def test_aborting_needs_nothing_that_runs(triform: Triform, linear: RolloutLog, policy: Path) -> None:
+    triform("rollout", "start", "linear", "2", "--policy", policy)
+    assert "rolled back: aborted: users complain" in triform("rollout", "abort", "linear", "--reason", "users complain").out
+    assert triform("release", "show", "linear", "--json").json["canary"] is None
+    said = triform("rollout", "resume", "linear", "--json")
+    assert (said.code, said.json["code"]) == (2, "invalid_request")
+    assert "is over: rolled_back" in said.json["error"]
+
+
+def test_two_rollouts_at_once_are_refused(triform: Triform, linear: RolloutLog, policy: Path) -> None:
+    assert triform("rollout", "start", "linear", "2", "--policy", policy).code == 0
+    said = triform("rollout", "start", "linear", "3", "--json")
+    assert (said.code, said.json["code"]) == (1, "release_conflict")
+    assert "one at a time; see `triform rollout status linear`" in said.json["error"]
+    assert linear.latest().number == 1  # type: ignore[union-attr]
+
+
+def test_evidence_is_what_replay_reads(triform: Triform, linear: RolloutLog, policy: Path, tmp_path: Path) -> None:
+    triform("rollout", "start", "linear", "2", "--policy", policy)
+    assert triform("rollout", "evidence", "linear").code == 2
+    seen(linear, errors=0.6)
+    (tmp_path / "evidence.json").write_text(triform("rollout", "evidence", "linear").out)
+    said = triform("rollout", "replay", tmp_path / "evidence.json")
+    assert (said.code, "ROLLBACK: linear/2 beside 1, step 1 of 1" in said.out) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (("start", "nobody", "2"), "no model 'nobody'"),
+        (("start", "linear", "9"), "'linear' has no version 9"),
+        (("start", "linear", "1"), "version 1 is stable already"),
+        (("start", "linear", "2", "--policy", "/none/rollout.toml"), "/none/rollout.toml"),
+        (("status", "linear"), "'linear' has had no rollout: begin one with"),
+        (("status", "linear", "--rollout", "7"), "'linear' has no rollout 7"),
+        (("pause", "linear"), "'linear' has had no rollout"),
+    ],
+)
+def test_wrong_use_is_told(triform: Triform, linear: RolloutLog, command: tuple[str, ...], says: str) -> None:
+    said = triform("rollout", *command)
+    assert said.code in (1, 2)
+    assert says in " ".join(said.err.split())
+    assert linear.latest() is None
+
+
+def test_what_is_done_is_on_record(
+    triform: Triform, linear: RolloutLog, policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRIFORM_AUDIT", str(tmp_path / "audit.log"))
+    triform("rollout", "start", "linear", "2", "--policy", policy, "--by", "ann")
+    triform("rollout", "resume", "linear", "--by", "bob")
+    triform("rollout", "abort", "linear", "--by", "bob")
+    lines = [msgspec.json.decode(line) for line in (tmp_path / "audit.log").read_bytes().splitlines()]
+    assert [(line["who"], line["what"], line["result"]) for line in lines] == [
+        ("ann", "rollout.start", "ok"), ("bob", "rollout.resume", "invalid_request"), ("bob", "rollout.abort", "ok"),
+    ]  # fmt: skip

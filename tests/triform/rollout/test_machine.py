@@ -50,9 +50,9 @@ class Rollout(RuleBasedStateMachine):
         self.actions: tuple[Action, ...] = ()
         self.foreign = False
 
-    def look(self, command: Any = None, *, writes: bool = True) -> None:
+    def look(self, command: Any = None, *, cut: str | None = None, writes: bool = True) -> None:
         before = self.state
-        seen = Observation(windows=self.windows, release=self.log, command=command)
+        seen = Observation(windows=self.windows, release=self.log, cut=cut, command=command)
         self.state, self.actions, verdict = advance(self.policy, before, seen, self.clock)
         event(f"{self.state.phase} at {self.state.step}")
         again = advance(self.policy, before, seen, self.clock)
@@ -79,6 +79,13 @@ class Rollout(RuleBasedStateMachine):
     @rule(command=st.sampled_from(["pause", "resume", "promote", "abort"]), writes=st.booleans())
     def command(self, command: str, writes: bool) -> None:
         self.look(command, writes=writes)
+
+    @rule(command=st.sampled_from([None, "promote"]))
+    def a_breaker_opens(self, command: str | None) -> None:
+        before = self.state
+        self.look(command, cut="three in a row")
+        if before.begun and before.phase not in ENDED:
+            assert self.state.phase in ("rolled_back", "superseded", "promoted" if self.foreign else "rolled_back")
 
     @precondition(lambda self: self.state.begun)
     @rule(bad=st.sampled_from([False, False, False, True]))

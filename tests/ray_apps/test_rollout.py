@@ -1,0 +1,244 @@
+"""Rollouts of the Serve form: replicas' reports become windows, and one controller goes on or back, wherever it is killed."""
+
+from __future__ import annotations
+
+import http.client
+import itertools
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import orjson
+import pytest
+
+from ray_apps.rollout import LATE, NAMESPACE, Gathering, Judges, Report, Seen
+from tests.canaries import Released, build
+from tests.ray_apps.hosts import served
+from tests.ray_apps.load import until
+from triform.releases import Canary
+from triform.rollout.policy import Errors, Guards, Policy, ScoreShift, Step
+from triform.rollout.windows import Arm, Sketch, Window
+from triform.rollout_log import RolloutLog
+from triform.settings import Settings
+
+POLICY = Policy(
+    steps=(Step(weight=0.2, min_requests=30, min_seconds=1), Step(weight=0.5, min_requests=60, min_seconds=1)),
+    guards=Guards(errors=Errors(increase=0.3), latency=None),
+)
+
+
+def window(requests: int = 10, errors: int = 0) -> Window:
+    times = Sketch.of([0.01] * requests)
+    return Window(
+        step=0,
+        seconds=1.0,
+        stable=Arm(requests=requests, request_seconds=times),
+        canary=Arm(requests=requests, errors=errors, request_seconds=times),
+    )
+
+
+def report(replica: str, slot: int, revision: int = 5, cut: str | None = None, requests: int = 10) -> Report:
+    return Report(replica, "m", slot, revision, cut, window(requests))
+
+
+def shapes(seen: Seen) -> list[tuple[int, int, int, int]]:
+    """Revision, replicas that reported, those expected, the canary's requests."""
+    return [(revision, w.reported, w.expected, w.canary.requests) for revision, w in seen.windows]
+
+
+class TestGathering:
+    def test_a_window_is_whole_when_all_have_reported(self) -> None:
+        gathering = Gathering()
+        gathering.add(report("a", 7))
+        assert not gathering.due(7.9)
+        gathering.close(8.0, 2)
+        assert shapes(gathering.take()) == []
+        gathering.add(report("b", 7))
+        gathering.close(8.1, 2)
+        assert shapes(gathering.take()) == [(5, 2, 2, 20)]
+        assert shapes(gathering.take()) == []
+
+    def test_one_that_waits_for_no_more_is_not_whole(self) -> None:
+        gathering = Gathering()
+        gathering.add(report("a", 7))
+        gathering.close(8.0 + LATE + 0.01, 2)
+        ((_, told),) = gathering.take().windows
+        assert (told.reported, told.expected, told.complete) == (1, 2, False)
+
+    def test_revisions_are_not_mixed(self) -> None:
+        gathering = Gathering()
+        gathering.add(report("a", 7, revision=5))
+        gathering.add(report("b", 7, revision=6))
+        gathering.close(10.0, 2)
+        assert shapes(gathering.take()) == [(5, 1, 2, 10), (6, 1, 2, 10)]
+
+    def test_a_replica_that_reports_twice_is_one(self) -> None:
+        gathering = Gathering()
+        for _ in range(2):
+            gathering.add(report("a", 7))
+        gathering.close(10.0, 2)
+        assert shapes(gathering.take()) == [(5, 1, 2, 20)]
+
+    def test_a_breaker_waits_for_nobody(self) -> None:
+        gathering = Gathering()
+        gathering.add(report("a", 7, cut="three in a row"))
+        assert gathering.due(7.1)
+        gathering.close(7.1, 4)
+        seen = gathering.take()
+        assert (shapes(seen), seen.cut) == ([(5, 1, 4, 10)], (5, "three in a row"))
+
+    def test_what_could_not_be_judged_is_kept(self) -> None:
+        gathering = Gathering()
+        gathering.add(report("a", 7, cut="three in a row"))
+        gathering.close(8.0, 1)
+        gathering.put_back(gathering.take())
+        gathering.add(report("a", 8))
+        gathering.close(9.0, 1)
+        seen = gathering.take()
+        assert (len(seen.windows), seen.cut) == (2, (5, "three in a row"))
+
+
+@pytest.fixture
+def released(tmp_path: Path) -> Released:
+    """Both models with version 1 alone in force."""
+    made = build(tmp_path)
+    for model in made.repository.models():
+        made.log(model).rollback()
+    return made
+
+
+@pytest.fixture
+def judges(released: Released) -> Judges:
+    return Judges(Settings.from_env({}, repository=str(released.root)))
+
+
+class TestJudges:
+    def test_windows_of_the_revision_in_force_count(self, released: Released, judges: Judges) -> None:
+        log = RolloutLog(released.repository, "scored")
+        assert judges.look("scored", Seen([(2, window())], None)) == {}, "there is no rollout"
+        log.start(POLICY, 2)
+        judges.look("scored", Seen([(2, window(1)), (3, window(20)), (4, window(300))], None))
+        rollout = log.latest()
+        assert rollout is not None
+        assert [w.canary.requests for w in rollout.windows] == [20]
+        judges.look("scored", Seen([(3, window(20))], (2, "of another revision")))
+        assert log.follow(rollout).state.step == 1
+        judges.look("scored", Seen([(3, window(300)), (4, window(7))], None))
+        assert [(w.step, w.canary.requests) for w in log.follow(rollout).windows] == [(0, 20), (0, 20), (1, 7)]
+
+    def test_a_breaker_takes_the_canary_off(self, released: Released, judges: Judges) -> None:
+        RolloutLog(released.repository, "scored").start(POLICY, 2)
+        judges.look("scored", Seen([(3, window(3, errors=3))], (3, "three in a row")))
+        now = released.log().current()
+        assert now is not None
+        assert (now.canary, now.stable) == (None, 1)
+        assert "a replica gives it no more keys: three in a row" in now.reason
+
+    def test_a_canary_without_a_rollout_is_a_persons(self, released: Released, judges: Judges) -> None:
+        released.log().set(canary=Canary(2, 0.5))
+        assert judges.look("scored", Seen([(3, window(30, errors=30))], (3, "three in a row"))) == {}
+        now = released.log().current()
+        assert now is not None
+        assert now.canary == Canary(2, 0.5)
+
+    def test_the_policys_bins_are_told(self, released: Released, judges: Judges) -> None:
+        shift = ScoreShift(edges=(0.0, 10.0))
+        policy = msgspec.structs.replace(POLICY, guards=Guards(latency=None, score_shift=shift))
+        RolloutLog(released.repository, "scored").start(policy, 2)
+        assert judges.look("scored", Seen([(3, window())], None)) == {"scored": (0.0, 10.0)}
+
+
+class Callers:
+    """Each asks again and again, with another request id each time; `answered`: status and version of each answer."""
+
+    def __init__(self, address: tuple[str, int], path: str, body: Any, number: int = 3) -> None:
+        self.answered: list[tuple[int, str]] = []
+        self._address, self._path, self._body = address, path, orjson.dumps(body)
+        self._done = threading.Event()
+        self._threads = [threading.Thread(target=self._ask) for _ in range(number)]
+
+    def _ask(self) -> None:
+        connection = http.client.HTTPConnection(*self._address, timeout=60)
+        while not self._done.is_set():
+            try:
+                connection.request("POST", self._path, self._body)
+                answer = connection.getresponse()
+                answer.read()
+                self.answered.append((answer.status, answer.getheader("x-triform-model", "")))
+            except (OSError, http.client.HTTPException) as error:
+                self.answered.append((0, repr(error)))
+                connection.close()
+            time.sleep(0.005)
+        connection.close()
+
+    @contextmanager
+    def asking(self) -> Iterator[Callers]:
+        for thread in self._threads:
+            thread.start()
+        try:
+            yield self
+        finally:
+            self._done.set()
+            for thread in self._threads:
+                thread.join(60)
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_on_ray_serve_a_good_canary_is_promoted_and_a_bad_one_is_not(ray_cluster: Any, released: Released, kills: int) -> None:
+    """The controller is killed meanwhile; nobody's request fails for a good one."""
+    import ray
+
+    name = f"rollout-{uuid.uuid4().hex[:8]}"
+    fast = {"rollout_window_s": 0.5, "poll_s": 0.2, "num_replicas": 2}
+    with served(released.root, f"/{name}", name, default_model="scored", **fast) as address:
+        good = RolloutLog(released.repository, "scored")
+        rollout = good.start(POLICY if kills < 10 else slower(POLICY, kills), 2, reason="retrained")
+        callers = Callers(address, f"/{name}/v1/models/scored:predict", {"instances": [{"a": 1, "b": 2}]})
+        with callers.asking():
+            killed = 0
+            for moment in itertools.count():
+                if good.follow(rollout).ended or moment > 1200:
+                    break
+                if moment % 10 == 9 and killed < kills and _kill_controller(ray, name):
+                    killed += 1
+                time.sleep(0.1)
+            until(lambda: callers.answered[-1][1] == "scored/2", 30.0)
+        assert rollout.state.phase == "promoted", rollout.state
+        assert killed == kills, "the rollout was over before"
+        assert {status for status, _ in callers.answered} == {200}
+        assert {model for _, model in callers.answered} == {"scored/1", "scored/2"}
+        weights = [r.canary.weight for r in reversed(good.releases.history()) if r.canary]
+        assert weights[-2:] == [0.2, 0.5]
+
+        bad = RolloutLog(released.repository, "lookup")
+        rollout = bad.start(POLICY, 2)
+        callers = Callers(address, f"/{name}/v1/models/lookup:predict", {"instances": [50]})
+        with callers.asking():
+            until(lambda: bad.follow(rollout).ended, 60.0)
+            until(lambda: {model for _, model in callers.answered[-50:]} == {"lookup/1"}, 30.0)
+        assert rollout.state.phase == "rolled_back"
+        now = bad.releases.current()
+        assert now is not None
+        assert (now.stable, now.canary) == (1, None)
+        assert any(entry.cut for entry in rollout.entries)
+
+
+def slower(policy: Policy, kills: int) -> Policy:
+    """So that it is not over before it was killed so often, a second or two apart."""
+    return msgspec.structs.replace(
+        policy, steps=tuple(Step(weight=s.weight, min_requests=60, min_seconds=kills) for s in policy.steps)
+    )
+
+
+def _kill_controller(ray: Any, application: str) -> bool:
+    try:
+        controller = ray.get_actor(f"rollouts of {application}", namespace=NAMESPACE)
+    except ValueError:
+        return False
+    ray.kill(controller, no_restart=False)
+    return True

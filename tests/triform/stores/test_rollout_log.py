@@ -1,0 +1,289 @@
+"""Rollouts kept in a repository of each kind: one at a time, nothing judged twice, and going on after a kill at any write."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+import pytest
+
+from tests.triform.rollout.traffic import windows
+from triform.errors import DigestMismatch, InvalidRequest, ReleaseConflict, StoreError, VersionNotFound
+from triform.releases import Canary, Release, ReleaseLog, Shadow
+from triform.repository import ModelRepository
+from triform.rollout.evidence import replay
+from triform.rollout.policy import Errors, Guards, Policy, Step
+from triform.rollout.policy import Shadow as ShadowStep
+from triform.rollout.windows import SHADOW, Window
+from triform.rollout_log import HEARTBEAT_SECONDS, Rollout, RolloutLog
+from triform.splitting import KeyRule
+
+POLICY = Policy(
+    steps=(Step(weight=0.1, min_requests=50, min_seconds=60), Step(weight=0.5, min_requests=100, min_seconds=60)),
+    guards=Guards(errors=Errors(increase=0.05), latency=None),
+    key=KeyRule(header="x-user-id"),
+)
+WITH_SHADOW = msgspec.structs.replace(POLICY, shadow=ShadowStep(sample=0.2, min_requests=50, min_seconds=60))
+
+
+class Clock:
+    now = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def log(store: ModelRepository, publish: Callable[..., None], clock: Clock) -> RolloutLog:
+    """Of `linear`, with versions 1 (stable), 2 and 3."""
+    publish(1, 2, 3)
+    ReleaseLog(store, "linear").set(stable=1)
+    return RolloutLog(store, "linear", clock)
+
+
+def good(step: int, number: int = 4) -> list[Window]:
+    return windows(POLICY, step, number=number)
+
+
+def bad(step: int) -> list[Window]:
+    return windows(POLICY, step, number=4, errors=0.6)
+
+
+def now(log: RolloutLog) -> Release:
+    found = log.releases.current()
+    assert found is not None
+    return found
+
+
+def each(log: RolloutLog, rollout: Rollout, seen: Sequence[Window]) -> None:
+    for window in seen:
+        log.look(rollout, windows=[window])
+
+
+def test_a_good_canary_goes_step_by_step(log: RolloutLog) -> None:
+    rollout = log.start(POLICY, 2, reason="retrained", by="ann")
+    assert now(log).canary == Canary(2, 0.1, KeyRule(header="x-user-id"))
+    each(log, rollout, good(0))
+    assert now(log).canary == Canary(2, 0.5, KeyRule(header="x-user-id"))
+    each(log, rollout, good(1))
+    assert (now(log).stable, now(log).canary, now(log).previous) == (2, None, 1)
+    assert (rollout.state.phase, rollout.ended) == ("promoted", True)
+    assert len({entry.nonce for entry in rollout.entries}) == len(rollout.entries)
+    assert rollout.entries[0].reason == "retrained"
+    assert rollout.entries[0].by == "ann"
+
+
+def test_a_shadow_goes_first(log: RolloutLog) -> None:
+    rollout = log.start(WITH_SHADOW, 2)
+    assert (now(log).shadow, now(log).canary) == (Shadow(2, 0.2), None)
+    each(log, rollout, windows(WITH_SHADOW, SHADOW, number=4))
+    assert (now(log).shadow, now(log).canary) == (None, Canary(2, 0.1, KeyRule(header="x-user-id")))
+
+
+def test_a_bad_canary_is_taken_off(log: RolloutLog) -> None:
+    rollout = log.start(POLICY, 2)
+    each(log, rollout, bad(0))
+    assert (rollout.state.phase, now(log).stable, now(log).canary) == ("rolled_back", 1, None)
+    assert "errors: beyond its limit" in now(log).reason
+    evidence = rollout.evidence()
+    assert evidence is not None
+    assert evidence.verdict.decision == "ROLLBACK"
+    assert not replay(evidence).differences
+
+
+def test_what_comes_after_the_end_changes_nothing(log: RolloutLog) -> None:
+    rollout = log.start(POLICY, 2)
+    each(log, rollout, bad(0))
+    entries, revision = len(rollout.entries), now(log).revision
+    each(log, rollout, good(0))
+    log.look(rollout, cut="late")
+    with pytest.raises(InvalidRequest, match="is over: rolled_back"):
+        log.look(rollout, command="promote")
+    assert (len(rollout.entries), now(log).revision) == (entries, revision)
+
+
+def test_a_breaker_that_opened_ends_it(log: RolloutLog) -> None:
+    rollout = log.start(POLICY, 2)
+    log.look(rollout, windows=good(0)[:1], cut="three in a row")
+    assert (rollout.state.phase, now(log).canary) == ("rolled_back", None)
+    assert "three in a row" in now(log).reason
+
+
+def test_one_at_a_time(log: RolloutLog) -> None:
+    log.start(POLICY, 2)
+    with pytest.raises(ReleaseConflict, match="rollout 1 of 'linear' is running, at step 1, of version 2: one at a time"):
+        log.start(POLICY, 3)
+    rollout = log.latest()
+    assert rollout is not None
+    log.look(rollout, command="abort", by="ann")
+    assert log.start(POLICY, 3).number == 2
+    assert now(log).canary == Canary(3, 0.1, KeyRule(header="x-user-id"))
+
+
+def test_of_many_who_begin_one_does(log: RolloutLog) -> None:
+    barrier, results = threading.Barrier(4), []
+
+    def begin() -> None:
+        barrier.wait()
+        try:
+            results.append(log.start(POLICY, 2).number)
+        except ReleaseConflict as error:
+            results.append(str(error))
+
+    threads = [threading.Thread(target=begin) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results.count(1) == 1
+    assert sum("one at a time" in str(result) for result in results) == 3
+    assert now(log).revision == 2
+
+
+@pytest.mark.parametrize(("version", "error"), [(1, InvalidRequest), (9, VersionNotFound)])
+def test_what_cannot_be_a_canary(log: RolloutLog, version: int, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        log.start(POLICY, version)
+    assert log.latest() is None
+    assert now(log).revision == 1
+
+
+def test_a_damaged_version_begins_nothing(log: RolloutLog, store: ModelRepository) -> None:
+    path = store.package("linear", 2).folder / "model.onnx"
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    with pytest.raises(DigestMismatch):
+        log.start(POLICY, 2)
+    assert log.latest() is None
+
+
+def test_beside_a_canary_that_somebody_set_there_is_no_rollout(log: RolloutLog) -> None:
+    log.releases.set(canary=Canary(3, 0.1))
+    with pytest.raises(ReleaseConflict, match="has a canary or shadow already"):
+        log.start(POLICY, 2)
+
+
+def test_a_model_that_was_never_released(store: ModelRepository, publish: Callable[..., None]) -> None:
+    publish(1, 2)
+    with pytest.raises(InvalidRequest, match="never released"):
+        RolloutLog(store, "linear").start(POLICY, 2)
+
+
+def test_pause_resume_promote_abort(log: RolloutLog) -> None:
+    rollout = log.start(POLICY, 2)
+    log.look(rollout)
+    log.look(rollout, command="pause")
+    each(log, rollout, good(0))
+    assert (rollout.state.phase, now(log).canary) == ("paused", Canary(2, 0.1, KeyRule(header="x-user-id")))
+    with pytest.raises(InvalidRequest, match="is paused, at step 1: it cannot pause now"):
+        log.look(rollout, command="pause")
+    log.look(rollout, command="resume")
+    log.look(rollout)
+    assert now(log).canary == Canary(2, 0.5, KeyRule(header="x-user-id"))
+    log.look(rollout)
+    log.look(rollout, command="promote", by="ann")
+    assert (now(log).stable, now(log).changed_by) == (2, "ann")
+
+
+def test_a_foreign_release_wins(log: RolloutLog) -> None:
+    rollout = log.start(POLICY, 2)
+    log.look(rollout)
+    log.releases.set(stable=3, reason="hotfix", changed_by="bob")
+    each(log, rollout, bad(0))
+    assert (rollout.state.phase, now(log).stable, now(log).changed_by) == ("superseded", 3, "bob")
+
+
+def test_hours_without_news_are_kept_in_few_entries(log: RolloutLog, clock: Clock) -> None:
+    rollout = log.start(POLICY, 2)
+    log.look(rollout)
+    before = len(rollout.entries)
+    for _ in range(60):
+        clock.now += 10.0
+        log.look(rollout)
+    assert len(rollout.entries) - before == 600 / HEARTBEAT_SECONDS
+    again = log.latest()
+    assert again is not None
+    assert again.state.watched == pytest.approx(600.0)
+
+
+class Killed(Exception):
+    """Of the process, in its n-th write."""
+
+
+def killed(log: RolloutLog, monkeypatch: pytest.MonkeyPatch, at: int, *, after: bool) -> None:
+    """The n-th write from now on is the process's last act: it has happened, or (`after=False`) not."""
+    store: Any = log.repository
+    left = [at]
+    for name in "create_note", "create_release":
+        write = getattr(store, name)
+
+        def wrapped(*args: Any, write: Any = write) -> Any:
+            left[0] -= 1
+            if left[0] == 0 and not after:
+                raise Killed
+            made = write(*args)
+            if left[0] == 0:
+                raise Killed
+            return made
+
+        monkeypatch.setattr(store, name, wrapped)
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("seen", [good, bad])
+def test_killed_at_any_write_another_goes_on(
+    log: RolloutLog, monkeypatch: pytest.MonkeyPatch, seen: Callable[[int], list[Window]], after: bool
+) -> None:
+    """The one who goes on knows the log alone; a window whose entry was not written is gone, as that of a killed controller."""
+    log.start(POLICY, 2)
+    for kills in range(1, 40):
+        rollout = log.latest()
+        assert rollout is not None
+        if rollout.ended and not (now(log).canary or now(log).shadow):
+            break
+        with monkeypatch.context() as patched:
+            killed(log, patched, 1 + kills % 5, after=after)
+            with contextlib.suppress(Killed):
+                each(log, rollout, seen(max(0, rollout.state.step)))
+    assert (now(log).stable, now(log).canary) == ((2, None) if seen is good else (1, None))
+    weights = [r.canary.weight for r in reversed(log.releases.history()) if r.canary]
+    assert weights == ([0.1, 0.5] if seen is good else [0.1]), "no step is written twice"
+
+
+def test_two_controllers_do_no_harm(log: RolloutLog) -> None:
+    one, other = log.start(POLICY, 2), log.latest()
+    assert other is not None
+    errors: list[Exception] = []
+
+    def watch(rollout: Rollout) -> None:
+        try:
+            for _ in range(12):
+                if not log.follow(rollout).ended:
+                    log.look(rollout, windows=good(max(0, rollout.state.step), 1))
+        except Exception as error:  # noqa: BLE001 - told below
+            errors.append(error)
+
+    threads = [threading.Thread(target=watch, args=(rollout,)) for rollout in (one, other)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert (now(log).stable, now(log).canary) == (2, None)
+    assert [r.canary.weight for r in reversed(log.releases.history()) if r.canary] == [0.1, 0.5]
+    assert [e.nonce for e in log.follow(one).entries] == [e.nonce for e in log.follow(other).entries]
+
+
+def test_a_damaged_entry_is_named(log: RolloutLog) -> None:
+    log.start(POLICY, 2)
+    log.repository.create_note("linear", "rollouts/000001-000001.json", b"{")
+    log.repository.create_note("linear", "rollouts/000001-000002.json", b"{")
+    with pytest.raises(StoreError, match=r"entry \d of rollout 1 of 'linear' is damaged"):
+        log.latest()

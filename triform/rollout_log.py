@@ -1,0 +1,280 @@
+"""The rollouts of one model: what each was told, saw and decided, kept beside its releases for whoever goes on with it.
+
+    <model>/rollouts/000003-000000.json    how rollout 3 began: the policy, the versions
+    <model>/rollouts/000003-000017.json    entry 17: windows, the verdict on all windows so far, the state that follows
+
+    start, a look, a person's command -> rollout/machine.py: advance -> the next entry -> the next revision of the release log
+
+An entry is created exclusively, as a revision is: of two who look at once, one writes, and the other looks anew. The entry comes
+before the revision, and what it asks for is asked again until the release log has it. So whoever looks next goes on, wherever the
+one before was killed; a controller need not be alive for a person's command, and two of them do no harm.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import msgspec
+
+from triform.errors import ConfigurationError, InvalidRequest, ReleaseConflict, StoreError, VersionNotFound
+from triform.releases import MAX_REASON, Canary, Release, ReleaseLog, Shadow, whoami
+from triform.repository import ModelRepository
+from triform.rollout.evidence import Evidence
+from triform.rollout.gate import Verdict
+from triform.rollout.machine import ENDED, Action, Command, Observation, State, advance, begin
+from triform.rollout.policy import Policy
+from triform.rollout.windows import Window
+from triform.splitting import KeyRule
+from triform.stores.files import last_number
+
+ATTEMPTS: Final = 100  # to be first with an entry
+HEARTBEAT_SECONDS: Final = 60.0  # that nothing new is kept to one entry, so that watched time is not lost
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A look at a rollout. `policy`: of its first entry alone. `revision`: of the release log, when it was looked at."""
+
+    state: State
+    revision: int
+    by: str
+    at: str  # ISO 8601, UTC
+    nonce: str  # tells the writer whether an entry is its own after a lost response
+    policy: Policy | None = None
+    windows: tuple[Window, ...] = ()
+    verdict: Verdict | None = None
+    cut: str | None = None
+    command: Command | None = None
+    reason: str = ""
+
+
+class Rollout:
+    """One rollout, as far as its entries have been read."""
+
+    def __init__(self, model: str, number: int, first: Entry) -> None:
+        if first.policy is None:
+            raise StoreError(f"rollout {number} of '{model}' is damaged: its first entry has no policy")
+        self.model = model
+        self.number = number
+        self.policy: Policy = first.policy
+        self.entries = [first]
+        self.windows: list[Window] = []
+        self.release: Release | None = None  # the latest that was looked at
+
+    @property
+    def state(self) -> State:
+        """What the latest entry says."""
+        return self.entries[-1].state
+
+    @property
+    def ended(self) -> bool:
+        return self.state.phase in ENDED
+
+    def add(self, entry: Entry) -> None:
+        self.entries.append(entry)
+        self.windows += entry.windows
+
+    def evidence(self) -> Evidence | None:
+        """The latest verdict and all that it rests on; None where nothing was judged yet."""
+        windows = len(self.windows)
+        for entry in reversed(self.entries):
+            if entry.verdict is not None:
+                return Evidence(
+                    model=self.model,
+                    stable=self.state.stable,
+                    canary=self.state.canary,
+                    at=entry.at,
+                    policy=self.policy,
+                    windows=tuple(self.windows[:windows]),
+                    verdict=entry.verdict,
+                )
+            windows -= len(entry.windows)
+        return None
+
+
+class RolloutLog:
+    """The rollouts of one model in a repository. Holds no state of its own. `clock`: Unix time."""
+
+    def __init__(self, repository: ModelRepository, model: str, clock: Callable[[], float] = time.time) -> None:
+        self.repository = repository
+        self.model = model
+        self.releases = ReleaseLog(repository, model)
+        self._clock = clock
+
+    def latest(self) -> Rollout | None:
+        """The last one that was begun, or None."""
+        number = last_number(lambda n: self._read(n, 0) is not None)
+        return self.read(number) if number else None
+
+    def read(self, number: int) -> Rollout:
+        """Raises `VersionNotFound` where there is no such rollout, `StoreError` for a damaged one."""
+        first = self._read(number, 0)
+        if first is None:
+            raise VersionNotFound(f"'{self.model}' has no rollout {number}")
+        return self.follow(Rollout(self.model, number, first))
+
+    def follow(self, rollout: Rollout) -> Rollout:
+        """The same, with the entries that others have written since."""
+        while (entry := self._read(rollout.number, len(rollout.entries))) is not None:
+            rollout.add(entry)
+        return rollout
+
+    def start(self, policy: Policy, canary: int, *, reason: str = "", by: str | None = None) -> Rollout:
+        """Begins a rollout and writes its first revision, after verifying the version in full.
+
+        Raises `ReleaseConflict` where one is under way, `InvalidRequest`, `VersionNotFound`, `PackageError`.
+        """
+        by, before = by or whoami(), self.latest()
+        if before is not None and not before.ended:
+            raise self._under_way(before)
+        release = self.releases.current()
+        if release is None:
+            raise InvalidRequest(f"'{self.model}' was never released: name its first stable version with `triform release set`")
+        _check_reason(reason)
+        state = begin(policy, release, canary)
+        self.repository.package(self.model, canary).verify("full")
+        first = self._entry(state, release, by, policy=policy, reason=reason)
+        number = before.number + 1 if before is not None else 1
+        if not self._create(number, 0, first):
+            raise self._under_way(self.read(number))
+        rollout = Rollout(self.model, number, first)
+        self.look(rollout, by=by)
+        return rollout
+
+    def look(
+        self,
+        rollout: Rollout,
+        *,
+        windows: Sequence[Window] = (),
+        cut: str | None = None,
+        command: Command | None = None,
+        reason: str = "",
+        by: str | None = None,
+    ) -> Entry:
+        """Takes in what was seen since the last look, and does what follows. The entry that says so, or else the latest.
+
+        `cut`: why a replica gives the canary no more keys; `command`: what a person wants, because of `reason`.
+
+        Raises `InvalidRequest` for a command that the state does not take, `StoreError`; both leave everything to the next look.
+        """
+        by = by or whoami()
+        _check_reason(reason)
+        for _ in range(ATTEMPTS):
+            before = self.follow(rollout).state
+            release = rollout.release = self.releases.in_force(rollout.release)
+            if command is not None and rollout.ended:
+                raise InvalidRequest(f"rollout {rollout.number} of '{self.model}' is over: {before.phase} ({before.reason})")
+            seen = Observation(windows=[*rollout.windows, *windows], release=release, cut=cut, command=command)
+            now = self._clock()
+            state, actions, verdict = advance(rollout.policy, before, seen, now)
+            if command is not None and not actions and state == advance(rollout.policy, before, _without(seen), now)[0]:
+                raise InvalidRequest(f"rollout {rollout.number} of '{self.model}' is {_doing(state)}: it cannot {command} now")
+            if reason:
+                state = msgspec.structs.replace(state, reason=f"{state.reason}: {reason}")
+                actions = tuple(msgspec.structs.replace(action, reason=state.reason) for action in actions)
+            told = bool(windows or cut or command) and not rollout.ended
+            beats = not rollout.ended and not (state.at or 0.0) - (before.at or 0.0) < HEARTBEAT_SECONDS
+            if told or beats or not _same(state, before):
+                entry = self._entry(
+                    state, release, by, windows=tuple(windows), verdict=verdict, cut=cut, command=command,
+                    reason=state.reason if not _same(state, before) else "",
+                )  # fmt: skip
+                if not self._create(rollout.number, len(rollout.entries), entry):
+                    continue
+                rollout.add(entry)
+            if self._act(rollout, actions, by):
+                return rollout.entries[-1]
+            windows, cut, command, reason = (), None, None, ""  # they are on record
+        raise ReleaseConflict(f"'{self.model}': {ATTEMPTS} other writers were first, one after another; try again")
+
+    def _act(self, rollout: Rollout, actions: Sequence[Action], by: str) -> bool:
+        """Writes what the release log should say; False if that is a rollback and another writer was first.
+
+        What raises the canary's share is left to the next look then: it sees who was first.
+        """
+        for action in actions:
+            try:
+                self._write(rollout, action, by)
+            except ReleaseConflict:
+                if action.kind == "rollback":
+                    return False
+        return True
+
+    def _write(self, rollout: Rollout, action: Action, by: str) -> None:
+        release, version = rollout.release, rollout.state.canary
+        rule = rollout.policy.key if rollout.policy.key != KeyRule() else None
+        why = f"rollout {rollout.number}{': ' if action.reason else ''}{action.reason}"
+        self.releases.set(
+            stable=version if action.kind == "promote" else None,
+            canary=Canary(version, action.share, rule) if action.kind == "canary" else None,
+            shadow=Shadow(version, action.share) if action.kind == "shadow" else None,
+            reason=why[:MAX_REASON],
+            changed_by=by,
+            expect=release.revision if release is not None else 0,
+        )
+
+    def _entry(
+        self,
+        state: State,
+        release: Release,
+        by: str,
+        *,
+        policy: Policy | None = None,
+        windows: tuple[Window, ...] = (),
+        verdict: Verdict | None = None,
+        cut: str | None = None,
+        command: Command | None = None,
+        reason: str = "",
+    ) -> Entry:
+        at = datetime.datetime.fromtimestamp(self._clock(), datetime.UTC).isoformat(timespec="milliseconds")
+        return Entry(
+            state=state, revision=release.revision, by=by, at=at, nonce=os.urandom(8).hex(), policy=policy, windows=windows,
+            verdict=verdict, cut=cut, command=command, reason=reason,
+        )  # fmt: skip
+
+    def _create(self, number: int, entry: int, content: Entry) -> bool:
+        """False if somebody else's entry is in its place."""
+        if self.repository.create_note(self.model, _name(number, entry), msgspec.json.encode(content)):
+            return True
+        there = self._read(number, entry)
+        return there is not None and there.nonce == content.nonce
+
+    def _read(self, number: int, entry: int) -> Entry | None:
+        note = self.repository.read_note(self.model, _name(number, entry))
+        try:
+            return None if note is None else msgspec.json.decode(note.content, type=Entry)
+        except (msgspec.DecodeError, ConfigurationError) as error:
+            raise StoreError(f"entry {entry} of rollout {number} of '{self.model}' is damaged: {error}") from error
+
+    def _under_way(self, rollout: Rollout) -> ReleaseConflict:
+        return ReleaseConflict(
+            f"rollout {rollout.number} of '{self.model}' is {_doing(rollout.state)}, of version {rollout.state.canary}: "
+            f"one at a time; see `triform rollout status {self.model}`"
+        )
+
+
+def _name(number: int, entry: int) -> str:
+    return f"rollouts/{number:06d}-{entry:06d}.json"
+
+
+def _check_reason(reason: str) -> None:
+    if len(reason) > MAX_REASON:
+        raise InvalidRequest(f"reason: {len(reason)} characters, {MAX_REASON} at most")
+
+
+def _without(seen: Observation) -> Observation:
+    """The same, and nobody wants anything."""
+    return msgspec.structs.replace(seen, command=None)
+
+
+def _same(one: State, other: State) -> bool:
+    """But for the time."""
+    return msgspec.structs.replace(one, watched=0.0, at=None) == msgspec.structs.replace(other, watched=0.0, at=None)
+
+
+def _doing(state: State) -> str:
+    at = "a shadow" if state.step < 0 else f"at step {state.step + 1}"
+    return f"{state.phase.replace('_', ' ')}, {at}"
