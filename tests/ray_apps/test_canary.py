@@ -6,6 +6,7 @@ import asyncio
 import http.client
 import struct
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -29,7 +30,8 @@ from triform.canary import IN_A_ROW
 from triform.errors import RunFailed
 from triform.models import Models
 from triform.predictor import Predictor
-from triform.releases import Canary
+from triform.releases import Canary, Shadow
+from triform.rollout.windows import SHADOW
 from triform.service import InferenceService
 from triform.testing import RecordingTelemetry
 
@@ -114,6 +116,30 @@ def test_over_grpc_the_header_is_metadata_and_a_version_is_obeyed(models: Models
                 assert await asked(channel, user, model_version=str(3 - version)) == str(3 - version)
 
     within(test())
+
+
+def test_over_grpc_a_shadow_is_asked_what_stable_has_answered(released: Released, batched: Batched) -> None:
+    log, models = released.log(), Models(form="serve")
+    release = log.set(stable=1, shadow=Shadow(2, 1.0))
+    loaded = {version: Predictor.load(released.repository.package("scored", version)) for version in (1, 2)}
+    models.replace("scored", loaded, release.aliases(), release)
+    seen = Counter[str]()
+
+    async def test() -> None:
+        async with serving(InferenceService(models, batched)) as channel:
+            for user in USERS:
+                answer = await infer(channel, scored([user, "somebody"]))
+                assert (answer.model_version, rows_of(answer)) == ("1", answers([user, "somebody"], [1, 1]))
+                assert (await infer(channel, scored([user], model_version="1"))).model_version == "1"
+            while seen["canary"] < len(USERS):
+                await asyncio.sleep(0.01)
+                collected = models.splits.collect("scored", SHADOW)
+                assert collected is not None
+                window = collected.window
+                seen.update(stable=window.stable.requests, canary=window.canary.requests, disagreed=window.shadowed.disagreed)
+
+    within(test())
+    assert seen == {"stable": len(USERS), "canary": len(USERS), "disagreed": 2 * len(USERS)}
 
 
 def test_requests_that_fail_in_one_batch_count_each_by_itself(models: Models, batched: Batched, released: Released) -> None:

@@ -21,8 +21,8 @@ from tests.canaries import Released, build
 from tests.ray_apps.hosts import served
 from tests.ray_apps.load import until
 from triform.releases import Canary
-from triform.rollout.policy import Errors, Guards, Policy, ScoreShift, Step
-from triform.rollout.windows import Arm, Sketch, Window
+from triform.rollout.policy import Errors, Guards, Policy, ScoreShift, Shadow, Step
+from triform.rollout.windows import SHADOW, Arm, Sketch, Window
 from triform.rollout_log import RolloutLog
 from triform.settings import Settings
 
@@ -190,14 +190,17 @@ class Callers:
 
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
 def test_on_ray_serve_a_good_canary_is_promoted_and_a_bad_one_is_not(ray_cluster: Any, released: Released, kills: int) -> None:
-    """The controller is killed meanwhile; nobody's request fails for a good one."""
+    """The controller is killed meanwhile; nobody's request fails for a good one, which is a shadow first."""
     import ray
 
     name = f"rollout-{uuid.uuid4().hex[:8]}"
     fast = {"rollout_window_s": 0.5, "poll_s": 0.2, "num_replicas": 2}
     with served(released.root, f"/{name}", name, default_model="scored", **fast) as address:
         good = RolloutLog(released.repository, "scored")
-        rollout = good.start(POLICY if kills < 10 else slower(POLICY, kills), 2, reason="retrained")
+        policy = msgspec.structs.replace(
+            POLICY if kills < 10 else slower(POLICY, kills), shadow=Shadow(sample=0.5, min_requests=30, min_seconds=1)
+        )
+        rollout = good.start(policy, 2, reason="retrained")
         callers = Callers(address, f"/{name}/v1/models/scored:predict", {"instances": [{"a": 1, "b": 2}]})
         with callers.asking():
             killed = 0
@@ -214,6 +217,11 @@ def test_on_ray_serve_a_good_canary_is_promoted_and_a_bad_one_is_not(ray_cluster
         assert {model for _, model in callers.answered} == {"scored/1", "scored/2"}
         weights = [r.canary.weight for r in reversed(good.releases.history()) if r.canary]
         assert weights[-2:] == [0.2, 0.5]
+        before = [w for w in rollout.windows if w.step == SHADOW]
+        shadowed = sum(w.shadowed.rows for w in before)
+        assert shadowed == sum(w.canary.requests for w in before) >= 30
+        assert sum(w.shadowed.disagreed for w in before) == shadowed, "version 2 says 2 * (a + b)"
+        assert 0.3 < shadowed / sum(w.stable.requests for w in before) < 0.7
 
         bad = RolloutLog(released.repository, "lookup")
         rollout = bad.start(POLICY, 2)
