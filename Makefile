@@ -24,7 +24,7 @@ PYTEST := $(BIN)/python -m pytest
 export RAY_USAGE_STATS_ENABLED := 0
 export UV_LINK_MODE := copy
 
-.PHONY: help setup demo test test-slow lint bench load package-lambda lock clean
+.PHONY: help setup demo demo-canary test test-slow lint bench load package-lambda lock clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -42,6 +42,9 @@ $(STAMP): $(LOCKS) pyproject.toml
 
 demo: setup ## build the flights example, score 336,776 flights, ask a local Lambda and Ray Serve for 1,000, print how they agree
 	@$(BIN)/python -m examples.demo
+
+demo-canary: setup ## roll version 2 of the example out on Ray Serve under load, then a bad version 3: promoted, and rolled back
+	@$(BIN)/python -m examples.canary
 
 test: setup ## the test suite without its slow part
 	$(PYTEST) -m "not slow and not gpu" --numprocesses 2 --dist loadgroup

@@ -38,6 +38,7 @@ GLANCE_SECONDS: Final = 0.1  # between two looks at whether a breaker has opened
 LATE: Final = 1.0  # windows that a report may be late
 IDLE_SECONDS: Final = 300.0  # without reports, after which a controller ends
 MOST_KEPT: Final = 100  # windows of a model, while its repository cannot be reached
+TOLD_SECONDS: Final = 30.0  # that a controller may take to be told: its process may be about to start
 STATUS_SECONDS: Final = 10.0  # that Serve may take to say how many replicas there are
 
 Edges = Mapping[str, tuple[float, ...]]  # of the bins of scores, by model
@@ -100,14 +101,16 @@ class Reporter:
         return [Report(self._replica, model, slot, *found) for model, found in collected if found is not None]
 
     async def _send(self, reports: list[Report]) -> None:
-        """What cannot be told is lost, and its window not whole: requests must not wait for who judges."""
+        """What cannot be told is lost, and its window not whole. A controller that is slow, or starts again, is kept: who lets go
+        of its handle may end it."""
         try:
             if self._controller is None:
                 self._controller = await asyncio.to_thread(self._start_controller)
-            self._edges = await asyncio.wait_for(self._controller.report.remote(reports), max(5.0, self._every))
+            self._edges = await asyncio.wait_for(self._controller.report.remote(reports), max(TOLD_SECONDS, self._every))
         except (ray.exceptions.RayError, ValueError, TimeoutError) as error:
-            self._controller = None
-            log.warning("a window of %s is lost: the controller of its rollout cannot be told: %s", reports[0].model, error)
+            if not isinstance(error, ray.exceptions.ActorUnavailableError | TimeoutError):
+                self._controller = None
+            log.warning("a window of %s is lost, its controller cannot be told: %r", reports[0].model, error)
 
 
 def start_controller(application: str, settings: Settings, every: float) -> Any:

@@ -134,7 +134,7 @@ class RolloutLog:
         if release is None:
             raise InvalidRequest(f"'{self.model}' was never released: name its first stable version with `triform release set`")
         _check_reason(reason)
-        state = begin(policy, release, canary)
+        state = msgspec.structs.replace(begin(policy, release, canary), at=self._clock())
         self.repository.package(self.model, canary).verify("full")
         first = self._entry(state, release, by, policy=policy, reason=reason)
         number = before.number + 1 if before is not None else 1

@@ -75,7 +75,10 @@ def in_a_line(rollout: Rollout, entry: Entry) -> str:
     seen = f"canary {_rate(canary)}, stable {_rate(stable)}; " if entry.windows else ""
     verdict = entry.verdict
     says = f"{verdict.decision}: {'; '.join(verdict.reasons)}" if verdict is not None else entry.state.reason or "begun"
-    says = f"{entry.command} by {entry.by}: {entry.state.reason}" if entry.command else says
+    if entry.command:
+        says = f"{entry.command} by {entry.by}: {entry.state.reason}"
+    elif entry.cut:
+        says = entry.state.reason
     return printable(f"{entry.at[11:19]} {_where(rollout.policy, entry.state)}: {seen}{says}")
 
 

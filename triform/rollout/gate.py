@@ -4,14 +4,15 @@
 
 ROLLBACK as soon as one guard is beyond its limit. PROMOTE (to the next step; from the last one to stable) once the canary had the
 requests and seconds that the step asks for, every guard has data, and, on the last step, every guard is within its limit; leaving
-the shadow step asks that of the disagreement, whose rows come from there. INCONCLUSIVE when time is up. Otherwise CONTINUE. A
+the shadow step asks that of the disagreement, whose rows come from there. A guard that looks beyond its limit, though that is not
+shown yet, waits on any step. INCONCLUSIVE when time is up. Otherwise CONTINUE. A
 window that is not complete, or cannot be, counts towards no promotion; no data never promotes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
@@ -20,6 +21,7 @@ from triform.rollout.guards import findings
 from triform.rollout.policy import Policy
 from triform.rollout.windows import SHADOW, Window
 
+DOUBTFUL: Final = -0.5  # log10 of a bet in favour that has lost two thirds of its stake: it waits, on whatever step
 Decision = Literal["PROMOTE", "CONTINUE", "ROLLBACK", "INCONCLUSIVE"]
 
 
@@ -55,6 +57,7 @@ def _decide(
     needs = policy.steps[step] if step > SHADOW else policy.shadow
     waits = [f"{f.guard}: no data" for f in found if f.says == "no data"]
     waits += [f"{f.guard}: not yet shown to be within its limit" for f in found if _asked(f, policy, step) and f.says == "open"]
+    waits += [f"{f.guard}: it looks beyond its limit" for f in found if f.proof and f.says == "open" and f.in_favour < DOUBTFUL]
     latest = [w for w in windows if w.step == step][-1:]
     waits += [w.fault() or f"the latest window has {w.reported} of {w.expected} replicas" for w in latest if not w.complete]
     if needs is None:

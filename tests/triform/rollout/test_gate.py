@@ -90,6 +90,17 @@ def test_a_canary_that_becomes_bad_late_is_found() -> None:
     assert (verdict.decision, says(verdict)["errors"]) == ("ROLLBACK", "beyond")
 
 
+def test_what_looks_bad_waits_though_it_is_not_shown_yet() -> None:
+    policy = Policy(
+        steps=(Step(weight=0.1, min_requests=100, min_seconds=1), Step(weight=0.5)),
+        guards=Guards(errors=Errors(increase=0.03), latency=None),
+    )
+    for errors, decision in (0.0, "PROMOTE"), (0.12, "CONTINUE"):
+        verdict = judge(policy, windows(policy, 0, number=5, requests=300, stable={"errors": 0.0}, errors=errors), 0, 0.0)
+        assert (verdict.decision, says(verdict)["errors"] == "beyond") == (decision, False), verdict
+    assert "errors: it looks beyond its limit" in verdict.reasons
+
+
 def test_load_that_hits_both_sides_is_no_fault_of_the_canary() -> None:
     seen: list[Window] = []
     for i, (load, errors) in enumerate([(1.0, 0.01), (3.0, 0.2), (1.0, 0.01), (5.0, 0.05)] * 4):

@@ -1,0 +1,198 @@
+"""Several rollouts at once on Ray Serve under load: good canaries are promoted, each kind of bad one is taken off, and stable
+answers all that it is asked."""
+
+from __future__ import annotations
+
+import http.client
+import random
+import threading
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+import onnx
+import orjson
+import pytest
+from onnx import helper
+
+from ray_apps.rollout import NAMESPACE
+from tests.ray_apps.hosts import served
+from triform import testing
+from triform.packaging import package_model
+from triform.releases import ReleaseLog
+from triform.repository import ModelRepository, open_repository
+from triform.rollout.policy import Errors, Guards, Latency, Policy, ScoreShift, Step
+from triform.rollout_log import RolloutLog
+
+POLICY = Policy(
+    steps=(Step(weight=0.2, min_requests=30, min_seconds=2), Step(weight=0.5, min_requests=200, min_seconds=2)),
+    guards=Guards(
+        errors=Errors(increase=0.05),
+        latency=Latency(ratio=3.0, margin_ms=5.0, quantiles=(0.5,)),
+        score_shift=ScoreShift(limit=0.5, min_rows=1000, edges=(0.25, 0.5, 0.75)),
+    ),
+    longest_seconds=120.0,
+)
+BAD = ("raises", "slow", "wrong", "nan")
+ROWS = 10  # of a request
+LAYERS, WIDTH = 250, 512  # of a slow one: 25 ms or more
+PLACES, KNOWN = 1000, 980  # of a row, and those for which a canary that raises does not: it fails a sixth of the requests
+
+
+def canary(kind: str, path: Path) -> Path:
+    """y = the first column of x (FP32[rows, 2]), or what a version of that kind makes of it; the second is a place in a table."""
+    made: dict[str, list[Any]] = {
+        "same": [],
+        "raises": [
+            helper.make_node("Gather", ["x", "one"], ["place"], axis=1),
+            helper.make_node("Cast", ["place"], ["index"], to=onnx.TensorProto.INT64),
+            helper.make_node("Gather", ["table", "index"], ["factor"], axis=0),
+            helper.make_node("Squeeze", ["factor", "axis"], ["factors"]),
+            helper.make_node("Mul", ["score", "factors"], ["made"]),
+        ],
+        "slow": [
+            helper.make_node("MatMul", ["score", "wide"], ["w0"]),
+            *(helper.make_node("MatMul", [f"w{layer}", "square"], [f"w{layer + 1}"]) for layer in range(LAYERS)),
+            helper.make_node("MatMul", [f"w{LAYERS}", "narrow"], ["nothing"]),
+            helper.make_node("Add", ["score", "nothing"], ["made"]),
+        ],
+        "wrong": [helper.make_node("Sqrt", ["score"], ["made"])],
+        "nan": [  # for the lower half
+            helper.make_node("Sub", ["score", "half"], ["less"]),
+            helper.make_node("Sqrt", ["less"], ["root"]),
+            helper.make_node("Sub", ["root", "root"], ["nothing"]),
+            helper.make_node("Add", ["score", "nothing"], ["made"]),
+        ],
+    }
+    rng = np.random.default_rng(0)
+    constants: dict[str, Any] = {
+        "zero": np.array([0]), "one": np.array([1]), "axis": np.array([1]), "half": np.array(0.5, np.float32),
+        "table": np.ones((KNOWN, 1), np.float32), "wide": rng.random((1, WIDTH), np.float32),
+        "square": rng.random((WIDTH, WIDTH), np.float32) / WIDTH, "narrow": np.zeros((WIDTH, 1), np.float32),
+    }  # fmt: skip
+    nodes = [helper.make_node("Slice", ["x", "zero", "one", "axis"], ["score"]), *made[kind]]
+    nodes.append(helper.make_node("Identity", ["made" if made[kind] else "score"], ["y"]))
+    used = {name: constants[name] for node in nodes for name in node.input if name in constants}
+    return testing.save(path, nodes, [testing.value("x", "FP32", ["N", 2])], [testing.value("y", "FP32", ["N", 1])], used)
+
+
+def build(folder: Path, kinds: Sequence[str]) -> ModelRepository:
+    """A model for each kind, `0-same` and so on, whose version 2 is of that kind; stable is 1."""
+    repository = open_repository(folder / "models")
+    samples = folder / "samples.npz"
+    np.savez(samples, x=np.array([[0.6, 3], [0.9, 5], [0.7, 700]], np.float32))
+    for number, kind in enumerate(kinds):
+        for version in ("same", kind):
+            file = canary(version, folder / f"{version}.onnx")
+            package_model(file, name=f"{number}-{kind}", repository=repository, samples=samples)
+        ReleaseLog(repository, f"{number}-{kind}").set(stable=1)
+    return repository
+
+
+class Answer(NamedTuple):
+    model: str  # and version: 0-same/1
+    status: int
+
+
+class Callers:
+    """Each asks one model at a fixed rate, from the scheduled moment on (open loop within `WORKERS` requests), until the end."""
+
+    def __init__(self, address: tuple[str, int], prefix: str, models: Sequence[str], each_second: float) -> None:
+        self.answers: dict[str, list[Answer]] = defaultdict(list)
+        self._address = address
+        self._prefix = prefix
+        self._every = 1.0 / each_second
+        self._done = threading.Event()
+        self._threads = [threading.Thread(target=self._ask, args=(model, seed)) for seed, model in enumerate(models)]
+
+    @contextmanager
+    def asking(self) -> Iterator[Callers]:
+        for thread in self._threads:
+            thread.start()
+        try:
+            yield self
+        finally:
+            self._done.set()
+            for thread in self._threads:
+                thread.join(60)
+
+    def _ask(self, model: str, seed: int) -> None:
+        rng = random.Random(seed)
+        connection = http.client.HTTPConnection(*self._address, timeout=60)
+        due = time.monotonic()
+        while not self._done.is_set():
+            body = orjson.dumps({"instances": [[rng.random(), rng.randrange(PLACES)] for _ in range(ROWS)]})
+            try:
+                connection.request("POST", f"{self._prefix}/v1/models/{model}:predict", body)
+                response = connection.getresponse()
+                response.read()
+                told = Answer(response.getheader("x-triform-model", "nobody"), response.status)
+            except (OSError, http.client.HTTPException) as error:
+                connection.close()
+                told = Answer(repr(error), 0)
+            self.answers[model].append(told)
+            due += self._every
+            time.sleep(max(0.0, due - time.monotonic()))
+        connection.close()
+
+
+SLOW = pytest.mark.slow
+ROUNDS = [
+    pytest.param(("same", "raises", "nan"), 2, id="a tenth"),
+    *(pytest.param(("same",) * 5, 0, id=f"good, {n}", marks=SLOW) for n in range(4)),
+    *(pytest.param(BAD, 0, id=f"bad, {n}", marks=SLOW) for n in range(5)),
+    pytest.param(("same", "raises"), 20, id="killed", marks=SLOW),
+]
+
+
+@pytest.mark.parametrize(("kinds", "kills"), ROUNDS)
+def test_good_canaries_are_promoted_and_bad_ones_taken_off(
+    ray_cluster: Any, tmp_path: Path, kinds: tuple[str, ...], kills: int
+) -> None:
+    """Their controller is killed so often meanwhile, a second apart."""
+    repository = build(tmp_path, kinds)
+    name = f"rollouts-{uuid.uuid4().hex[:8]}"
+    fast = {"rollout_window_s": 0.5, "poll_s": 0.2, "num_replicas": 2}
+    models = repository.models()
+    with served(tmp_path / "models", f"/{name}", name, default_model=models[0], **fast) as address:
+        logs = {model: RolloutLog(repository, model) for model in models}
+        rollouts = {model: log.start(policy(kills), 2) for model, log in logs.items()}
+        left = kills
+        with Callers(address, f"/{name}", models, 100 / len(models)).asking() as callers:
+            until = time.monotonic() + POLICY.longest_seconds + 30.0
+            while time.monotonic() < until and not all(logs[m].follow(r).ended for m, r in rollouts.items()):
+                time.sleep(1.0)
+                left -= left > 0 and kill_controller(name)
+            time.sleep(1.0)
+        assert left == 0, "it was over before"
+        for model, rollout in rollouts.items():
+            good = model.endswith("same")
+            assert rollout.state.phase == ("promoted" if good else "rolled_back"), (model, rollout.state)
+            innocent = {f"{model}/1", *([f"{model}/2"] if good else [])}
+            failed = [answer for answer in callers.answers[model] if answer.status != 200]
+            assert [answer for answer in failed if answer.model in innocent or not answer.status] == []
+            assert len(callers.answers[model]) > 100
+
+
+def policy(kills: int) -> Policy:
+    """Whose steps take as long as the kills."""
+    steps = tuple(msgspec.structs.replace(step, min_seconds=max(step.min_seconds, float(kills))) for step in POLICY.steps)
+    return msgspec.structs.replace(POLICY, steps=steps)
+
+
+def kill_controller(application: str) -> bool:
+    """False where there is none yet."""
+    import ray
+
+    try:
+        controller = ray.get_actor(f"rollouts of {application}", namespace=NAMESPACE)
+    except ValueError:
+        return False
+    ray.kill(controller, no_restart=False)
+    return True
