@@ -12,6 +12,8 @@ UV     := 0.13.8
 REPOSITORY ?= build/flights/models
 MODELS     ?= flight-delay
 STAGE      ?= prod
+# A rollout.toml that it renders for CodeDeploy, if any.
+POLICY     ?=
 # What `make load` asks, how, and further options of `python -m loadtests`.
 TARGET     ?= serve
 SHAPE      ?= steps
@@ -66,7 +68,8 @@ load: setup ## load on TARGET=serve|lambda by SHAPE=steps|spike|soak|diurnal|bur
 package-lambda: setup ## build the Lambda layers (MODELS of REPOSITORY) and render the template of STAGE, without AWS
 	@test "$(REPOSITORY)" != build/flights/models || test -d $(REPOSITORY) || $(BIN)/python -m examples.flights.build --to build/flights
 	@$(BIN)/python -m infra.layers build --each --repository $(REPOSITORY) $(addprefix --model ,$(MODELS))
-	@$(BIN)/python -m infra.serverless package --stage $(STAGE)
+	@$(if $(POLICY),$(BIN)/python -m infra.rollout render $(POLICY) --to build/rollout.json)
+	@$(BIN)/python -m infra.serverless package --stage $(STAGE) $(if $(POLICY),--param policy=build/rollout.json)
 
 lock: setup ## rewrite requirements/*.txt from pyproject.toml
 	@compile="$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate"; \

@@ -25,6 +25,7 @@ import typer
 from rich.console import Console
 
 from infra.layers.build import BUILT
+from infra.rollout import check_actuators
 from triform.cli.output import exit_code, make_table, print_error
 from triform.errors import ConfigurationError, InvalidRequest, JobError, TriformError
 
@@ -74,8 +75,10 @@ def render(stage: str, layers: Path, out: Path, params: Mapping[str, str] | None
     with _nobody() as environ:
         command = [_tool("node"), str(install_osls()), "package", "--stage", stage, "--package", str(out), *options]
         _run(command, ROOT, environ, PACKAGE_SECONDS)
+    template = json.loads((out / TEMPLATE).read_text())
     if (layers / BUILT).is_file():
-        check_target(json.loads((out / TEMPLATE).read_text()), json.loads((layers / BUILT).read_text()))
+        check_target(template, json.loads((layers / BUILT).read_text()))
+    check_actuators(template, layers)
     return out / TEMPLATE
 
 

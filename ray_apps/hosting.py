@@ -55,6 +55,7 @@ class Hosted(NamedTuple):
     async def drain(self) -> None:
         """Waits for what is in flight, then ends the threads."""
         await self.live.end()
+        self.surface.service.models.splits.end()
         await self.batched.drain()
         for executor in self.executors:
             executor.shutdown(wait=False)

@@ -7,7 +7,9 @@
                   which is the caller's answer where the canary runs elsewhere, isolated
     what became of each   ──► tally.py ──► a window of both sides, for whoever judges the rollout
 
-A request that names a version or an alias knows nothing of this, and neither does one for a model without a canary.
+    no canary but a shadow: stable answers ──► some of it is asked of the shadow afterwards (shadow.py) ──► tally.py
+
+A request that names a version or an alias knows nothing of this, and neither does one for a model without a canary or shadow.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ if TYPE_CHECKING:  # models.py has the splits
     from triform.protocols.bodies import Call, Encoded
     from triform.rollout.windows import Window
     from triform.service import Exchange
+    from triform.shadow import Shadowing
     from triform.signature import Array
     from triform.tally import Side, Tally
 
@@ -61,7 +64,8 @@ Answer = Callable[[Way, Callable[[], "Call"], int], Awaitable["Encoded"]]
 
 
 class Split:
-    """Of a model's keys between its stable version and its canary, as one revision says. Belongs to who answers requests.
+    """Of a model's keys between its stable version and its canary, or a shadow in its place that gets none, as one revision says.
+    Belongs to who answers requests.
 
     `load`: the versions by number; `cut`: takes the split away, saying why.
     """
@@ -69,6 +73,7 @@ class Split:
     def __init__(self, release: Release, load: Callable[[int], Served], cut: Callable[[Split, str], None]) -> None:
         self.release = release
         self.traffic = TrafficSplit.of(release)
+        self.shadow: Shadowing | None = None
         self.failures = 0  # in a row
         self.cut_off: str | None = None  # why, where it is
         self.tally = _tally()
@@ -76,6 +81,9 @@ class Split:
         self._loaded: dict[int, Served] = {}
         self._rule: KeyRule | None = None
         self._cut = cut
+        if not shares_keys(release) and release.shadow is not None:  # on the canary's side, and of no key
+            self.traffic = TrafficSplit(release.stable, release.shadow.version, 0, release.salt.encode())
+            self.shadow = _shadowing(self, release.shadow.sample)
 
     def cut(self, why: str) -> None:
         """Stable answers all keys from now on, until there is another revision."""
@@ -109,6 +117,8 @@ class Split:
         The canary's error is the caller's answer; whether it is the canary's fault, too, is found out before he gets it. What one
         that runs elsewhere does not answer stable does.
         """
+        if self.shadow is not None:
+            return await self.shadow.answer(answer, exchange, headers, decode, size)
         started, rule = time.perf_counter(), self.rule
         named = _named(rule, headers)
         (key,) = rule.keys(named, {}, exchange.request_id)
@@ -192,7 +202,7 @@ class Collected(NamedTuple):
 
 
 class Splits:
-    """The splits of a host, by model: `live` has those of canaries that get keys. Thread-safe."""
+    """The splits of a host, by model: `live` has those of canaries that get keys, and of shadows. Thread-safe."""
 
     def __init__(self, form: Form, telemetry: Telemetry) -> None:
         self.live: Mapping[str, Split] = {}  # replaced whole, never changed: who reads takes no lock
@@ -206,17 +216,31 @@ class Splits:
         return self.live.get(served.manifest.name)
 
     def share(self, model: str, release: Release | None, load: Callable[[int], Served]) -> None:
-        """Shares the model's keys anew as the release says; None, or one without a canary: stable has them all."""
+        """Shares the model's keys anew as the release says; None, or one without a canary: stable has them all. A shadow is asked
+        where no canary has keys: both would be counted on one side."""
         with self._sharing:
             before = self._all.pop(model, None)
             others = {name: split for name, split in self.live.items() if name != model}
-            if release is not None and release.canary is not None and release.canary.weight > 0:
-                split = self._all[model] = Split(release, load, partial(self._cut, model))
-                self._tell(model, split, release.canary.weight)
-                others[model] = split
-            elif before is not None:
+            if release is not None and (shares_keys(release) or self._has_shadow(release)):
+                others[model] = self._all[model] = Split(release, load, partial(self._cut, model))
+            if release is not None and release.canary is not None and shares_keys(release):
+                self._tell(model, others[model], release.canary.weight)
+            elif before is not None and before.shadow is None:
                 self._tell(model, before, 0.0, stable=release.stable if release is not None else None)
+            if before is not None and before.shadow is not None:
+                before.shadow.over = True
             self.live = others
+
+    def _has_shadow(self, release: Release) -> bool:
+        """Lambda does nothing after an answer: there a shadow is loaded, and not asked."""
+        shadow = release.shadow
+        return self._form == "serve" and shadow is not None and shadow.sample > 0 and shadow.version != release.stable
+
+    def end(self) -> None:
+        """The host is about to end: nothing more is asked of shadows."""
+        for split in [*self._all.values()]:
+            if split.shadow is not None:
+                split.shadow.over = True
 
     def names(self) -> list[str]:
         """The models that have something to collect."""
@@ -234,7 +258,8 @@ class Splits:
         return Collected(split.release.revision, split.cut_off, split.tally.take(step, edges)) if split is not None else None
 
     def covers(self, model: str, version: int, why: str) -> bool:
-        """Whether stable can answer what this version would, as it is a canary: then it does from now on, because of `why`."""
+        """Whether stable can answer what this version would, as it is a canary or shadow: then it does from now on, because of
+        `why`."""
         split = self._all.get(model)
         if split is None or split.traffic.canary != version:
             return False
@@ -247,6 +272,10 @@ class Splits:
                 return
             self.live = {name: other for name, other in self.live.items() if name != model}
         told = {"model": model, "version": split.traffic.canary, "revision": split.release.revision}
+        if split.shadow is not None:
+            split.shadow.over = True
+            log.warning("the shadow %s/%d is not asked any more here: %s", model, split.traffic.canary, why, extra=told)
+            return
         log.warning("the canary %s/%d gets no more keys here: %s", model, split.traffic.canary, why, extra=told)
         self._tell(model, split, 0.0, cut=True)
 
@@ -261,6 +290,8 @@ class _ByKey:
     def __init__(self, split: Split, exchange: Exchange) -> None:
         self.deadline = exchange.deadline
         self.stage = exchange.stage
+        self.inputs: Mapping[str, Array] = {}
+        self.outputs: Mapping[str, Array] = {}
         self._split = split
         self._exchange = exchange
 
@@ -271,6 +302,7 @@ class _ByKey:
         """The outputs of the version whose turn it is."""
         exchange, tally = self._exchange, self._split.tally
         outputs = await exchange.infer_checked(inputs)
+        self.inputs, self.outputs = inputs, outputs
         side = self._split.side(exchange)
         if exchange.batch_rows:  # else another request of the run tells of it
             tally.ran(side, exchange.batch_rows, max(0.0, exchange.stages["execute"]))
@@ -323,6 +355,17 @@ class _ByRecord(_ByKey):
             named = self._calls[version].columns
             columns[version] = outputs if named is None else named(outputs)
         return reassemble(self._rows, columns)
+
+
+def shares_keys(release: Release) -> bool:
+    """Whether some keys are the canary's."""
+    return release.canary is not None and release.canary.weight > 0
+
+
+def _shadowing(split: Split, sample: float) -> Shadowing:
+    from triform.shadow import Shadowing  # as for `_tally`
+
+    return Shadowing(split, partial(_ByKey, split), sample)
 
 
 def _named(rule: KeyRule, headers: Any) -> dict[str, str]:

@@ -26,6 +26,8 @@ class Elsewhere:
     `ready`: whether it is known to answer there.
     """
 
+    provider = ""  # is known there
+
     def __init__(self, manifest: Manifest, ready: Callable[[], bool]) -> None:
         self.manifest = manifest
         self.ready = ready

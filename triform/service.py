@@ -121,10 +121,14 @@ class Exchange:
         self.served, self.rows, self.batch_rows, self.stages = served, 0, 0, {}
 
     def again(self, served: Served) -> Exchange:
-        """The same request, to be tried with that version. Nothing records it."""
+        """The same request, to be tried with that version. Nothing records it, unless `ended` is called."""
         exchange = Exchange(self.models, self._execute, self.request_id, self.deadline, self.caller)
         exchange.served = served
         return exchange
+
+    def ended(self, code: str, seconds: float) -> None:
+        """Records what it came to: "ok" or an error's code."""
+        self.models.telemetry.record(_record(self, code, seconds))
 
     def read(self, decode: Callable[[], Call]) -> tuple[Call, dict[str, Array]]:
         """The call, and its inputs as the chosen version takes them."""
@@ -211,12 +215,11 @@ class InferenceService:
             if exchange.before and code == "ok":  # one that failed is recorded for the version that failed it
                 for record in exchange.before:
                     self.models.telemetry.record(msgspec.structs.replace(record, seconds=seconds))
-            self.models.telemetry.record(_record(exchange, code, seconds))
+            exchange.ended(code, seconds)
 
     def refused(self, request_id: str, error: TriformError, started: float) -> None:
         """Records a request that was not let in, and so has no exchange."""
-        exchange = Exchange(self.models, self.execute, request_id, None)
-        self.models.telemetry.record(_record(exchange, error.code, time.perf_counter() - started))
+        Exchange(self.models, self.execute, request_id, None).ended(error.code, time.perf_counter() - started)
 
 
 def _record(exchange: Exchange, code: str, seconds: float) -> InferenceRecord:

@@ -1,6 +1,7 @@
 """What a process counts of stable and canary until somebody takes it as a window: bounded, however many requests come.
 
     a request: failed or not, its time    a run: its rows and time    an answer: its scores  ->  Tally  ->  windows.Window
+    a request that a shadow answered, too: its rows, and those that disagree
 
 Numbers wait in lists until there are some to be put into bins together: a request pays for no more than an `append`. Belongs to
 who answers requests: on an event loop to that loop.
@@ -14,13 +15,14 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
-from triform.rollout.windows import Arm, Sketch, Window, bin_of, rows_bucket, score_bins
+from triform.rollout.windows import Arm, Shadowed, Sketch, Window, bin_of, rows_bucket, score_bins
 
 Side = Literal["stable", "canary"]
 Floats = np.ndarray[Any, np.dtype[np.floating[Any]]]
 MOST_KEYS: Final = 1000  # of failures, whose repetition is not counted; every one beyond them is
 MOST_WAITING: Final = 256  # requests, whose numbers wait for their bins
 MOST_SCORES: Final = 4096  # of one answer
+NOTHING: Final = {"requests": 0, "rows": 0, "disagreed": 0}  # that a shadow was compared with
 
 
 class _Arm:
@@ -66,6 +68,7 @@ class Tally:
         self._clock = clock
         self._began = clock()
         self._arms = {"stable": _Arm(), "canary": _Arm()}
+        self._shadowed = dict(NOTHING)
 
     def ran(self, side: Side, rows: int, seconds: float) -> None:
         """A run of the model with so many rows."""
@@ -83,18 +86,26 @@ class Tally:
         if len(arm.waiting_scores) > MOST_WAITING:  # of requests whose callers went away
             arm.fold(self.edges)
 
-    def request(self, side: Side, seconds: float, *, failed_by: bytes | None = None) -> None:
-        """A request that this side was given has finished, after what it ran and scored. `failed_by`: its key, where the version
-        failed it; a key that fails again counts no second time."""
+    def request(self, side: Side, seconds: float | None, *, failed_by: bytes | None = None) -> None:
+        """A request that this side was given has finished, after what it ran and scored; `seconds`: that a caller waited for it,
+        if one did. `failed_by`: its key, where the version failed it; a key that fails again counts no second time."""
         arm = self._arms[side]
         arm.requests += 1
-        arm.waiting.append(seconds)
+        if seconds is not None:
+            arm.waiting.append(seconds)
         if failed_by is not None and failed_by not in arm.failed:
             arm.errors += 1
             if len(arm.failed) < MOST_KEYS:
                 arm.failed.add(failed_by)
-        if len(arm.waiting) >= MOST_WAITING:
+        if len(arm.waiting) >= MOST_WAITING or len(arm.waiting_runs) >= MOST_WAITING:
             arm.fold(self.edges)
+
+    def shadowed(self, rows: int, disagreed: int) -> None:
+        """A request that both sides have answered, with so many rows that could be compared."""
+        if rows:
+            self._shadowed["requests"] += 1
+            self._shadowed["rows"] += rows
+            self._shadowed["disagreed"] += disagreed
 
     def take(self, step: int = 0, edges: Sequence[float] | None = None) -> Window:
         """What has been counted since the last time; the next window begins. `edges`: of its bins, from then on."""
@@ -104,8 +115,9 @@ class Tally:
             seconds=now - self._began,
             stable=self._arms["stable"].arm(self.edges),
             canary=self._arms["canary"].arm(self.edges),
+            shadowed=Shadowed(**self._shadowed),
         )
-        self._began, self._arms = now, {"stable": _Arm(), "canary": _Arm()}
+        self._began, self._arms, self._shadowed = now, {"stable": _Arm(), "canary": _Arm()}, dict(NOTHING)
         self.edges = self.edges if edges is None else edges
         return window
 

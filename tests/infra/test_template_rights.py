@@ -33,6 +33,13 @@ ACTIONS = {
     "PredictHookRole": HOOK,
     "FlightDelayHookRole": HOOK,
     "NightRole": DATA | {"kms:Decrypt", "lambda:InvokeFunction", "sqs:SendMessage"},
+    "ShiftingRole": {
+        "codedeploy:ListDeployments",
+        "application-autoscaling:RegisterScalableTarget",
+        "lambda:GetProvisionedConcurrencyConfig",
+        "lambda:PutProvisionedConcurrencyConfig",
+    },
+    "ShiftingStartsRole": {"states:StartExecution"},
     "RolloutRole": {
         "cloudwatch:DescribeAlarms",
         "lambda:UpdateAlias",

@@ -6,6 +6,7 @@ import asyncio
 import http.client
 import struct
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -29,7 +30,11 @@ from triform.canary import IN_A_ROW
 from triform.errors import RunFailed
 from triform.models import Models
 from triform.predictor import Predictor
-from triform.releases import Canary
+from triform.releases import Canary, Shadow
+from triform.rollout.policy import Disagreement, Errors, Guards, Policy, Step
+from triform.rollout.policy import Shadow as ShadowStep
+from triform.rollout.windows import SHADOW, merge
+from triform.rollout_log import RolloutLog
 from triform.service import InferenceService
 from triform.testing import RecordingTelemetry
 
@@ -114,6 +119,30 @@ def test_over_grpc_the_header_is_metadata_and_a_version_is_obeyed(models: Models
                 assert await asked(channel, user, model_version=str(3 - version)) == str(3 - version)
 
     within(test())
+
+
+def test_over_grpc_a_shadow_is_asked_what_stable_has_answered(released: Released, batched: Batched) -> None:
+    log, models = released.log(), Models(form="serve")
+    release = log.set(stable=1, shadow=Shadow(2, 1.0))
+    loaded = {version: Predictor.load(released.repository.package("scored", version)) for version in (1, 2)}
+    models.replace("scored", loaded, release.aliases(), release)
+    seen = Counter[str]()
+
+    async def test() -> None:
+        async with serving(InferenceService(models, batched)) as channel:
+            for user in USERS:
+                answer = await infer(channel, scored([user, "somebody"]))
+                assert (answer.model_version, rows_of(answer)) == ("1", answers([user, "somebody"], [1, 1]))
+                assert (await infer(channel, scored([user], model_version="1"))).model_version == "1"
+            while seen["canary"] < len(USERS):
+                await asyncio.sleep(0.01)
+                collected = models.splits.collect("scored", SHADOW)
+                assert collected is not None
+                window = collected.window
+                seen.update(stable=window.stable.requests, canary=window.canary.requests, disagreed=window.shadowed.disagreed)
+
+    within(test())
+    assert seen == {"stable": len(USERS), "canary": len(USERS), "disagreed": 2 * len(USERS)}
 
 
 def test_requests_that_fail_in_one_batch_count_each_by_itself(models: Models, batched: Batched, released: Released) -> None:
@@ -214,3 +243,46 @@ def test_on_ray_serve_a_key_is_answered_alike_over_http_and_grpc(ray_cluster: An
         both = call(scored(USERS), metadata=[application], timeout=60)
         assert (both.model_version, rows_of(both)) == ("1,2", whole)
         connection.close()
+
+
+def test_on_ray_serve_a_shadow_that_agrees_becomes_a_canary(ray_cluster: Any, released: Released) -> None:
+    """Asked over HTTP and gRPC what stable has answered: the first step of a rollout."""
+    name = f"shadow-{uuid.uuid4().hex[:8]}"
+    released.log("lookup").rollback()
+    policy = Policy(
+        shadow=ShadowStep(sample=1.0, min_requests=50, min_seconds=1),
+        steps=(Step(weight=0.5),),
+        guards=Guards(errors=Errors(increase=0.3), latency=None, disagreement=Disagreement(limit=0.3)),
+    )
+    rollouts = RolloutLog(released.repository, "lookup")
+    rollout = rollouts.start(policy, 2)
+    request = MESSAGES["ModelInferRequest"](model_name="lookup")
+    request.inputs.add(name="x", datatype="INT64", shape=[2]).contents.int64_contents.extend([3, 4])
+    with (
+        served(released.root, f"/{name}", name, default_model="lookup", rollout_window_s=0.5, poll_s=0.2) as (host, port),
+        grpc.insecure_channel(f"{host}:{SERVE_PORTS.grpc}") as channel,
+    ):
+        connection = http.client.HTTPConnection(host, port, timeout=60)
+        call = channel.unary_unary(
+            f"/{SERVICE}/ModelInfer",
+            request_serializer=MESSAGES["ModelInferRequest"].SerializeToString,
+            response_deserializer=MESSAGES["ModelInferResponse"].FromString,
+        )
+
+        def goes_on() -> bool:
+            for _ in range(10):
+                connection.request("POST", f"/{name}/v1/models/lookup:predict", b'{"instances": [5]}')
+                answer = connection.getresponse()
+                assert (answer.status, answer.read()) == (200, b'{"predictions":[50.0]}')
+                assert call(request, metadata=[("application", name)], timeout=60).outputs[0].shape == [2]
+            return rollouts.follow(rollout).state.step >= 0
+
+        until(goes_on, 60.0)
+        connection.close()
+    seen = merge([window for window in rollout.windows if window.step == SHADOW])
+    assert (seen.canary.errors, seen.shadowed.disagreed) == (0, 0)
+    assert seen.shadowed.requests == seen.canary.requests >= 50
+    assert seen.shadowed.rows > seen.shadowed.requests, "those over gRPC have two"
+    now = released.log("lookup").current()
+    assert now is not None
+    assert (now.shadow, now.canary) == (None, Canary(2, 0.5))

@@ -1,25 +1,14 @@
-"""Rollouts of the Serve form: replicas' reports become windows, and one controller goes on or back, wherever it is killed."""
+"""Rollouts of the Serve form without Ray: replicas' reports become windows, and those that count are judged."""
 
 from __future__ import annotations
 
-import http.client
-import itertools
-import threading
-import time
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import msgspec
-import orjson
 import pytest
 
-from ray_apps.rollout import LATE, NAMESPACE, Gathering, Judges, Report, Seen
+from ray_apps.rollout import LATE, Gathering, Judges, Report, Seen
 from tests.canaries import Released, build
-from tests.ray_apps.hosts import served
-from tests.ray_apps.load import until
 from triform.releases import Canary
 from triform.rollout.policy import Errors, Guards, Policy, ScoreShift, Step
 from triform.rollout.windows import Arm, Sketch, Window
@@ -151,94 +140,3 @@ class TestJudges:
         policy = msgspec.structs.replace(POLICY, guards=Guards(latency=None, score_shift=shift))
         RolloutLog(released.repository, "scored").start(policy, 2)
         assert judges.look("scored", Seen([(3, window())], None)) == {"scored": (0.0, 10.0)}
-
-
-class Callers:
-    """Each asks again and again, with another request id each time; `answered`: status and version of each answer."""
-
-    def __init__(self, address: tuple[str, int], path: str, body: Any, number: int = 3) -> None:
-        self.answered: list[tuple[int, str]] = []
-        self._address, self._path, self._body = address, path, orjson.dumps(body)
-        self._done = threading.Event()
-        self._threads = [threading.Thread(target=self._ask) for _ in range(number)]
-
-    def _ask(self) -> None:
-        connection = http.client.HTTPConnection(*self._address, timeout=60)
-        while not self._done.is_set():
-            try:
-                connection.request("POST", self._path, self._body)
-                answer = connection.getresponse()
-                answer.read()
-                self.answered.append((answer.status, answer.getheader("x-triform-model", "")))
-            except (OSError, http.client.HTTPException) as error:
-                self.answered.append((0, repr(error)))
-                connection.close()
-            time.sleep(0.005)
-        connection.close()
-
-    @contextmanager
-    def asking(self) -> Iterator[Callers]:
-        for thread in self._threads:
-            thread.start()
-        try:
-            yield self
-        finally:
-            self._done.set()
-            for thread in self._threads:
-                thread.join(60)
-
-
-@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
-def test_on_ray_serve_a_good_canary_is_promoted_and_a_bad_one_is_not(ray_cluster: Any, released: Released, kills: int) -> None:
-    """The controller is killed meanwhile; nobody's request fails for a good one."""
-    import ray
-
-    name = f"rollout-{uuid.uuid4().hex[:8]}"
-    fast = {"rollout_window_s": 0.5, "poll_s": 0.2, "num_replicas": 2}
-    with served(released.root, f"/{name}", name, default_model="scored", **fast) as address:
-        good = RolloutLog(released.repository, "scored")
-        rollout = good.start(POLICY if kills < 10 else slower(POLICY, kills), 2, reason="retrained")
-        callers = Callers(address, f"/{name}/v1/models/scored:predict", {"instances": [{"a": 1, "b": 2}]})
-        with callers.asking():
-            killed = 0
-            for moment in itertools.count():
-                if good.follow(rollout).ended or moment > 1200:
-                    break
-                if moment % 10 == 9 and killed < kills and _kill_controller(ray, name):
-                    killed += 1
-                time.sleep(0.1)
-            until(lambda: callers.answered[-1][1] == "scored/2", 30.0)
-        assert rollout.state.phase == "promoted", rollout.state
-        assert killed == kills, "the rollout was over before"
-        assert {status for status, _ in callers.answered} == {200}
-        assert {model for _, model in callers.answered} == {"scored/1", "scored/2"}
-        weights = [r.canary.weight for r in reversed(good.releases.history()) if r.canary]
-        assert weights[-2:] == [0.2, 0.5]
-
-        bad = RolloutLog(released.repository, "lookup")
-        rollout = bad.start(POLICY, 2)
-        callers = Callers(address, f"/{name}/v1/models/lookup:predict", {"instances": [50]})
-        with callers.asking():
-            until(lambda: bad.follow(rollout).ended, 60.0)
-            until(lambda: {model for _, model in callers.answered[-50:]} == {"lookup/1"}, 30.0)
-        assert rollout.state.phase == "rolled_back"
-        now = bad.releases.current()
-        assert now is not None
-        assert (now.stable, now.canary) == (1, None)
-        assert any(entry.cut for entry in rollout.entries)
-
-
-def slower(policy: Policy, kills: int) -> Policy:
-    """So that it is not over before it was killed so often, a second or two apart."""
-    return msgspec.structs.replace(
-        policy, steps=tuple(Step(weight=s.weight, min_requests=60, min_seconds=kills) for s in policy.steps)
-    )
-
-
-def _kill_controller(ray: Any, application: str) -> bool:
-    try:
-        controller = ray.get_actor(f"rollouts of {application}", namespace=NAMESPACE)
-    except ValueError:
-        return False
-    ray.kill(controller, no_restart=False)
-    return True

@@ -14,12 +14,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 import onnx
 import orjson
 import pytest
 from onnx import helper
 
+from ray_apps.rollout import NAMESPACE
 from tests.ray_apps.hosts import served
 from triform import testing
 from triform.packaging import package_model
@@ -140,20 +142,27 @@ class Callers:
         connection.close()
 
 
+SLOW = pytest.mark.slow
 ROUNDS = [
-    pytest.param(("same", "raises", "slow", "nan"), id="a tenth"),
-    *(pytest.param(kinds, id=f"round {n}", marks=pytest.mark.slow) for n, kinds in enumerate([("same",) * 5] * 4 + [BAD] * 5)),
+    pytest.param(("same", "raises", "nan"), 2, id="a tenth"),
+    *(pytest.param(("same",) * 5, 0, id=f"good, {n}", marks=SLOW) for n in range(4)),
+    *(pytest.param(BAD, 0, id=f"bad, {n}", marks=SLOW) for n in range(5)),
+    pytest.param(("same", "raises"), 20, id="killed", marks=SLOW),
 ]
 
 
-@pytest.mark.parametrize("kinds", ROUNDS)
-def test_good_canaries_are_promoted_and_bad_ones_taken_off(ray_cluster: Any, tmp_path: Path, kinds: tuple[str, ...]) -> None:
-    roll_out(tmp_path, kinds)
+@pytest.mark.parametrize(("kinds", "kills"), ROUNDS)
+def test_good_canaries_are_promoted_and_bad_ones_taken_off(
+    ray_cluster: Any, tmp_path: Path, kinds: tuple[str, ...], kills: int
+) -> None:
+    """Their controller is killed so often meanwhile, a second apart."""
+    roll_out(tmp_path, kinds, kills)
 
 
 ISOLATED = [
     pytest.param(("same", "raises", "slow"), id="a tenth"),
-    *(pytest.param(kinds, id=f"round {n}", marks=pytest.mark.slow) for n, kinds in enumerate([("same",) * 5] * 4 + [BAD] * 5)),
+    *(pytest.param(("same",) * 5, id=f"good, {n}", marks=SLOW) for n in range(4)),
+    *(pytest.param(BAD, id=f"bad, {n}", marks=SLOW) for n in range(5)),
 ]
 
 
@@ -163,25 +172,46 @@ def test_isolated_ones_as_well_and_nobody_pays_for_them(ray_cluster: Any, tmp_pa
     assert statuses == {200}
 
 
-def roll_out(folder: Path, kinds: tuple[str, ...], **args: Any) -> set[int]:
+def roll_out(folder: Path, kinds: tuple[str, ...], kills: int = 0, **args: Any) -> set[int]:
     """All at once, under load, each to the end that it must come to. What callers were answered with."""
     repository = build(folder, kinds)
     name = f"rollouts-{uuid.uuid4().hex[:8]}"
-    fast = {"rollout_window_s": 1.0, "poll_s": 0.2, "num_replicas": 2, **args}
+    fast = {"rollout_window_s": 0.5, "poll_s": 0.2, "num_replicas": 2, **args}
     models = repository.models()
     with served(folder / "models", f"/{name}", name, default_model=models[0], **fast) as address:
         logs = {model: RolloutLog(repository, model) for model in models}
-        rollouts = {model: log.start(POLICY, 2) for model, log in logs.items()}
+        rollouts = {model: log.start(policy(kills), 2) for model, log in logs.items()}
+        left = kills
         with Callers(address, f"/{name}", models, 100 / len(models)).asking() as callers:
             until = time.monotonic() + POLICY.longest_seconds + 30.0
             while time.monotonic() < until and not all(logs[m].follow(r).ended for m, r in rollouts.items()):
-                time.sleep(0.5)
+                time.sleep(1.0)
+                left -= left > 0 and kill_controller(name)
             time.sleep(1.0)
+        assert left == 0, "it was over before"
         for model, rollout in rollouts.items():
-            kind = model.partition("-")[2]
-            assert rollout.state.phase == ("promoted" if kind == "same" else "rolled_back"), (model, rollout.state)
-            innocent = {f"{model}/1", *([f"{model}/2"] if kind == "same" else [])}
+            good = model.endswith("same")
+            assert rollout.state.phase == ("promoted" if good else "rolled_back"), (model, rollout.state)
+            innocent = {f"{model}/1", *([f"{model}/2"] if good else [])}
             failed = [answer for answer in callers.answers[model] if answer.status != 200]
             assert [answer for answer in failed if answer.model in innocent or not answer.status] == []
             assert len(callers.answers[model]) > 100
     return {answer.status for answers in callers.answers.values() for answer in answers}
+
+
+def policy(kills: int) -> Policy:
+    """Whose steps take as long as the kills."""
+    steps = tuple(msgspec.structs.replace(step, min_seconds=max(step.min_seconds, float(kills))) for step in POLICY.steps)
+    return msgspec.structs.replace(POLICY, steps=steps)
+
+
+def kill_controller(application: str) -> bool:
+    """False where there is none yet."""
+    import ray
+
+    try:
+        controller = ray.get_actor(f"rollouts of {application}", namespace=NAMESPACE)
+    except ValueError:
+        return False
+    ray.kill(controller, no_restart=False)
+    return True

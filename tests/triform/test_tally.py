@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from triform.rollout.policy import PROBABILITY_BINS
-from triform.rollout.windows import Arm, Sketch, rows_bucket, score_bins
+from triform.rollout.windows import Arm, Shadowed, Sketch, rows_bucket, score_bins
 from triform.tally import MOST_KEYS, MOST_SCORES, MOST_WAITING, Tally
 
 
@@ -71,6 +71,20 @@ def test_of_a_large_answer_some_scores_are_taken() -> None:
     scores = tally.take().stable.scores
     assert MOST_SCORES / 2 < sum(scores) <= MOST_SCORES
     assert max(scores[:-1]) - min(scores[:-1]) < 0.02 * sum(scores), "from all of it"
+
+
+def test_a_shadow_is_counted_as_the_canary_whose_callers_there_are_not() -> None:
+    tally = Tally(PROBABILITY_BINS, Clock())
+    for number in range(3 * MOST_WAITING):
+        tally.ran("canary", 1, 0.1)
+        tally.request("canary", None, failed_by=b"ann" if number == 0 else None)
+        tally.shadowed(number % 3, number % 2 if number % 3 else 0)
+        assert len(tally._arms["canary"].waiting_runs) <= MOST_WAITING
+    window = tally.take()
+    assert (window.canary.requests, window.canary.errors, window.canary.request_seconds.total) == (3 * MOST_WAITING, 1, 0)
+    assert window.canary.execute[0].total == 3 * MOST_WAITING
+    assert window.shadowed == Shadowed(requests=2 * MOST_WAITING, rows=3 * MOST_WAITING, disagreed=MOST_WAITING)
+    assert tally.take().shadowed == Shadowed(), "of a request without rows nothing was compared"
 
 
 @pytest.mark.parametrize("rows", [0, 1, 1000])
