@@ -32,7 +32,7 @@
     ├── ResourceExhausted           memory ran out                                          resource_exhausted
     │   └── Overloaded              the queue is full: come again                           overloaded
     ├── Unavailable                 the process that runs the model is not there            unavailable
-    │   └── NotReady                it has not loaded this version yet                      not_ready
+    │   └── NotReady                it is to come, or has not loaded this version           not_ready
     ├── PackageError                a model package that must not be served                 package_invalid
     │   ├── UnsupportedModel        this ONNX model cannot be packaged as it is             unsupported_model
     │   ├── UnsafePackage           links, unknown files, paths that lead outside           package_unsafe

@@ -10,14 +10,14 @@ import pytest
 from ray.serve.config import AutoscalingConfig, AutoscalingContext
 
 from ray_apps.arguments import Arguments
-from ray_apps.autoscaling import QUEUE, LoadPolicy
+from ray_apps.autoscaling import NEEDED, QUEUE, LoadPolicy
 from tests.ray_apps.hosts import served
 from tests.ray_apps.load import load, until
 from triform import testing
 from triform.errors import ConfigurationError
 
 
-def wanted(running: int, requests: float, *waits: float, target: int | None = None) -> float:
+def wanted(running: int, requests: float, *waits: float, target: int | None = None, needed: float | None = None) -> float:
     """By a policy of 10 requests a replica and 0.1 s of waiting."""
     unused = dict.fromkeys(("deployment_id", "deployment_name", "app_name", "last_scale_up_time", "last_scale_down_time"))
     ctx = AutoscalingContext(
@@ -35,6 +35,8 @@ def wanted(running: int, requests: float, *waits: float, target: int | None = No
         current_time=0.0,
         config=AutoscalingConfig(target_ongoing_requests=10),
     )
+    if needed is not None:
+        ctx.aggregated_metrics[NEEDED] = {"a": needed, "b": 0.0}
     return LoadPolicy(target_queue_s=0.1)(ctx)[0]
 
 
@@ -57,6 +59,12 @@ def wanted(running: int, requests: float, *waits: float, target: int | None = No
 )
 def test_replicas_that_are_wanted(running: int, requests: float, waits: tuple[float, ...], replicas: float) -> None:
     assert wanted(running, requests, *waits) == pytest.approx(replicas)
+
+
+def test_one_stays_where_it_is_needed_though_nobody_asks() -> None:
+    assert wanted(1, 0, 0.0) == wanted(1, 0, 0.0, needed=0.0) == 0
+    assert wanted(1, 0, 0.0, needed=1.0) == wanted(2, 0, 0.0, needed=1.0) == 1
+    assert wanted(3, 35, 0.0, needed=1.0) == 3.5
 
 
 def test_without_replicas_it_leaves_the_word_to_serve() -> None:
