@@ -10,13 +10,13 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from triform.canary import Splits
 from triform.errors import AliasNotFound, InvalidRequest, ModelNotFound, VersionNotFound
 from triform.features import Features
 from triform.package import Manifest
 from triform.predictor import Predictor
 from triform.releases import Release
 from triform.signature import Signature
+from triform.splits import Splits
 from triform.telemetry import FREED, Form, LoadRecord, Silent, Telemetry
 
 

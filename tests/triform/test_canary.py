@@ -133,7 +133,7 @@ def test_the_canary_is_cut_off_by_failures_in_a_row_that_stable_does_not_share(
     assert [here.look_up(key, 50) for key in keys] == [200] * IN_A_ROW
     assert {r.variant for r in here.telemetry.records[IN_A_ROW:]} == {"stable"}
     assert here.predict("lookup", [5], "/labels/canary").headers["x-triform-model"] == "lookup/2", "who names it still gets it"
-    (line,) = [r for r in caplog.records if r.name == "triform.canary"]
+    (line,) = [r for r in caplog.records if r.name == "triform.splits"]
     assert line.levelno == logging.WARNING
     assert line.getMessage() == (
         f"the canary lookup/2 gets no more keys here: it has failed {IN_A_ROW} requests in a row that stable could answer, "

@@ -16,7 +16,6 @@ from onnx import helper
 
 from tests.canaries import USERS, Released, build, records
 from triform import shadow, testing
-from triform.canary import Collected
 from triform.errors import DeadlineExceeded, RunFailed
 from triform.http import HttpRequest, HttpResponse, HttpSurface
 from triform.models import Models, Served
@@ -28,6 +27,7 @@ from triform.rollout.windows import SHADOW, Window
 from triform.service import Execute, InferenceService, Ran, run_here
 from triform.shadow import MOST_REQUESTS, rows_apart
 from triform.signature import Array
+from triform.splits import Collected
 from triform.telemetry import Form
 from triform.testing import RecordingTelemetry
 
