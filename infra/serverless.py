@@ -72,8 +72,8 @@ def render(stage: str, layers: Path, out: Path, params: Mapping[str, str] | None
         raise ConfigurationError("layers: none are built there: run `python -m infra.layers build --model ... --each` first")
     given = {**(params or {}), "layers": os.path.relpath(layers, ROOT)}
     options = [f"--param={key}={value}" for key, value in given.items()]
-    with _nobody() as environ:
-        command = [_tool("node"), str(install_osls()), "package", "--stage", stage, "--package", str(out), *options]
+    command = [_tool("node"), str(install_osls()), "package", "--stage", stage, "--package", str(out), *options]
+    with _alone(), _nobody() as environ:  # osls has one folder in the project for what it is at
         _run(command, ROOT, environ, PACKAGE_SECONDS)
     template = json.loads((out / TEMPLATE).read_text())
     if (layers / BUILT).is_file():
@@ -96,15 +96,22 @@ def install_osls() -> Path:
     """osls' program, as the lock says; installed once for each lock, by one process at a time."""
     digest = hashlib.sha256((NPM / "package-lock.json").read_bytes()).hexdigest()
     stamp, program = OSLS / ".installed", OSLS / "node_modules/osls/bin/serverless.js"
-    OSLS.mkdir(parents=True, exist_ok=True)
-    with (OSLS / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # whoever holds it ends within NPM_SECONDS
+    with _alone():
         if not (stamp.is_file() and stamp.read_text() == digest and program.is_file()):
             for name in ("package.json", "package-lock.json"):
                 shutil.copyfile(NPM / name, OSLS / name)
             _run([_tool("npm"), "ci", "--no-audit", "--no-fund", "--ignore-scripts"], OSLS, dict(os.environ), NPM_SECONDS)
             stamp.write_text(digest)
     return program
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """One process of this checkout at a time: whoever holds the lock ends within minutes."""
+    OSLS.mkdir(parents=True, exist_ok=True)
+    with (OSLS / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @contextmanager

@@ -46,13 +46,15 @@ settings.load_profile("triform")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What needs the Ray cluster runs in one process, so that a session has one cluster however many processes it has.
 
-    So does what needs the year of flights, which is built once.
+    So does what needs the year of flights, which is built once; and what needs a rendered template, in another one.
     """
     for item in items:
         params = getattr(item, "callspec", None)
         fixtures = getattr(item, "fixturenames", ())
         if {"ray_cluster", "flights"} & set(fixtures) or (params and params.params.get("send") == "serve"):
             item.add_marker(pytest.mark.xdist_group("ray"))
+        elif {"rendered", "guarded"} & set(fixtures):
+            item.add_marker(pytest.mark.xdist_group("osls"))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -80,6 +80,17 @@ def test_osls_is_locked_by_hash_and_names_no_address() -> None:
 
 
 @pytest.mark.slow
+def test_two_templates_are_rendered_one_after_the_other(tmp_path: Path) -> None:
+    """osls has one folder in the project, whoever runs it."""
+    layers = stand_ins(tmp_path / "layers")
+    line = [sys.executable, "-m", "infra.serverless", "package", "--layers", str(layers)]
+    both = [subprocess.Popen([*line, "--stage", stage, "--out", str(tmp_path / "out")], cwd=ROOT) for stage in ("dev", "prod")]
+    assert [process.wait(timeout=2 * serverless.PACKAGE_SECONDS) for process in both] == [0, 0]
+    found = {stage: json.loads((tmp_path / "out" / stage / serverless.TEMPLATE).read_text()) for stage in ("dev", "prod")}
+    assert found["dev"] != found["prod"]
+
+
+@pytest.mark.slow
 def test_two_processes_install_osls_one_after_the_other(tmp_path: Path) -> None:
     """As two processes of tests do in a fresh clone."""
     source = "import sys, pathlib; from infra import serverless as s; s.OSLS = pathlib.Path(sys.argv[1]); print(s.install_osls())"
