@@ -89,25 +89,24 @@ def compare(options: argparse.Namespace, work: Path, report: Report) -> None:
         with WAYS["triform"].started(sys.executable, place, x, y) as server:
             rounds = []
             for number in range(options.rounds):
-                release = log.set(canary=Canary(2, WEIGHT, RULE))
-                keyed = {"stable's": with_key(ask, release, 1), "all": ask, "the canary's": with_key(ask, release, 2)}
-
-                def loads(keyed: Mapping[str, Ask] = keyed) -> dict[str, Load]:
-                    return {
-                        whose: closed_loop(server.address, it, clients=CLIENTS, seconds=options.seconds, work=work)
-                        for whose, it in keyed.items()
-                    }
-
-                until_answered_by(server.address, keyed["the canary's"], 2)
-                beside = loads()
-                log.set()
-                until_answered_by(server.address, keyed["the canary's"], 1)
-                rounds.append(Round(loads(), beside))
+                order = (True, False) if number % 2 else (False, True)
+                seen = {beside: loads(server.address, log, ask, options.seconds, work, beside=beside) for beside in order}
+                rounds.append(Round(seen[False], seen[True]))
                 print(f"{placement}, round {number + 1} of {options.rounds}", flush=True)
-        rows += [[placement, whose, *told([(r.before[whose], r.beside[whose]) for r in rounds])] for whose in keyed]
+        rows += [[placement, whose, *told([(r.before[whose], r.beside[whose]) for r in rounds])] for whose in rounds[0].before]
     columns = ["canary", "keys", "none: req/s", "p50 ms", "at 10%: req/s", "p50 ms"]
     columns += ["req/s, times", "spread", "p50, times", "spread"]
     report.table(f"A canary at 10% beside none, {CLIENTS} clients", columns, rows)
+
+
+def loads(address: tuple[str, int], log: ReleaseLog, ask: Ask, seconds: int, work: Path, *, beside: bool) -> dict[str, Load]:
+    """With a canary, or (`beside=False`) the same requests without: then stable answers all of them."""
+    release = log.set(canary=Canary(2, WEIGHT, RULE))  # whose keys these are
+    keyed = {"stable's": with_key(ask, release, 1), "all": ask, "the canary's": with_key(ask, release, 2)}
+    if not beside:
+        log.set()
+    until_answered_by(address, keyed["the canary's"], 2 if beside else 1)
+    return {whose: closed_loop(address, it, clients=CLIENTS, seconds=seconds, work=work) for whose, it in keyed.items()}
 
 
 def told(pairs: list[tuple[Load, Load]]) -> list[str]:
