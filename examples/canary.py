@@ -212,10 +212,9 @@ def check(rollout: Rollout, answers: Sequence[Answer]) -> None:
     wanted = "promoted" if rollout.state.canary == 2 else "rolled_back"
     if rollout.state.phase != wanted:
         raise TriformError(f"the rollout of version {rollout.state.canary} should be {wanted}, and is {rollout.state.phase}")
-    innocent = f"{rollout.model}/{rollout.state.canary if wanted == 'promoted' else rollout.state.stable}"
-    failed = sum(answer.status != 200 for answer in answers if answer.version in (innocent, "-"))
-    if failed:
-        raise TriformError(f"{failed} requests of {innocent} failed")
+    bad = f"{rollout.model}/{rollout.state.canary}" if wanted == "rolled_back" else None
+    if failed := sum(answer.status != 200 for answer in answers if answer.version != bad):
+        raise TriformError(f"{failed} requests failed that no bad version was asked")
 
 
 if __name__ == "__main__":

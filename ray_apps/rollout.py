@@ -3,10 +3,10 @@
     each replica: Splits.collect -> Report ──► Controller: reports of one moment -> one Window -> RolloutLog.look -> a revision
     each replica, each node: live.py <────────────────────────────── the release log <──────────────────────────────────┘
 
-The controller is an actor that replicas start when they have something to report, under a name of which there is one; it ends
-itself when they no longer have. It knows nothing that is not in the log: killed at any moment, the next one goes on from there,
-and what was lost is the window that was being gathered. A window that some replica did not report speaks against a canary, but
-not for it. Windows end at the same moments on all nodes, as far as their clocks agree.
+The controller is an actor that replicas start when they have something to report, under a name of which there is one. It knows
+nothing that is not in the log: killed at any moment, the next one goes on from there, and what was lost are the windows that were
+being gathered. A window that some replica did not report speaks against a canary, but not for it. Windows end at the same moments
+on all nodes, as far as their clocks agree.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -26,17 +27,19 @@ from ray_apps.logs import log_as_json
 from triform.errors import TriformError
 from triform.models import Models
 from triform.rollout.machine import ENDED, holds
-from triform.rollout.windows import Window, merge
-from triform.rollout_log import Rollout, RolloutLog
+from triform.rollout.windows import Window, joined, merge
+from triform.rollout_log import HEARTBEAT_SECONDS, Rollout, RolloutLog
 from triform.settings import Settings
 
 log = logging.getLogger(__name__)
 
 NAMESPACE: Final = "triform"
 DEPLOYMENT: Final = "predict"  # whose replicas report
+SERVING: Final = ("RUNNING", "UPDATING", "RECOVERING", "PENDING_MIGRATION")  # states of replicas that answer callers
 GLANCE_SECONDS: Final = 0.1  # between two looks at whether a breaker has opened, or a window is whole
 LATE: Final = 1.0  # windows that a report may be late
-IDLE_SECONDS: Final = 300.0  # without reports, after which a controller ends
+AGAIN_SECONDS: Final = 5.0  # until what could not be judged is tried again
+COARSE: Final = 1 / 200  # of a rollout's age, that its windows last at least: so there are hundreds of them, not thousands
 MOST_KEPT: Final = 100  # windows of a model, while its repository cannot be reached
 TOLD_SECONDS: Final = 30.0  # that a controller may take to be told: its process may be about to start
 STATUS_SECONDS: Final = 10.0  # that Serve may take to say how many replicas there are
@@ -75,34 +78,37 @@ class Reporter:
     async def end(self) -> None:
         if self._task is not None:
             self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+            await asyncio.gather(self._task, return_exceptions=True)
 
     async def _run(self) -> None:
         slot = int(time.time() / self._every)
         while True:
             await asyncio.sleep(min(GLANCE_SECONDS, self._every / 5))
-            now = int(time.time() / self._every)
-            if now != slot or self._newly_cut():
-                reports = self._reports(slot)
-                slot = now
-                if reports:
-                    await self._send(reports)
+            now, cut = int(time.time() / self._every), self._cut()
+            if now == slot and not cut.keys() - self._told.keys():
+                continue
+            try:
+                if not (reports := self._reports(slot)) or await self._send(reports):
+                    self._told = cut
+                else:
+                    await asyncio.sleep(1.0)
+            except Exception:
+                log.exception("reporting what was counted failed")
+                await asyncio.sleep(1.0)
+            slot = now
 
-    def _newly_cut(self) -> bool:
+    def _cut(self) -> dict[str, str]:
         splits = self._models.splits
-        cut = {model: why for model in splits.names() if (why := splits.cut_off(model)) is not None}
-        before, self._told = self._told, cut
-        return bool(cut.keys() - before.keys())
+        return {model: why for model in splits.names() if (why := splits.cut_off(model)) is not None}
 
     def _reports(self, slot: int) -> list[Report]:
         splits = self._models.splits
         collected = [(model, splits.collect(model, edges=self._edges.get(model))) for model in splits.names()]
         return [Report(self._replica, model, slot, *found) for model, found in collected if found is not None]
 
-    async def _send(self, reports: list[Report]) -> None:
-        """What cannot be told is lost, and its window not whole. A controller that is slow, or starts again, is kept: who lets go
-        of its handle may end it."""
+    async def _send(self, reports: list[Report]) -> bool:
+        """Whether they are told. What is not is lost, and its window not whole. A controller that is slow, or starts again, is
+        kept: who lets go of its handle may end it."""
         try:
             if self._controller is None:
                 self._controller = await asyncio.to_thread(self._start_controller)
@@ -111,6 +117,8 @@ class Reporter:
             if not isinstance(error, ray.exceptions.ActorUnavailableError | TimeoutError):
                 self._controller = None
             log.warning("a window of %s is lost, its controller cannot be told: %r", reports[0].model, error)
+            return False
+        return True
 
 
 def start_controller(application: str, settings: Settings, every: float) -> Any:
@@ -130,12 +138,13 @@ class Controller:
         self._judges = Judges(settings)
         self._gathering: dict[str, Gathering] = {}
         self._edges: Edges = {}
+        self._again: dict[str, float] = {}  # when to try again what could not be judged, by `time.monotonic()`
         self._task: asyncio.Task[None] | None = None
-        self._heard = time.monotonic()
+        self._asking = ThreadPoolExecutor(1, thread_name_prefix="triform-status")  # Serve may not answer, for as long as it likes
+        self._asked: asyncio.Future[int | None] | None = None
 
     async def report(self, reports: list[Report]) -> Edges:
         """What replicas are to know of each model's policy."""
-        self._heard = time.monotonic()
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._run())
         for report in reports:
@@ -143,31 +152,36 @@ class Controller:
         return self._edges
 
     async def _run(self) -> None:
-        while time.monotonic() - self._heard < max(IDLE_SECONDS, 3 * self._every):
+        while True:
             await asyncio.sleep(min(GLANCE_SECONDS, self._every / 5))
-            try:
-                await self._look()
-            except TriformError as error:
-                log.warning("a rollout waits: %s", error, extra={"code": error.code})
-            except Exception:
-                log.exception("looking at a rollout failed")
-        ray.actor.exit_actor()
+            for model, gathering in [*self._gathering.items()]:
+                if gathering.due(time.time() / self._every) and time.monotonic() >= self._again.get(model, 0.0):
+                    await self._look(model, gathering)
 
-    async def _look(self) -> None:
-        due = [model for model, gathering in self._gathering.items() if gathering.due(time.time() / self._every)]
-        if not due:
-            return
-        expected = await asyncio.wait_for(asyncio.to_thread(_replicas, self._application), STATUS_SECONDS)
-        for model in due:
-            gathering = self._gathering[model]
+    async def _look(self, model: str, gathering: Gathering) -> None:
+        """What goes wrong is told, and tried again: other models do not wait for it."""
+        seen = None
+        try:
+            expected = None if gathering.cut is not None else await self._expected()
             gathering.close(time.time() / self._every, expected)
             seen = gathering.take()
             if seen.windows or seen.cut:
-                try:
-                    self._edges = {**self._edges, **await asyncio.to_thread(self._judges.look, model, seen)}
-                except BaseException:
-                    gathering.put_back(seen)
-                    raise
+                self._edges = {**self._edges, **await asyncio.to_thread(self._judges.look, model, seen)}
+        except Exception as error:
+            if seen is not None:
+                gathering.put_back(seen)
+            self._again[model] = time.monotonic() + AGAIN_SECONDS
+            log.warning("the rollout of %s waits: %s", model, error, exc_info=not isinstance(error, TriformError))
+
+    async def _expected(self) -> int | None:
+        """How many replicas should report; None where Serve does not say."""
+        if self._asked is None or self._asked.done():
+            self._asked = asyncio.get_running_loop().run_in_executor(self._asking, _replicas, self._application)
+        try:
+            return await asyncio.wait_for(asyncio.shield(self._asked), STATUS_SECONDS)
+        except Exception as error:  # noqa: BLE001 - Ray's own, of whatever kind
+            log.warning("Serve does not say how many replicas there are: %r", error)
+            return None
 
 
 class Seen(NamedTuple):
@@ -178,43 +192,59 @@ class Seen(NamedTuple):
 
 
 class Gathering:
-    """The reports of one model, until their windows are whole. Belongs to the event loop."""
+    """The reports of one model, until their windows are whole. Belongs to the event loop. `cut`: a breaker that has opened."""
 
     def __init__(self) -> None:
+        self.cut: tuple[int, str] | None = None
         self._closed: list[tuple[int, Window]] = []
-        self._cut: tuple[int, str] | None = None
         self._open: dict[tuple[int, int], list[Report]] = {}  # by slot and revision
 
     def add(self, report: Report) -> None:
         if report.cut_off is not None:
-            self._cut = (report.revision, report.cut_off)
+            self.cut = (report.revision, report.cut_off)
         self._open.setdefault((report.slot, report.revision), []).append(report)
+        if len(self._open) > MOST_KEPT:
+            del self._open[min(self._open)]
 
     def due(self, now: float) -> bool:
         """Whether there may be something to close; `now`: in slots."""
-        return bool(self._closed) or self._cut is not None or any(slot < int(now) for slot, _ in self._open)
+        return bool(self._closed) or self.cut is not None or any(slot < int(now) for slot, _ in self._open)
 
-    def close(self, now: float, expected: int) -> None:
+    def close(self, now: float, expected: int | None) -> None:
         """Closes the windows that `expected` replicas have reported, those that wait for no more, and all where a breaker has
-        opened. Raises `InvalidInput` for one whose reports do not go together, which is lost."""
+        opened. None: nobody knows how many there are, and no window is whole."""
         for slot, revision in sorted(self._open):
             reports = self._open[slot, revision]
             reported = len({report.replica for report in reports})
-            if self._cut is not None or (slot < int(now) and (reported >= expected or now - slot > 1.0 + LATE)):
+            whole = expected is not None and reported >= expected
+            if self.cut is not None or (slot < int(now) and (whole or now - slot > 1.0 + LATE)):
                 del self._open[slot, revision]
-                whole = merge([report.window for report in reports])
-                self._closed.append((revision, msgspec.structs.replace(whole, reported=reported, expected=max(expected, 1))))
+                window = merge(alike([report.window for report in reports]))
+                wanted = reported + 1 if expected is None else expected
+                self._closed.append((revision, msgspec.structs.replace(window, reported=reported, expected=wanted)))
 
     def take(self) -> Seen:
         """What was closed, which is somebody else's then."""
-        taken = Seen(self._closed, self._cut)
-        self._closed, self._cut = [], None
+        taken = Seen(self._closed, self.cut)
+        self._closed, self.cut = [], None
         return taken
 
     def put_back(self, seen: Seen) -> None:
         """What could not be judged: the latest of it, if it is much."""
         self._closed = [*seen.windows, *self._closed][-MOST_KEPT:]
-        self._cut = self._cut or seen.cut
+        self.cut = self.cut or seen.cut
+
+
+def alike(windows: list[Window]) -> list[Window]:
+    """The same, without the scores of those that have other bins than most: a replica may not know of the policy's yet."""
+    most = Counter(len(w.stable.scores or w.canary.scores) for w in windows).most_common(1)[0][0]
+    bare = msgspec.structs.replace
+    return [
+        w
+        if all(len(arm.scores) in (0, most) for arm in (w.stable, w.canary))
+        else bare(w, stable=bare(w.stable, scores=()), canary=bare(w.canary, scores=()))
+        for w in windows
+    ]
 
 
 class Judges:
@@ -223,25 +253,48 @@ class Judges:
     def __init__(self, settings: Settings) -> None:
         self._repository = settings.open_repository()
         self._rollouts: dict[str, Rollout] = {}
+        self._waiting: dict[str, tuple[int, Window]] = {}  # with their revision: windows that are to become longer
 
     def look(self, model: str, seen: Seen) -> Edges:
         """Judges what was seen; what replicas are to know of the model's policy. Raises `TriformError`."""
         rollouts = RolloutLog(self._repository, model)
-        rollout = self._rollouts.get(model)
-        if rollout is None or rollouts.follow(rollout).ended:
-            rollout = rollouts.latest()
+        rollout = rollouts.latest(self._rollouts.get(model))
         if rollout is None:
             return {}
         self._rollouts[model] = rollout
         release = rollout.release = rollouts.releases.in_force(rollout.release)
-        step, now = rollout.state.step, release.revision if holds(rollout.policy, rollout.state, release) else None
-        windows = [msgspec.structs.replace(window, step=step) for revision, window in seen.windows if revision == now]
+        now = release.revision if holds(rollout.policy, rollout.state, release) else None
         cut = seen.cut[1] if seen.cut is not None and seen.cut[0] == now else None
-        before = rollout.state.phase
-        rollouts.look(rollout, windows=windows, cut=cut)
-        _tell(rollout, before)
+        waiting = self._waiting.get(model)
+        ready, left = coarser(
+            [window for revision, window in [*([waiting] if waiting else []), *seen.windows] if revision == now],
+            0.0 if cut else COARSE * (time.time() - rollout.began),
+        )
+        quiet = time.time() - (rollout.state.at or 0.0) >= HEARTBEAT_SECONDS
+        if ready or cut or left is None or quiet:
+            step, before = rollout.state.step, rollout.state.phase
+            rollouts.look(rollout, windows=[msgspec.structs.replace(window, step=step) for window in ready], cut=cut)
+            _tell(rollout, before)
+        self._waiting.pop(model, None)
+        if left is not None and now is not None:
+            self._waiting[model] = now, left
         shift = rollout.policy.guards.score_shift
         return {} if shift is None else {model: shift.edges}
+
+
+def coarser(windows: Sequence[Window], seconds: float) -> tuple[list[Window], Window | None]:
+    """Neighbours put together until they last so long, complete ones with complete ones; and what is left, too short yet."""
+    ready: list[Window] = []
+    left: Window | None = None
+    for window in windows:
+        if left is not None and left.complete != window.complete:
+            ready.append(left)
+            left = None
+        left = window if left is None else joined(*alike([left, window]))
+        if left.seconds >= seconds:
+            ready.append(left)
+            left = None
+    return ready, left
 
 
 def _tell(rollout: Rollout, before: str) -> None:
@@ -251,8 +304,9 @@ def _tell(rollout: Rollout, before: str) -> None:
         log.warning("rollout %d of %s is over: %s: %s", rollout.number, rollout.model, state.phase, state.reason, extra=told)
 
 
-def _replicas(application: str) -> int:
-    """How many should report."""
+def _replicas(application: str) -> int | None:
+    """How many should report; None where nobody knows of any."""
     found = serve.status().applications.get(application)
     deployment = found.deployments.get(DEPLOYMENT) if found is not None else None
-    return int(deployment.replica_states.get("RUNNING", 0)) if deployment is not None else 0
+    states = deployment.replica_states if deployment is not None else {}
+    return sum(int(states.get(state, 0)) for state in SERVING) or None

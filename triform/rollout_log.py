@@ -70,6 +70,11 @@ class Rollout:
         return self.entries[-1].state
 
     @property
+    def began(self) -> float:
+        """When, in Unix time."""
+        return datetime.datetime.fromisoformat(self.entries[0].at).timestamp()
+
+    @property
     def ended(self) -> bool:
         return self.state.phase in ENDED
 
@@ -104,10 +109,15 @@ class RolloutLog:
         self.releases = ReleaseLog(repository, model)
         self._clock = clock
 
-    def latest(self) -> Rollout | None:
-        """The last one that was begun, or None."""
-        number = last_number(lambda n: self._read(n, 0) is not None)
-        return self.read(number) if number else None
+    def latest(self, known: Rollout | None = None) -> Rollout | None:
+        """The last one that was begun, or None; looked for from `known` on."""
+        if known is None:
+            number = last_number(lambda n: self._read(n, 0) is not None)
+            return self.read(number) if number else None
+        number = known.number
+        while self._read(number + 1, 0) is not None:
+            number += 1
+        return self.read(number) if number > known.number else self.follow(known)
 
     def read(self, number: int) -> Rollout:
         """Raises `VersionNotFound` where there is no such rollout, `StoreError` for a damaged one."""
@@ -160,18 +170,18 @@ class RolloutLog:
 
         Raises `InvalidRequest` for a command that the state does not take, `StoreError`; both leave everything to the next look.
         """
-        by = by or whoami()
+        by, decided = by or whoami(), False
         _check_reason(reason)
         for _ in range(ATTEMPTS):
             before = self.follow(rollout).state
             release = rollout.release = self.releases.in_force(rollout.release)
-            if command is not None and rollout.ended:
-                raise InvalidRequest(f"rollout {rollout.number} of '{self.model}' is over: {before.phase} ({before.reason})")
             seen = Observation(windows=[*rollout.windows, *windows], release=release, cut=cut, command=command)
             now = self._clock()
             state, actions, verdict = advance(rollout.policy, before, seen, now)
-            if command is not None and not actions and state == advance(rollout.policy, before, _without(seen), now)[0]:
-                raise InvalidRequest(f"rollout {rollout.number} of '{self.model}' is {_doing(state)}: it cannot {command} now")
+            if rollout.ended and not decided and release.revision != rollout.entries[-1].revision:
+                actions = ()  # it was done, or somebody has written another release since: that is theirs
+            if command is not None and not (actions and command != "promote"):
+                self._refuse_idle(rollout, seen, state, now)
             if reason:
                 state = msgspec.structs.replace(state, reason=f"{state.reason}: {reason}")
                 actions = tuple(msgspec.structs.replace(action, reason=state.reason) for action in actions)
@@ -185,10 +195,19 @@ class RolloutLog:
                 if not self._create(rollout.number, len(rollout.entries), entry):
                     continue
                 rollout.add(entry)
+                decided = True
             if self._act(rollout, actions, by):
                 return rollout.entries[-1]
             windows, cut, command, reason = (), None, None, ""  # they are on record
         raise ReleaseConflict(f"'{self.model}': {ATTEMPTS} other writers were first, one after another; try again")
+
+    def _refuse_idle(self, rollout: Rollout, seen: Observation, state: State, now: float) -> None:
+        """Raises `InvalidRequest` where a command changes nothing."""
+        before = rollout.state
+        if rollout.ended:
+            raise InvalidRequest(f"rollout {rollout.number} of '{self.model}' is over: {before.phase} ({before.reason})")
+        if state == advance(rollout.policy, before, msgspec.structs.replace(seen, command=None), now)[0]:
+            raise InvalidRequest(f"rollout {rollout.number} of '{self.model}' is {_doing(state)}: it cannot {seen.command} now")
 
     def _act(self, rollout: Rollout, actions: Sequence[Action], by: str) -> bool:
         """Writes what the release log should say; False if that is a rollback and another writer was first.

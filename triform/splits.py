@@ -37,6 +37,7 @@ class Splits:
     def __init__(self, form: Form, telemetry: Telemetry) -> None:
         self.live: Mapping[str, Split] = {}  # replaced whole, never changed: who reads takes no lock
         self._all: dict[str, Split] = {}  # those that were cut off, too
+        self._edges: dict[str, Sequence[float]] = {}  # of the bins of scores, as they were last asked for
         self._form = form
         self._telemetry = telemetry
         self._sharing = threading.Lock()
@@ -52,7 +53,8 @@ class Splits:
             before = self._all.pop(model, None)
             others = {name: split for name, split in self.live.items() if name != model}
             if release is not None and (shares_keys(release) or self._has_shadow(release)):
-                others[model] = self._all[model] = Split(release, load, partial(self._cut, model))
+                split = others[model] = self._all[model] = Split(release, load, partial(self._cut, model))
+                split.tally.edges = self._edges.get(model, split.tally.edges)
             if release is not None and release.canary is not None and shares_keys(release):
                 self._tell(model, others[model], release.canary.weight)
             elif before is not None and before.shadow is None:
@@ -83,8 +85,10 @@ class Splits:
 
     def collect(self, model: str, step: int = 0, edges: Sequence[float] | None = None) -> Collected | None:
         """What has been counted of a model's split since it was last collected; None where it has none. `step`: of the window;
-        `edges`: of the bins of its next scores. On the event loop that answers requests."""
+        `edges`: of the bins of its scores from then on. On the event loop that answers requests."""
         split = self._all.get(model)
+        if edges is not None:
+            self._edges[model] = edges
         return Collected(split.release.revision, split.cut_off, split.tally.take(step, edges)) if split is not None else None
 
     def covers(self, model: str, version: int, why: str) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from ray_apps.rollout import LATE, Gathering, Judges, Report, Seen
+from ray_apps.rollout import LATE, MOST_KEPT, Gathering, Judges, Report, Seen, coarser
 from tests.canaries import Released, build
 from triform.releases import Canary
 from triform.rollout.policy import Errors, Guards, Policy, ScoreShift, Step
@@ -81,6 +81,32 @@ class TestGathering:
         seen = gathering.take()
         assert (shapes(seen), seen.cut) == ([(5, 1, 4, 10)], (5, "three in a row"))
 
+    def test_nobody_knows_how_many_there_are(self) -> None:
+        gathering = Gathering()
+        gathering.add(report("a", 7))
+        gathering.close(8.0, None)
+        assert shapes(gathering.take()) == []
+        gathering.close(8.0 + LATE + 0.01, None)
+        ((_, told),) = gathering.take().windows
+        assert not told.complete
+
+    def test_other_bins_than_most_cost_a_report_its_scores_alone(self) -> None:
+        gathering = Gathering()
+        for replica, scores in ("a", (1, 2, 0)), ("b", (3, 4, 0)), ("c", (5, 6, 7, 0)):
+            seen = window()
+            arm = msgspec.structs.replace(seen.canary, scores=scores)
+            gathering.add(Report(replica, "m", 7, 5, None, msgspec.structs.replace(seen, canary=arm)))
+        gathering.close(8.0, 3)
+        ((_, told),) = gathering.take().windows
+        assert (told.canary.requests, told.canary.scores, told.complete) == (30, (4, 6, 0), True)
+
+    def test_reports_that_nobody_judges_are_bounded(self) -> None:
+        gathering = Gathering()
+        for slot in range(10 * MOST_KEPT):
+            gathering.add(report("a", slot))
+        gathering.close(1e6, 1)
+        assert len(gathering.take().windows) == MOST_KEPT
+
     def test_what_could_not_be_judged_is_kept(self) -> None:
         gathering = Gathering()
         gathering.add(report("a", 7, cut="three in a row"))
@@ -90,6 +116,17 @@ class TestGathering:
         gathering.close(9.0, 1)
         seen = gathering.take()
         assert (len(seen.windows), seen.cut) == (2, (5, "three in a row"))
+
+
+def test_windows_become_longer_as_a_rollout_becomes_older() -> None:
+    """Whole ones with whole ones; nothing is lost or doubled."""
+    missing = msgspec.structs.replace(window(), expected=2)
+    assert coarser([window(1), window(2)], 0.5) == ([window(1), window(2)], None)
+    ready, left = coarser([window(1), window(2), window(4), missing, window(8)], 2.0)
+    assert left is not None
+    assert [(w.canary.requests, w.seconds, w.complete) for w in [*ready, left]] == [
+        (3, 2.0, True), (4, 1.0, True), (10, 1.0, False), (8, 1.0, True),
+    ]  # fmt: skip
 
 
 @pytest.fixture
@@ -127,6 +164,20 @@ class TestJudges:
         assert now is not None
         assert (now.canary, now.stable) == (None, 1)
         assert "a replica gives it no more keys: three in a row" in now.reason
+
+    def test_what_is_over_touches_no_later_release(self, released: Released, judges: Judges) -> None:
+        log = RolloutLog(released.repository, "scored")
+        rollout = log.start(POLICY, 2)
+        for command in ("promote", "promote"):
+            log.look(rollout)
+            log.look(rollout, command=command)
+        assert log.follow(rollout).state.phase == "promoted"
+        released.log().rollback()
+        released.log().set(canary=Canary(2, POLICY.steps[-1].weight), reason="by hand")
+        by_hand = released.log().current()
+        assert by_hand is not None
+        judges.look("scored", Seen([(by_hand.revision, window(30))], (by_hand.revision, "three in a row")))
+        assert released.log().current() == by_hand
 
     def test_a_canary_without_a_rollout_is_a_persons(self, released: Released, judges: Judges) -> None:
         released.log().set(canary=Canary(2, 0.5))

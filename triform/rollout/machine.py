@@ -163,8 +163,8 @@ def _actions(policy: Policy, state: State, release: Release) -> tuple[Action, ..
             return ()
         return (Action(kind="promote" if state.phase == "promoted" else "rollback", reason=state.reason),)
     kind, share = wanted = _wanted(policy, state.step)
-    if _there(state, release) == wanted or state.phase != "running":
-        return ()
+    if _there(state, release) == wanted or (state.phase != "running" and state.begun):
+        return ()  # a step that was decided on is taken, paused or not: else nobody would watch the one before
     return (Action(kind="shadow" if kind == "shadow" else "canary", share=share, reason=state.reason),)
 
 

@@ -175,6 +175,17 @@ def merge(windows: Sequence[Window]) -> Window:
     )
 
 
+def joined(first: Window, second: Window) -> Window:
+    """Two windows of one step, one after the other, as one; it is complete if both are. Raises as `merge`."""
+    both = merge([first, second])
+    return msgspec.structs.replace(
+        both,
+        seconds=first.seconds + second.seconds,
+        reported=min(first.reported, second.reported),
+        expected=first.expected if first.reported <= second.reported else second.expected,
+    )
+
+
 def merge_arms(arms: Sequence[Arm]) -> Arm:
     """Their sum. Raises `InvalidInput` for score bins of several lengths."""
     scores = [a.scores for a in arms if a.scores]

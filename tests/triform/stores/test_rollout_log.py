@@ -257,6 +257,49 @@ def test_killed_at_any_write_another_goes_on(
     assert weights == ([0.1, 0.5] if seen is good else [0.1]), "no step is written twice"
 
 
+def test_an_abort_whose_second_write_was_lost_is_done_by_the_next(log: RolloutLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    rollout = log.start(POLICY, 2)
+    monkeypatch.setattr(log.repository, "create_release", killing)
+    with pytest.raises(Killed):
+        log.look(rollout, command="abort")
+    monkeypatch.undo()
+    assert now(log).canary is not None
+    again = log.latest()
+    assert again is not None
+    assert again.state.phase == "rolled_back"
+    log.look(again, command="abort")
+    assert now(log).canary is None
+    with pytest.raises(InvalidRequest, match="is over"):
+        log.look(again, command="abort")
+
+
+def test_what_is_over_leaves_a_later_canary_alone(log: RolloutLog) -> None:
+    rollout = log.start(POLICY, 2)
+    log.look(rollout, command="abort")
+    log.releases.set(canary=Canary(2, 0.1), reason="once more, by hand")
+    revision = now(log).revision
+    log.look(rollout)
+    assert (now(log).revision, now(log).canary is not None) == (revision, True)
+
+
+def killing(*_: object) -> bool:
+    raise Killed
+
+
+def test_a_step_that_was_decided_is_taken_though_somebody_pauses(log: RolloutLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    rollout = log.start(POLICY, 2)
+    monkeypatch.setattr(log.repository, "create_release", killing)
+    with pytest.raises(Killed):
+        each(log, rollout, good(0))
+    monkeypatch.undo()
+    rollout = log.read(1)
+    assert (rollout.state.step, rollout.state.begun) == (1, False), "decided, and not written"
+    log.look(rollout, command="pause")
+    assert now(log).canary == Canary(2, 0.5, KeyRule(header="x-user-id"))
+    log.look(rollout, windows=bad(1))
+    assert (rollout.state.phase, now(log).canary) == ("rolled_back", None)
+
+
 def test_two_controllers_do_no_harm(log: RolloutLog) -> None:
     one, other = log.start(POLICY, 2), log.latest()
     assert other is not None
