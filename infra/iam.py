@@ -21,8 +21,8 @@ from typing import Annotated, Any, Final
 import msgspec
 import typer
 
-from triform.cli.output import exit_code, print_error
-from triform.errors import InvalidRequest, TriformError
+from triform.cli.output import run_app
+from triform.errors import InvalidRequest
 from triform.stores.s3 import split
 
 Statement = dict[str, Any]
@@ -139,8 +139,4 @@ def main(
 
 
 if __name__ == "__main__":
-    try:
-        app()
-    except TriformError as error:
-        print_error(error)
-        sys.exit(exit_code(error))
+    run_app(app)

@@ -23,8 +23,8 @@ import typer
 
 from infra.layers.models import PINNED
 from infra.shifted import Shifted, shifted_functions
-from triform.cli.output import exit_code, print_error
-from triform.errors import ConfigurationError, TriformError
+from triform.cli.output import run_app
+from triform.errors import ConfigurationError
 from triform.releases import ReleaseLog
 from triform.repository import open_repository
 from triform.rollout.policy import Policy, Step, read_policy
@@ -274,11 +274,7 @@ def render_command(
 
 
 def main() -> None:
-    try:
-        app()
-    except TriformError as error:
-        print_error(error)
-        sys.exit(exit_code(error))
+    run_app(app)
 
 
 if __name__ == "__main__":

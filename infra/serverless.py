@@ -15,7 +15,6 @@ import logging
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,8 +25,8 @@ from rich.console import Console
 
 from infra.layers.build import BUILT
 from infra.rollout import check_actuators
-from triform.cli.output import exit_code, make_table, print_error
-from triform.errors import ConfigurationError, InvalidRequest, JobError, TriformError
+from triform.cli.output import make_table, run_app
+from triform.errors import ConfigurationError, InvalidRequest, JobError
 
 ROOT: Final = Path(__file__).parent.parent
 NPM: Final = ROOT / "infra/lambda"
@@ -166,11 +165,7 @@ def _run(command: list[str], folder: Path, environ: dict[str, str], seconds: flo
 
 
 def main() -> None:
-    try:
-        app()
-    except TriformError as error:
-        print_error(error)
-        sys.exit(exit_code(error))
+    run_app(app)
 
 
 if __name__ == "__main__":

@@ -19,8 +19,7 @@ from rich.console import Console
 from loadtests.credentials import read_secret
 from loadtests.options import Options, check
 from loadtests.thresholds import FILE
-from triform.cli.output import FAILED, exit_code, print_error
-from triform.errors import TriformError
+from triform.cli.output import FAILED, run_app
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)  # they may show locals
 
@@ -98,11 +97,7 @@ def load(
 
 def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started here ends as after Ctrl-C
-    try:
-        app()
-    except TriformError as error:
-        print_error(error)
-        sys.exit(exit_code(error))
+    run_app(app)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -13,8 +12,7 @@ from rich.console import Console
 from infra.layers.build import LIMIT_BYTES, Built, Wanted, megabytes
 from infra.layers.build import build as build_layers
 from infra.layers.target import Target
-from triform.cli.output import exit_code, make_table, print_error
-from triform.errors import TriformError
+from triform.cli.output import make_table, run_app
 from triform.settings import Settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -86,8 +84,4 @@ def _heaviest(files: dict[str, int]) -> str:
 
 
 def main() -> None:
-    try:
-        app()
-    except TriformError as error:
-        print_error(error)
-        sys.exit(exit_code(error))
+    run_app(app)

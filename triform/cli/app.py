@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-import sys
 
 import typer
 
 import triform
 from triform.cli import audit, doctor, keys, model, prune, releases, rollout
-from triform.cli.output import exit_code, print_error
-from triform.errors import TriformError
+from triform.cli.output import run_app
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 model.register(app)
@@ -36,8 +34,4 @@ def root(version: bool = typer.Option(False, "--version", callback=_version, is_
 
 def run() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
-    try:
-        app()
-    except TriformError as error:
-        print_error(error, as_json="--json" in sys.argv)
-        sys.exit(exit_code(error))
+    run_app(app)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
@@ -21,6 +21,15 @@ WRONG_USE = 2
 def exit_code(error: TriformError) -> int:
     """2 where the command was given something that cannot be right, 1 where what it was asked to do failed."""
     return WRONG_USE if isinstance(error, ConfigurationError | InvalidRequest) else FAILED
+
+
+def run_app(app: Callable[[], object]) -> None:
+    """Runs a command line; one of our errors is told in one line (with `--json` as JSON), and ends it with its exit code."""
+    try:
+        app()
+    except TriformError as error:
+        print_error(error, as_json="--json" in sys.argv)
+        sys.exit(exit_code(error))
 
 
 def print_json(value: Any) -> None:
