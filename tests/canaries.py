@@ -13,7 +13,9 @@ import numpy as np
 from onnx import helper
 
 from triform import testing
+from triform.models import Models
 from triform.packaging import package_model
+from triform.predictor import Predictor
 from triform.releases import Canary, ReleaseLog
 from triform.repository import ModelRepository, open_repository
 from triform.splitting import TrafficSplit
@@ -93,3 +95,11 @@ def records(users: list[Any]) -> list[dict[str, Any]]:
 def answers(users: list[Any], versions: list[int]) -> list[dict[str, float]]:
     """What these versions answer to them."""
     return [{"sum": float(v * (i + 1)), "label": float(v)} for i, (_, v) in enumerate(zip(users, versions, strict=True))]
+
+
+def take(models: Models, released: Released, model: str) -> None:
+    """As a host takes a release up: its versions loaded, its keys shared."""
+    release = released.log(model).current()
+    assert release is not None
+    loaded = {version: Predictor.load(released.repository.package(model, version)) for version in release.versions()}
+    models.replace(model, loaded, release.aliases(), release)

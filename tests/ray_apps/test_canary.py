@@ -19,7 +19,7 @@ import pytest
 
 from ray_apps.health import Health
 from ray_apps.messages import MESSAGES, SERVICE
-from tests.canaries import USERS, Released, answers, build, records
+from tests.canaries import USERS, Released, answers, build, records, take
 from tests.gates import within
 from tests.ray_apps.hosts import running, served
 from tests.ray_apps.load import until
@@ -53,10 +53,7 @@ def telemetry() -> RecordingTelemetry:
 def models(released: Released, telemetry: RecordingTelemetry) -> Models:
     models = Models(form="serve", telemetry=telemetry)
     for model in released.repository.models():
-        release = released.log(model).current()
-        assert release is not None
-        loaded = {version: Predictor.load(released.repository.package(model, version)) for version in release.versions()}
-        models.replace(model, loaded, release.aliases(), release)
+        take(models, released, model)
     return models
 
 

@@ -13,7 +13,7 @@ import orjson
 import pytest
 
 from tests.calls import calls_of
-from tests.canaries import USERS, Released, answers, build, records
+from tests.canaries import USERS, Released, answers, build, records, take
 from triform import testing
 from triform.canary import IN_A_ROW, Split
 from triform.errors import DeadlineExceeded, DigestMismatch, TriformError
@@ -58,13 +58,6 @@ def host(released: Released, execute: Execute = run_here) -> Host:
     for model in released.repository.models():
         take(models, released, model)
     return Host(HttpSurface(InferenceService(models, execute)), models, telemetry)
-
-
-def take(models: Models, released: Released, model: str) -> None:
-    release = released.log(model).current()
-    assert release is not None
-    loaded = {version: Predictor.load(released.repository.package(model, version)) for version in release.versions()}
-    models.replace(model, loaded, release.aliases(), release)
 
 
 @pytest.fixture

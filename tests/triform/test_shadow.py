@@ -14,13 +14,12 @@ import orjson
 import pytest
 from onnx import helper
 
-from tests.canaries import USERS, Released, build, records
+from tests.canaries import USERS, Released, build, records, take
 from triform import shadow, testing
 from triform.errors import DeadlineExceeded, RunFailed
 from triform.http import HttpRequest, HttpResponse, HttpSurface
 from triform.models import Models, Served
 from triform.packaging import package_model
-from triform.predictor import Predictor
 from triform.releases import Canary, ReleaseLog, Shadow
 from triform.repository import open_repository
 from triform.rollout.windows import SHADOW, Window
@@ -85,13 +84,6 @@ def host(released: Released, execute: Execute = run_here, form: Form = "serve") 
     for model in released.repository.models():
         take(models, released, model)
     return Host(HttpSurface(InferenceService(models, execute)), models, telemetry)
-
-
-def take(models: Models, released: Released, model: str) -> None:
-    release = released.log(model).current()
-    assert release is not None
-    loaded = {version: Predictor.load(released.repository.package(model, version)) for version in release.versions()}
-    models.replace(model, loaded, release.aliases(), release)
 
 
 @pytest.fixture
