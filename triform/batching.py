@@ -1,11 +1,16 @@
 """Dynamic batching: requests that wait for the model are run together, and nobody waits for company.
 
     infer(arrays) -> queue -> a free slot takes what is there, up to max_rows -> one run in a thread -> each its own rows
+                                                                                 (or here, if it is shorter than that takes)
 
-It conserves work: a request that finds a free slot runs at once; while all slots are busy the queue grows, and the slot that is
-free next takes as much of it as fits. So batches grow with the load, and no window of time has to be chosen. A run that raises
-is tried again request by request, so that only the request at fault gets the error. Requests are never cut apart: one that is
-larger than `max_rows` runs alone. Rows of a `dependent` model are never run beside a stranger's.
+It conserves work: a request that finds a free slot runs in this turn of the event loop, beside those that came in it; while all
+slots are busy the queue grows, and the slot that is free next takes as much of it as fits. So batches grow with the load, and no
+window of time has to be chosen. A run that raises is tried again request by request, so that only the request at fault gets the
+error. Requests are never cut apart: one that is larger than `max_rows` runs alone. Rows of a `dependent` model are never run
+beside a stranger's.
+
+The loop is not kept waiting: what takes more than `SHORT` runs in a thread. To hand a run to a thread and back takes about as
+long, so one that has lately taken less is made on the loop itself, once a turn (`_Pace`).
 
 `Batched` is this for all the versions that a service has: its `Execute`.
 """
@@ -34,6 +39,8 @@ from triform.signature import Array, rows_of
 MAX_ROWS: Final = 128  # of one run, where nothing else is said
 MAX_QUEUE_ROWS: Final = 4096
 MAX_QUEUE_BYTES: Final = 256 << 20
+SHORT: Final = 250e-6  # seconds of CPU time
+_FORGETS: Final = 0.97  # of what a run has taken, with each run of its size: after 10 ms the next 121 are in threads
 _MANY_TEXTS: Final = 1 << 16
 _TEXT_BYTES: Final = 64  # that each of more is taken for
 
@@ -58,19 +65,55 @@ class _Pending:
         self.inputs = inputs
         self.rows = rows_of(inputs)
         self.weight = max(self.rows, 1)  # in the queue: a request without rows takes its place there too
-        self.bytes = sum(map(_bytes_of, inputs.values()))
+        self.bytes = 0
         self.deadline = deadline
         self.since = since
         self.future = future
         self.waits = True
-        self.shapes: Shapes = tuple((name, a.dtype.str, a.shape[1:]) for name, a in sorted(inputs.items()))
+        shapes = []  # in the signature's order, as its `validate` gives them
+        for name, array in inputs.items():
+            self.bytes += _bytes_of(array)
+            shapes.append((name, array.dtype.str, array.shape[1:]))
+        self.shapes: Shapes = tuple(shapes)
+
+
+class _Run(NamedTuple):
+    """Each request's answers, and the CPU time of the thread that ran them, in seconds."""
+
+    answers: list[dict[str, Array]]
+    seconds: float
+
+
+class _Pace:
+    """How much CPU time runs have lately taken at most, by their size: rows and bytes, to the power of two.
+
+    Where a run waits for others (ONNX Runtime's own threads, a GPU) that says nothing, and none is called short.
+    """
+
+    def __init__(self, predictor: Predictor, short: float) -> None:
+        self._short = short
+        self._tells = predictor.threads == 1 and predictor.provider == "CPUExecutionProvider"
+        self._most: dict[tuple[int, int], float] = {}
+
+    def is_short(self, batch: Sequence[_Pending]) -> bool:
+        return bool(self._most) and self._most.get(_size(batch), self._short) < self._short
+
+    def ran(self, batch: Sequence[_Pending], seconds: float) -> None:
+        if self._tells:
+            size = _size(batch)
+            self._most[size] = max(seconds, self._most.get(size, 0.0) * _FORGETS)
+
+
+def _size(batch: Sequence[_Pending]) -> tuple[int, int]:
+    return sum(pending.rows for pending in batch).bit_length(), sum(pending.bytes for pending in batch).bit_length()
 
 
 class DynamicBatcher:
-    """Batches the requests for one predictor. Belongs to one event loop, which the model's runs never block.
+    """Batches the requests for one predictor. Belongs to one event loop, which no run of more than `SHORT` blocks.
 
     `slots`: runs at the same time, each in a thread of `executor`. `max_rows`: of one run; `max_queue_rows` and `max_queue_bytes`
-    (of their inputs): that may wait, and beyond them `Overloaded` is raised. `clock` is `time.monotonic`, as deadlines are.
+    (of their inputs): that may wait, and beyond them `Overloaded` is raised. A run is made on the loop itself if the last of its
+    size took less than `short`, in seconds of CPU time. `clock` is `time.monotonic`, as deadlines are.
     """
 
     def __init__(
@@ -82,6 +125,7 @@ class DynamicBatcher:
         max_rows: int = MAX_ROWS,
         max_queue_rows: int = MAX_QUEUE_ROWS,
         max_queue_bytes: int = MAX_QUEUE_BYTES,
+        short: float = SHORT,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.predictor = predictor
@@ -95,6 +139,8 @@ class DynamicBatcher:
         self._queue: deque[_Pending] = deque()
         self._drained: asyncio.Future[None] | None = None
         self._clock = clock
+        self._pace = _Pace(predictor, short)
+        self._fills_soon = False
 
     async def infer(self, inputs: Mapping[str, Array], *, deadline: float | None = None) -> Answer:
         """The answer for arrays that fit the signature (`Signature.validate`), all with the same number of rows.
@@ -112,7 +158,8 @@ class DynamicBatcher:
         self._queue.append(pending)
         self.queued_rows += pending.weight
         self.queued_bytes += pending.bytes
-        self._fill_slots()
+        if self._free:
+            self._fill_soon()
         try:
             return await pending.future
         finally:
@@ -123,7 +170,7 @@ class DynamicBatcher:
     @property
     def idle(self) -> bool:
         """Whether nothing waits or runs."""
-        return self._free == self._slots
+        return self._free == self._slots and not self._queue
 
     @property
     def waiting_seconds(self) -> float:
@@ -137,16 +184,34 @@ class DynamicBatcher:
             await asyncio.shield(self._drained)
 
     def _check_room(self, pending: _Pending) -> None:
-        """Raises `Overloaded`. One request may wait, however large."""
+        """Raises `Overloaded`. One request may wait, however large; those who wait for the end of this turn only need not."""
+        if self._is_full(pending) and self._free:
+            self._fill_slots()
+        if full := self._is_full(pending):
+            raise Overloaded(f"{full}: send the request again later")
+
+    def _is_full(self, pending: _Pending) -> str | None:
         if self.queued_rows and self.queued_rows + pending.weight > self.max_queue_rows:
-            raise Overloaded(f"{self.queued_rows} rows wait already, {self.max_queue_rows} may: send the request again later")
+            return f"{self.queued_rows} rows wait already, {self.max_queue_rows} may"
         if self.queued_rows and self.queued_bytes + pending.bytes > self.max_queue_bytes:
-            raise Overloaded(f"{self.queued_bytes} bytes wait already, {self.max_queue_bytes} may: send the request again later")
+            return f"{self.queued_bytes} bytes wait already, {self.max_queue_bytes} may"
+        return None
+
+    def _fill_soon(self) -> None:
+        """In this turn of the event loop, after those who come in it, too."""
+        if not self._fills_soon:
+            self._fills_soon = True
+            asyncio.get_running_loop().call_soon(self._fill_slots)
 
     def _fill_slots(self) -> None:
+        self._fills_soon = False
         while self._free and (batch := self._take()):
             self._free -= 1
+            if self._pace.is_short(batch):
+                self._run_here(batch)
+                return
             self._begin(batch, deque())
+        self._tell_if_drained()
 
     def _take(self) -> list[_Pending]:
         """The requests at the head of the queue that fit in one run. Those whose caller has gone are passed over."""
@@ -182,7 +247,7 @@ class DynamicBatcher:
         return not pending.future.done()
 
     def _begin(self, batch: Sequence[_Pending], rest: deque[_Pending]) -> None:
-        """One run, in a slot that is taken already; `rest` have it afterwards, one by one.
+        """One run in a thread, in a slot that is taken already; `rest` have it afterwards, one by one.
 
         No task waits for the run and no future of the event loop stands for it: each would cost all of the batch another turn
         of the loop.
@@ -195,23 +260,46 @@ class DynamicBatcher:
             return
         run.add_done_callback(partial(_tell, loop, partial(self._end, batch, rest, began)))
 
-    def _end(self, batch: Sequence[_Pending], rest: deque[_Pending], began: float, run: Future[list[dict[str, Array]]]) -> None:
-        """Each request gets its rows; those of a run that raised are run again one by one, so that each gets its own error."""
+    def _end(self, batch: Sequence[_Pending], rest: deque[_Pending], began: float, run: Future[_Run]) -> None:
+        """Of a run in a thread: the slot is free again, if none of `rest` needs it."""
         error = CancelledError("the run was cancelled") if run.cancelled() else run.exception()
-        if error is None:
-            self._answer(batch, run.result(), began)
-        elif isinstance(error, TriformError) and len(batch) > 1:
+        if self._told(batch, rest, began, run.result() if error is None else error):
+            self._free += 1
+            self._fill_slots()
+
+    def _run_here(self, batch: Sequence[_Pending]) -> None:
+        """The same on the event loop, for a run that takes no longer than the way to a thread; the next is in another turn."""
+        began, cpu = self._clock(), time.thread_time()
+        try:
+            run: _Run | Exception = _run_together(self.predictor, batch, _latest(batch))
+        except Exception as error:  # noqa: BLE001 - as a thread's future keeps whatever comes
+            self._pace.ran(batch, time.thread_time() - cpu)
+            run = error
+        if self._told(batch, deque(), began, run):
+            self._free += 1
+            self._fill_soon()
+
+    def _told(self, batch: Sequence[_Pending], rest: deque[_Pending], began: float, run: _Run | BaseException) -> bool:
+        """Each request gets its rows; those of a run that raised are run again one by one, so that each gets its own error.
+
+        Returns whether nobody is left who needs the slot.
+        """
+        if isinstance(run, _Run):
+            self._pace.ran(batch, run.seconds)
+            self._answer(batch, run.answers, began)
+        elif isinstance(run, TriformError) and len(batch) > 1:
             rest.extend(batch)
         else:
             for pending in batch:
-                _fail(pending, error)
+                _fail(pending, run)
         while rest and not self._is_wanted(rest[0]):
             rest.popleft()
         if rest:
             self._begin([rest.popleft()], rest)
-            return
-        self._free += 1
-        self._fill_slots()
+            return False
+        return True
+
+    def _tell_if_drained(self) -> None:
         if self.idle and self._drained is not None:
             self._drained.set_result(None)
             self._drained = None
@@ -230,25 +318,27 @@ def _tell(loop: asyncio.AbstractEventLoop, end: Callable[[Future[Any]], None], r
         loop.call_soon_threadsafe(end, run)
 
 
-def _failed(error: Exception) -> Future[Any]:
-    run: Future[Any] = Future()
+def _failed(error: Exception) -> Future[_Run]:
+    run: Future[_Run] = Future()
     run.set_exception(error)
     return run
 
 
-def _run_together(predictor: Predictor, batch: Sequence[_Pending], deadline: float | None) -> list[dict[str, Array]]:
+def _run_together(predictor: Predictor, batch: Sequence[_Pending], deadline: float | None) -> _Run:
     """Each request's rows of one run of all. It is the run's thread that stacks them, which takes long where they are large.
 
     Raises `DeadlineExceeded` where all have gone while the run waited for a thread.
     """
     if all(pending.future.done() for pending in batch):
         raise DeadlineExceeded("nobody waits for this run any more")
+    began = time.thread_time()
     if len(batch) == 1:
-        return [predictor.run(batch[0].inputs, deadline=deadline)]
+        return _Run([predictor.run(batch[0].inputs, deadline=deadline)], time.thread_time() - began)
     inputs = {name: np.concatenate([pending.inputs[name] for pending in batch]) for name in batch[0].inputs}
     outputs = predictor.run(inputs, deadline=deadline)
     ends = [*accumulate(pending.rows for pending in batch)]
-    return [{name: array[start:end] for name, array in outputs.items()} for start, end in pairwise([0, *ends])]
+    answers = [{name: array[start:end] for name, array in outputs.items()} for start, end in pairwise([0, *ends])]
+    return _Run(answers, time.thread_time() - began)
 
 
 def _bytes_of(array: Array) -> int:
@@ -285,11 +375,12 @@ class BatchOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 class Batched:
     """A `service.Execute`: each loaded version has its own queue and slots, all of them the same threads. One event loop's.
 
-    `options`: by model.
+    `options`: by model; `short`: as of `DynamicBatcher`.
     """
 
-    def __init__(self, executor: Executor, options: Mapping[str, BatchOptions] | None = None) -> None:
+    def __init__(self, executor: Executor, options: Mapping[str, BatchOptions] | None = None, *, short: float = SHORT) -> None:
         self._executor = executor
+        self._short = short
         self._options = options or {}
         self._batchers: dict[Predictor, DynamicBatcher] = {}
 
@@ -309,6 +400,7 @@ class Batched:
                 max_rows=_max_rows(predictor, options),
                 max_queue_rows=options.max_queue_rows,
                 max_queue_bytes=options.max_queue_bytes,
+                short=self._short,
             )
             self._batchers[predictor] = found
         return found

@@ -12,13 +12,15 @@ class Headers(tuple[tuple[str, str], ...]):
 
     def __new__(cls, pairs: Iterable[tuple[str, str]] = ()) -> Headers:
         made = super().__new__(cls, pairs)
-        made.named = {}
+        named: dict[str, list[str]] = {}
         for name, value in made:
-            made.named.setdefault(name.lower(), []).append(value.strip(" \t"))
+            named.setdefault(name.lower(), []).append(value.strip(" \t"))
+        made.named = named
         return made
 
 
 def values(headers: Iterable[tuple[str, str]], name: str) -> list[str]:
     """The values of each line of a header, whose `name` is in lower case; without the blanks around them."""
-    indexed = headers if isinstance(headers, Headers) else Headers(headers)
-    return indexed.named.get(name, [])
+    if not isinstance(headers, Headers):
+        headers = Headers(headers)
+    return headers.named.get(name, [])

@@ -158,17 +158,17 @@ class HttpSurface:
         except Exception:
             log.exception("request %s failed", received.request_id, extra=received.logged())
             status, encoded = _failure(TriformError("the server failed; its log knows why"))
-        body, packed = await self._packed(encoded.body, received)
+        body, packed = encoded.body, dict[str, str]()
+        if accepted := received.listed("accept-encoding"):
+            body, packed = await self._packed(body, accepted, received.deadline)
         headers = {"content-type": encoded.content_type, **encoded.headers, **received.told, **packed}
         headers[REQUEST_ID] = received.request_id
         return HttpResponse(status, headers, b"" if http.method == "HEAD" else body)
 
-    async def _packed(self, body: bytes, received: Received) -> tuple[bytes, dict[str, str]]:
+    async def _packed(self, body: bytes, accepted: str, deadline: float | None) -> tuple[bytes, dict[str, str]]:
         """The body as the caller would like it; as it is, where there is no time for that."""
-        if not (accepted := received.listed("accept-encoding")):
-            return body, {}
         try:
-            return await self.service.do(partial(pack, body, accepted), len(body), received.deadline, urgent=True)
+            return await self.service.do(partial(pack, body, accepted), len(body), deadline, urgent=True)
         except (Overloaded, DeadlineExceeded):
             return body, {}
 
@@ -212,7 +212,7 @@ class HttpSurface:
 
     async def _operate(self, received: Received, route: Route, chosen: Chosen, http: HttpRequest) -> Answer:
         operation: Callable[[Received, Chosen], Answer | Awaitable[Answer]] = getattr(self, route.operation)
-        answer = operation(received._replace(http=http), chosen)
+        answer = operation(received if http is received.http else received._replace(http=http), chosen)
         return answer if isinstance(answer, tuple) else await answer
 
     def _model(self, route: Route, chosen: Chosen) -> str | None:
@@ -267,12 +267,18 @@ class HttpSurface:
         `AnswerTooLarge`.
         """
         with exchange.stage("decode"):
-            call, inputs = await self.service.do(partial(exchange.read, decode), size, exchange.deadline)
+            if self.service.at_once(size):
+                call, inputs = exchange.read(decode)
+            else:
+                call, inputs = await self.service.do(partial(exchange.read, decode), size, exchange.deadline)
         outputs = await exchange.infer_checked(inputs)
         with exchange.stage("encode"):
             size = sum(array.nbytes for array in outputs.values())
             encode = call.say if call.columns is None else call.encode
-            encoded = await self.service.do(partial(encode, outputs), size, exchange.deadline, urgent=True)
+            if self.service.at_once(size):
+                encoded = encode(outputs)
+            else:
+                encoded = await self.service.do(partial(encode, outputs), size, exchange.deadline, urgent=True)
         check(exchange.deadline, "the answer was sent")
         if len(encoded.body) > self.limits.response:
             raise AnswerTooLarge(

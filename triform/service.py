@@ -10,8 +10,7 @@ that waits for a slot and runs in other threads.
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeVar
 
 import msgspec
@@ -165,6 +164,47 @@ class Exchange:
         return ran.outputs
 
 
+class _Recorded:
+    """Records what came of a request when the block is left; of its own for the same reason as `_Stage`."""
+
+    __slots__ = ("_exchange", "_started")
+
+    def __init__(self, exchange: Exchange, started: float) -> None:
+        self._exchange = exchange
+        self._started = started
+
+    def __enter__(self) -> Exchange:
+        return self._exchange
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        exchange, told, seconds = self._exchange, error, time.perf_counter() - self._started
+        code = "ok"
+        if error is not None:
+            told = _told(error)
+            code = _code(told)
+        if exchange.before and code == "ok":  # one that failed is recorded for the version that failed it
+            for record in exchange.before:
+                exchange.models.telemetry.record(msgspec.structs.replace(record, seconds=seconds))
+        exchange.ended(code, seconds)
+        if told is not error and told is not None:
+            raise told from (error if isinstance(error, MemoryError) else None)  # not of a stack a thousand frames deep
+
+
+def _told(error: BaseException) -> BaseException:
+    """What the caller is told instead of what Python raises for a request that is too much for it."""
+    if isinstance(error, TriformError):
+        return error
+    if isinstance(error, MemoryError):
+        return ResourceExhausted("memory ran out while the request was answered; send fewer rows at a time")
+    return InvalidRequest("the body is nested too deeply") if isinstance(error, RecursionError) else error
+
+
+def _code(error: BaseException) -> str:
+    if isinstance(error, TriformError):
+        return error.code
+    return TriformError.code if isinstance(error, Exception) else CANCELLED
+
+
 class InferenceService:
     """What a host runs: its models, how they are run, and a record of each request.
 
@@ -182,40 +222,20 @@ class InferenceService:
             return work()
         return await self.aside(work, size, deadline, urgent=urgent)
 
-    @contextmanager
+    def at_once(self, size: int) -> bool:
+        """Whether work on so many bytes is done without waiting: then there is no need to `do` it."""
+        return self.aside is None or size < LARGE
+
     def exchange(
         self, request_id: str, *, deadline: float | None = None, started: float | None = None, caller: str = ""
-    ) -> Iterator[Exchange]:
+    ) -> _Recorded:
         """One inference request, from `started` (`time.perf_counter()`; now) to the end of the block.
 
         `deadline`: a `time.monotonic()` after which the run is ended; `caller`: who asks, for the log. An error that is raised
         inside is recorded and goes on.
         """
-        started = time.perf_counter() if started is None else started
-        exchange, code = Exchange(self.models, self.execute, request_id, deadline, caller), "ok"
-        try:
-            yield exchange
-        except TriformError as error:
-            code = error.code
-            raise
-        except MemoryError as error:
-            code = ResourceExhausted.code
-            raise ResourceExhausted("memory ran out while the request was answered; send fewer rows at a time") from error
-        except RecursionError:
-            code = InvalidRequest.code
-            raise InvalidRequest("the body is nested too deeply") from None
-        except Exception:
-            code = TriformError.code
-            raise
-        except BaseException:
-            code = CANCELLED
-            raise
-        finally:
-            seconds = time.perf_counter() - started
-            if exchange.before and code == "ok":  # one that failed is recorded for the version that failed it
-                for record in exchange.before:
-                    self.models.telemetry.record(msgspec.structs.replace(record, seconds=seconds))
-            exchange.ended(code, seconds)
+        exchange = Exchange(self.models, self.execute, request_id, deadline, caller)
+        return _Recorded(exchange, time.perf_counter() if started is None else started)
 
     def refused(self, request_id: str, error: TriformError, started: float) -> None:
         """Records a request that was not let in, and so has no exchange."""

@@ -186,6 +186,8 @@ def _as_array(value: Any, tensor: TensorMetadata, booleans: bool) -> Array:
     try:
         if tensor.datatype == "BYTES":
             return np.asarray(value, dtype=object)
+        if (bound := _WHOLE.get(tensor.dtype)) is not None and _are_few_small_floats(value, bound):
+            return np.array(value, tensor.dtype)
         if refused := _kinds(value, _TEXT if booleans or tensor.datatype == "BOOL" else _NO_NUMBERS):
             told = "booleans" if refused == {bool} else "text"
             raise InvalidInput(f"input '{tensor.name}': expected {tensor.datatype}, got {told}", input=tensor.name)
@@ -201,6 +203,8 @@ def _as_array(value: Any, tensor: TensorMetadata, booleans: bool) -> Array:
 
 _TEXT: Final = frozenset({str, bytes})  # numpy would make text of all, each as long as the longest
 _NO_NUMBERS: Final = _TEXT | {bool}
+_FLOATS: Final = {float}
+_FEW: Final = 256
 
 
 def _kinds(value: Any, looked_for: frozenset[type]) -> frozenset[type]:
@@ -213,6 +217,13 @@ def _kinds(value: Any, looked_for: frozenset[type]) -> frozenset[type]:
         if list in kinds or tuple in kinds:
             pending.extend(item)
     return frozenset()
+
+
+def _are_few_small_floats(value: Any, bound: float) -> bool:
+    """Whether it is a short list of floats below the bound: seen faster without numpy. One that begins with NaN is not."""
+    if type(value) is not list or not 0 < len(value) <= _FEW or set(map(type, value)) != _FLOATS:
+        return False
+    return bool(-bound < min(value) and max(value) < bound)
 
 
 def _may_be_rounded(array: Array, target: np.dtype[Any]) -> bool:
@@ -327,5 +338,6 @@ def _kind(array: Array) -> str:
 
 def rows_of(arrays: Mapping[str, Array] | Iterable[Array]) -> int:
     """The number of rows of arrays that share it (0 for no arrays)."""
-    values = arrays.values() if isinstance(arrays, Mapping) else arrays
-    return next((a.shape[0] for a in values), 0)
+    for array in arrays.values() if isinstance(arrays, Mapping) else arrays:
+        return int(array.shape[0])
+    return 0

@@ -62,7 +62,7 @@ async def call_app(
     async def receive() -> Any:
         nonlocal left
         if left == 0:
-            return {"type": "http.disconnect"}
+            await asyncio.Event().wait()  # the caller stays
         left -= 1
         return {"type": "http.request", "body": next(pieces), "more_body": left > 0}
 

@@ -18,9 +18,13 @@ import uvicorn
 from ray_apps.arguments import Arguments
 from ray_apps.asgi import AsgiApp
 from ray_apps.hosting import host
+from tests.gates import Gate
 from tests.ray_apps.hosts import RunningApp, running
 from triform.api_keys import KeyRing, new_key
+from triform.batching import Batched
 from triform.errors import ConfigurationError
+from triform.http import HttpSurface
+from triform.service import InferenceService
 from triform.signing import Parts, sign
 from triform.testing import RecordingTelemetry
 
@@ -132,6 +136,44 @@ def test_a_call_that_the_server_cancels_is_recorded_as_such(online_models: Path)
         asyncio.run_coroutine_threadsafe(give_up(), app.loop).result(30)
         assert app.request("POST", PREDICT, body=[BODY]).body == ANSWER
     assert [r.code for r in telemetry.records] == ["cancelled", "ok"]
+
+
+async def leave_while_it_runs(app: AsgiApp, gate: Gate, *, cancelled: bool) -> list[Any]:
+    """What is sent to a caller who goes away, or whose call the server cancels, while the model runs."""
+    left, sent = asyncio.Event(), list[Any]()
+    messages = iter([{"type": "http.request", "body": BODY}, {"type": "http.request", "body": b""}])
+
+    async def receive() -> Any:
+        if (message := next(messages, None)) is not None:
+            return message
+        await left.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    call = asyncio.create_task(app({"type": "http", "method": "POST", "path": PREDICT, "headers": []}, receive, send))
+    while gate.began == 0:
+        await asyncio.sleep(0.001)
+    if cancelled:
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+    left.set()
+    await asyncio.wait([call], timeout=20)
+    assert call.done()
+    return sent
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_who_goes_away_is_not_waited_for(online_models: Path, *, cancelled: bool) -> None:
+    telemetry = RecordingTelemetry()
+    with running(online_models, telemetry) as app, Gate() as gate:
+        service = InferenceService(app.app.surface.service.models, Batched(gate, short=0.0))
+        leaving = leave_while_it_runs(AsgiApp(HttpSurface(service), timeout=30), gate, cancelled=cancelled)
+        assert asyncio.run_coroutine_threadsafe(leaving, app.loop).result(30) == []
+        gate.open.set()
+    assert [r.code for r in telemetry.records] == ["cancelled"]
 
 
 def test_the_path_stays_encoded_and_loses_the_route_prefix(app: RunningApp) -> None:

@@ -109,7 +109,7 @@ def test_who_is_late_is_told_and_nothing_is_run(
     """The caller's own deadline reaches the server as the end of the call."""
 
     async def test() -> None:
-        batched = Batched(gate)
+        batched = Batched(gate, short=0.0)
         async with (
             serving(InferenceService(models, batched)) as patient,
             serving(InferenceService(models, batched), timeout=host) as hasty,
@@ -132,7 +132,7 @@ def test_who_is_late_is_told_and_nothing_is_run(
 
 def test_who_gives_up_in_mid_batch_does_his_peers_no_harm(models: Models, gate: Gate, telemetry: RecordingTelemetry) -> None:
     async def test() -> None:
-        batched = Batched(gate)
+        batched = Batched(gate, short=0.0)
         async with serving(InferenceService(models, batched)) as channel:
             batcher = batched.batcher(models.get("lookup").predictor)
             first = infer(channel, lookup(1))

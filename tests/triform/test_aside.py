@@ -17,7 +17,7 @@ from tests.conformance.models import surface
 from tests.gates import Gate, settle, within
 from triform.aside import OneByOne
 from triform.errors import DeadlineExceeded, Overloaded
-from triform.http import HttpRequest, HttpSurface, Received
+from triform.http import HttpRequest, HttpSurface
 from triform.protocols.bodies import Call, Encoded
 from triform.service import LARGE, InferenceService
 from triform.testing import RecordingTelemetry
@@ -185,7 +185,7 @@ def test_an_answer_that_there_is_no_room_to_pack_is_sent_as_it_is(online_models:
         gate.open.clear()
         blocked = [asyncio.ensure_future(aside(int, 1, None, urgent=True)) for _ in range(2)]
         await settle()
-        assert await asked._packed(plain.body, Received(request, "r", None, 0.0, {})) == (plain.body, {})
+        assert await asked._packed(plain.body, "gzip", None) == (plain.body, {})
         gate.open.set()
         await asyncio.gather(*blocked)
 

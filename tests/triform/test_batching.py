@@ -7,8 +7,9 @@ import random
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,8 +17,8 @@ import numpy as np
 import pytest
 
 from tests.gates import Gate, settle, within
-from triform import testing
-from triform.batching import Answer, Batched, DynamicBatcher
+from triform import batching, testing
+from triform.batching import Answer, Batched
 from triform.errors import DeadlineExceeded, Overloaded, RunFailed
 from triform.features import Features
 from triform.models import Served
@@ -25,6 +26,7 @@ from triform.predictor import Predictor
 from triform.signature import Array
 
 BAD = 99  # the model has ten entries
+DynamicBatcher = partial(batching.DynamicBatcher, short=0.0)  # all runs in threads, that a test can hold
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +92,7 @@ def test_a_free_slot_runs_a_request_at_once_and_a_busy_one_drains_the_queue(look
 def test_two_slots_run_at_the_same_time(lookup: Predictor, gate: Gate) -> None:
     async def test() -> None:
         batcher = DynamicBatcher(lookup, gate, slots=2)
-        waiting = [asyncio.create_task(batcher.infer(x(i))) for i in range(5)]
-        await settle()
+        waiting = await one_by_one(batcher.infer(x(i)) for i in range(5))
         assert gate.began == 2
         gate.open.set()
         assert sorted([a.batch_rows for a in await asyncio.gather(*waiting)]) == [1, 1, 3, 3, 3]
@@ -172,8 +173,7 @@ def test_a_run_ends_when_nobody_can_want_it_any_more(predictors: Callable[[str],
 def test_a_full_queue_refuses_and_every_request_is_answered_or_refused(lookup: Predictor, gate: Gate) -> None:
     async def test() -> None:
         batcher = DynamicBatcher(lookup, gate, max_rows=4, max_queue_rows=10)
-        waiting = [asyncio.create_task(batcher.infer(x(i % 10, (i + 1) % 10))) for i in range(20)]
-        await settle()
+        waiting = await one_by_one(batcher.infer(x(i % 10, (i + 1) % 10)) for i in range(20))
         assert batcher.queued_rows == 10
         gate.open.set()
         answers = await asyncio.gather(*waiting, return_exceptions=True)
@@ -283,8 +283,7 @@ def test_a_queue_is_bounded_by_bytes_too(predictors: Callable[[str], Predictor],
     async def test() -> None:
         array = np.ones((1, 1000), np.float32) if model == "wide" else np.array(["x" * 992], object)
         batcher = DynamicBatcher(predictors(model), gate, max_queue_bytes=3 * size)
-        tasks = [asyncio.create_task(batcher.infer({"x": array})) for _ in range(6)]
-        await settle()
+        tasks = await one_by_one(batcher.infer({"x": array}) for _ in range(6))
         assert batcher.queued_bytes == 3 * size
         tasks[1].cancel()
         await settle()
@@ -322,8 +321,7 @@ class Watched(np.ndarray[Any, np.dtype[Any]]):
 def test_a_run_that_nobody_waits_for_any_more_is_not_begun(lookup: Predictor, gate: Gate) -> None:
     async def test() -> None:
         batcher = DynamicBatcher(lookup, gate)
-        tasks = [asyncio.create_task(batcher.infer({"x": np.array([i]).view(Watched)})) for i in range(3)]
-        await settle()
+        tasks = await one_by_one(batcher.infer({"x": np.array([i]).view(Watched)}) for i in range(3))
         gate.let_one()
         assert y(await tasks[0]) == [0.0]
         await settle()
@@ -356,8 +354,7 @@ def test_threads_that_are_no_more_are_told_of(lookup: Predictor) -> None:
 def test_rows_are_stacked_in_the_thread_of_the_run(lookup: Predictor, gate: Gate) -> None:
     async def test() -> None:
         batcher = DynamicBatcher(lookup, gate)
-        tasks = [asyncio.create_task(batcher.infer({"x": np.array([i]).view(Watched)})) for i in range(3)]
-        await settle()
+        tasks = await one_by_one(batcher.infer({"x": np.array([i]).view(Watched)}) for i in range(3))
         gate.open.set()
         assert [(y(a), a.batch_rows) for a in await asyncio.gather(*tasks)] == [([0.0], 1), ([10.0], 2), ([20.0], 2)]
         assert Watched.stacked
@@ -366,11 +363,84 @@ def test_rows_are_stacked_in_the_thread_of_the_run(lookup: Predictor, gate: Gate
     within(test())
 
 
+async def one_by_one(calls: Iterable[Coroutine[Any, Any, Answer]]) -> list[asyncio.Task[Answer]]:
+    """Each in a turn of the event loop of its own."""
+    tasks = []
+    for call in calls:
+        tasks.append(asyncio.create_task(call))
+        await settle()
+    return tasks
+
+
+def test_requests_of_one_turn_run_together(lookup: Predictor, gate: Gate) -> None:
+    async def test() -> None:
+        batcher = DynamicBatcher(lookup, gate)
+        gate.open.set()
+        assert [a.batch_rows for a in await asyncio.gather(*(batcher.infer(x(i)) for i in range(5)))] == [5] * 5
+        narrow = DynamicBatcher(lookup, gate, max_rows=2, max_queue_rows=2)
+        answers = await asyncio.gather(*(narrow.infer(x(i)) for i in range(5)), return_exceptions=True)
+        assert [a.batch_rows if isinstance(a, Answer) else type(a) for a in answers] == [2, 2, 2, 2, Overloaded]
+
+    within(test())
+
+
+def test_what_is_short_runs_on_the_event_loop(lookup: Predictor, gate: Gate) -> None:
+    """Once a run of its size has been seen; whatever is no run of such a size, or raised, is in threads."""
+
+    async def test() -> None:
+        batcher = batching.DynamicBatcher(lookup, gate, short=60.0)
+        gate.open.set()
+        pairs = [{"x": np.array([i, i]).view(Watched)} for i in range(2)]
+        for _ in range(3):
+            assert [y(a) for a in await asyncio.gather(*map(batcher.infer, pairs))] == [[0.0, 0.0], [10.0, 10.0]]
+        assert gate.began == 1
+        assert [name.rpartition("_")[0] for name in Watched.stacked] == ["gate", "", ""]
+        answers = await asyncio.gather(batcher.infer(x(1, 2)), batcher.infer(x(BAD, 3)), return_exceptions=True)
+        assert [y(a) if isinstance(a, Answer) else type(a) for a in answers] == [[10.0, 20.0], RunFailed]
+        assert gate.began == 3, "each of the two again, in a thread"
+        await batcher.drain()
+        assert batcher.idle
+
+    Watched.stacked.clear()
+    within(test())
+
+
+def test_short_runs_let_the_event_loop_turn(predictors: Callable[[str], Predictor], gate: Gate) -> None:
+    async def test() -> None:
+        centred, turns = predictors("centred"), 0
+        assert centred.independence == "dependent", "each row runs alone"
+        (tensor,) = centred.signature.inputs
+        batcher = batching.DynamicBatcher(centred, gate, short=60.0)
+        gate.open.set()
+        row = {tensor.name: np.zeros((1, 2), np.float32)}
+        await batcher.infer(row)
+        waiting = asyncio.gather(*(batcher.infer(row) for _ in range(20)))
+        while not waiting.done():
+            await asyncio.sleep(0)
+            turns += 1
+        assert gate.began == 1
+        assert turns >= 20
+
+    within(test())
+
+
+def test_a_long_run_is_not_forgotten_at_once(lookup: Predictor, gate: Gate) -> None:
+    async def test() -> None:
+        pending = batching._Pending(x(1), None, 0.0, asyncio.get_running_loop().create_future())
+        pace = batching._Pace(lookup, 1.0)
+        assert not pace.is_short([pending]), "never seen"
+        pace.ran([pending], 2.0)
+        seen = [pace.is_short([pending]) for _ in range(40) if not pace.ran([pending], 0.1)]
+        assert (seen[0], seen[-1]) == (False, True)
+        assert not pace.is_short([pending] * 2), "another size"
+
+    within(test())
+
+
 def test_one_answer_of_a_run_is_its_first(lookup: Predictor, gate: Gate) -> None:
     async def test() -> None:
         batcher = DynamicBatcher(lookup, gate)
-        tasks = [asyncio.create_task(batcher.infer(x(i))) for i in range(4)]
-        await settle()
+        tasks = await one_by_one(batcher.infer(x(i)) for i in range(4))
         gate.open.set()
         assert [(a.batch_rows, a.first) for a in await asyncio.gather(*tasks)] == [(1, True), (3, True), (3, False), (3, False)]
 
