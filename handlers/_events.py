@@ -20,8 +20,8 @@ from urllib.parse import quote, urlencode
 import orjson
 
 from triform.errors import AnswerTooLarge, InvalidRequest
-from triform.headers import values
-from triform.http import MODEL, REQUEST_ID, HttpRequest, HttpResponse
+from triform.headers import REQUEST_ID, values
+from triform.http import MODEL, HttpRequest, HttpResponse
 
 PAYLOAD_BYTES: Final = 6 << 20  # Lambda quotas: request and response of a synchronous invocation
 ALB_BYTES: Final = 1 << 20  # "Lambda functions as targets": the response's limit; the request's too

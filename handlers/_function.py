@@ -19,7 +19,8 @@ from handlers._identity import identity_of
 from handlers._references import References
 from handlers._telemetry import Context
 from triform.errors import DeadlineExceeded, InvalidRequest, TriformError
-from triform.http import REQUEST_ID, HttpRequest, HttpResponse, at_once
+from triform.headers import REQUEST_ID
+from triform.http import HttpRequest, HttpResponse, at_once
 from triform.protocols.bodies import write_json
 from triform.telemetry import InferenceRecord
 

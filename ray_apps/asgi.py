@@ -18,8 +18,8 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from triform.errors import BodyTimeout
-from triform.headers import Headers
-from triform.http import REQUEST_ID, HttpRequest, HttpResponse, HttpSurface
+from triform.headers import REQUEST_ID, Headers
+from triform.http import HttpRequest, HttpResponse, HttpSurface
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]

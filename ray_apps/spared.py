@@ -1,5 +1,7 @@
 """What Serve is spared for every HTTP request: to look in tasks of its own whether the caller is there, and to make an id.
 
+An id that may not stand in a log or a header is replaced here, as Serve adds what it finds to the answer.
+
     uvicorn -> Spared: two headers more -> Serve's replica -> asgi.py, which looks for the caller itself
 
 Serve calls `middlewares` in each process that takes HTTP requests, where RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH says
@@ -9,14 +11,15 @@ so (environment.py), for all applications of the cluster. Headers: seen in Ray 2
 
 from __future__ import annotations
 
-import os
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from starlette.middleware import Middleware
 
+from triform.headers import REQUEST_ID, request_id
+
 NOT_LOOKED_FOR: Final = (b"x-request-disconnect-disabled", b"?1")
-REQUEST_ID: Final = b"x-request-id"
+ID: Final = REQUEST_ID.encode()
 
 
 class Spared:
@@ -27,10 +30,9 @@ class Spared:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http":
-            headers = [*scope["headers"], NOT_LOOKED_FOR]
-            if REQUEST_ID not in dict(headers):
-                headers.append((REQUEST_ID, os.urandom(16).hex().encode()))
-            scope["headers"] = headers
+            given = [value.decode("latin-1").strip(" \t") for name, value in scope["headers"] if name == ID]
+            headers = [header for header in scope["headers"] if header[0] != ID] if given else scope["headers"]
+            scope["headers"] = [*headers, NOT_LOOKED_FOR, (ID, request_id(given).encode())]
         await self._app(scope, receive, send)
 
 

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterable
+from typing import Final
+
+REQUEST_ID: Final = "x-request-id"
+_CLEAN_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/=+@-]{0,127}")
 
 
 class Headers(tuple[tuple[str, str], ...]):
@@ -24,3 +30,8 @@ def values(headers: Iterable[tuple[str, str]], name: str) -> list[str]:
     if not isinstance(headers, Headers):
         headers = Headers(headers)
     return headers.named.get(name, [])
+
+
+def request_id(given: Iterable[str]) -> str:
+    """The first of these that can stand in a log and a header as it is; else a new one."""
+    return next((one for one in given if _CLEAN_ID.fullmatch(one)), None) or os.urandom(16).hex()

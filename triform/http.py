@@ -10,7 +10,6 @@ percent-decoded here. Each answer carries its request id, and the exact version 
 from __future__ import annotations
 
 import logging
-import os
 import re
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -39,7 +38,7 @@ from triform.errors import (
     UnsupportedMethod,
     VersionNotFound,
 )
-from triform.headers import Headers, values
+from triform.headers import REQUEST_ID, Headers, request_id, values
 from triform.models import Served
 from triform.protocols import invocations, oip, tfs
 from triform.protocols.bodies import JSON, Call, Encoded, write_json
@@ -50,9 +49,7 @@ from triform.service import LARGE, InferenceService
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-REQUEST_ID: Final = "x-request-id"
 MODEL: Final = "x-triform-model"
-_CLEAN_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/=+@-]{0,127}")
 FORM: Final = "application/x-www-form-urlencoded"  # what `curl -d` says of JSON
 BINARY: Final = "application/octet-stream"
 _UNPACKED: Final = 32  # times the size of a packed body that it may well have unpacked
@@ -376,10 +373,8 @@ def told(error: TriformError) -> str:
 
 def request_id_of(headers: Sequence[tuple[str, str]], given: str | None) -> str:
     """The caller's, if it can stand in a log and a header as it is; else the host's, if that can; else a new one."""
-    for value in values(headers, REQUEST_ID):
-        if _CLEAN_ID.fullmatch(value):
-            return value
-    return given if given is not None and _CLEAN_ID.fullmatch(given) else os.urandom(16).hex()
+    told = values(headers, REQUEST_ID)
+    return request_id(told if given is None else [*told, given])
 
 
 def version_of(text: str | None) -> int | None:

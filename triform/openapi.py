@@ -16,7 +16,8 @@ import msgspec
 from triform import __version__, errors
 from triform.access import OVERRIDE
 from triform.errors import TriformError
-from triform.http import BINARY, FORM, MODEL, REQUEST_ID
+from triform.headers import REQUEST_ID
+from triform.http import BINARY, FORM, MODEL
 from triform.package import NAME
 from triform.protocols import invocations, oip, tfs
 from triform.protocols.bodies import JSON

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ import uvicorn
 from ray_apps.arguments import Arguments
 from ray_apps.asgi import AsgiApp
 from ray_apps.hosting import host
+from ray_apps.spared import Spared
 from tests.gates import Gate
 from tests.ray_apps.hosts import RunningApp, running
 from triform.api_keys import KeyRing, new_key
@@ -203,10 +205,10 @@ def test_a_request_ends_at_its_deadline(online_models: Path) -> None:
 
 
 @contextmanager
-def on_uvicorn(app: RunningApp) -> Iterator[tuple[str, int]]:
-    """The application behind the server that Ray Serve has."""
+def on_uvicorn(app: AsgiApp) -> Iterator[tuple[str, int]]:
+    """The application behind the server that Ray Serve has, and what we put before it there."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        server = uvicorn.Server(uvicorn.Config(app.app, log_level="critical", lifespan="off"))
+        server = uvicorn.Server(uvicorn.Config(Spared(app), log_level="critical", lifespan="off"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()
         yield listening.getsockname()[:2]
@@ -218,7 +220,7 @@ def on_uvicorn(app: RunningApp) -> Iterator[tuple[str, int]]:
 def test_a_body_that_does_not_come_is_waited_for_only_so_long(online_models: Path, sent: bytes) -> None:
     head = f"POST {PREDICT} HTTP/1.1\r\nhost: localhost\r\nx-request-id: slow-1\r\ncontent-length: {len(BODY)}\r\n\r\n".encode()
     telemetry = RecordingTelemetry()
-    with running(online_models, telemetry, timeout_s=0.3) as app, on_uvicorn(app) as address:
+    with running(online_models, telemetry, timeout_s=0.3) as app, on_uvicorn(app.app) as address:
         with socket.create_connection(address, timeout=30) as slow, slow.makefile("rb") as answers:
             slow.sendall(head + sent)
             status, *headers = iter(answers.readline, b"\r\n")
@@ -226,6 +228,22 @@ def test_a_body_that_does_not_come_is_waited_for_only_so_long(online_models: Pat
         assert (status, told["code"]) == (b"HTTP/1.1 408 Request Timeout\r\n", "body_timeout")
         assert {b"connection: close\r\n", b"x-request-id: slow-1\r\n"} <= set(headers)
     assert [r.code for r in telemetry.records] == ["body_timeout"]
+
+
+def test_who_hangs_up_is_not_waited_for(online_models: Path) -> None:
+    telemetry, deadline = RecordingTelemetry(), time.monotonic() + 30
+    with running(online_models, telemetry) as app, Gate() as gate:
+        service = InferenceService(app.app.surface.service.models, Batched(gate, short=0.0))
+        with on_uvicorn(AsgiApp(HttpSurface(service), timeout=30)) as address:
+            with socket.create_connection(address, timeout=30) as caller:
+                caller.sendall(f"POST {PREDICT} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(BODY)}\r\n\r\n".encode() + BODY)
+                while gate.began == 0 and time.monotonic() < deadline:
+                    time.sleep(0.01)
+            while not telemetry.records and time.monotonic() < deadline:
+                time.sleep(0.01)
+            told = [r.code for r in telemetry.records]
+            gate.open.set()
+    assert told == ["cancelled"], "before the model has answered"
 
 
 def test_the_server_may_start_and_stop_it_and_websockets_are_refused(online_models: Path) -> None:
