@@ -20,6 +20,7 @@ FAST: Final[Mapping[str, str]] = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     "RAY_SERVE_PROXY_USE_GRPC": "1",
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "ray_apps.spared:middlewares",
 }
 DRAINING: Final = "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"
 BEHIND: Final = "RAY_APPS_HAPROXY"  # what ray_apps/haproxy.sh starts
@@ -29,7 +30,6 @@ HOP_BYTES: Final = (2 << 30) - 1  # from replica to replica, as much as gRPC tak
 
 TUNED: Final[Mapping[str, str]] = {
     **FAST,
-    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "ray_apps.spared:middlewares",
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",  # else HAProxy logs each request, and a process in Python parses the lines
     "RAY_SERVE_REQUEST_LATENCY_BUCKETS_MS": "0.25,0.5,1,2,5,10,20,50,100,200,500,1000,2000,5000,10000,60000",
     "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(GRPC_BYTES),
