@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+import sys
+from typing import Any, Final
 
 from ray_apps.arguments import Arguments
 from ray_apps.autoscaling import QUEUE
 from ray_apps.logs import log_as_json
 from ray_apps.telemetry import Logged, RayTelemetry
 from triform.telemetry import Telemetry
+
+# Seconds for which a thread may be kept from Python by another. A run that has ended waits for the event loop, and the next run
+# for it: with Python's 5 ms that is a quarter of the time, where a run takes 10 ms (benchmarks/serving.py --batching).
+SWITCH: Final = 0.0003
 
 
 class Replica:
@@ -20,6 +25,7 @@ class Replica:
     def begin(self, arguments: Arguments) -> Telemetry:
         """Sets up the log; who is to be told what is counted."""
         log_as_json()
+        sys.setswitchinterval(SWITCH)
         self.counted = RayTelemetry()
         return self.counted if arguments.log_requests == "none" else Logged(self.counted, arguments.log_requests)
 

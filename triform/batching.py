@@ -9,8 +9,8 @@ window of time has to be chosen. A run that raises is tried again request by req
 error. Requests are never cut apart: one that is larger than `max_rows` runs alone. Rows of a `dependent` model are never run
 beside a stranger's.
 
-The loop is not kept waiting: what takes more than `SHORT` runs in a thread. To hand a run to a thread and back takes about as
-long, so one that has lately taken less is made on the loop itself, once a turn (`_Pace`).
+The loop is not kept waiting: what takes longer runs in a thread. To hand a run to a thread and back takes about as
+long, so one that has lately taken less is made on the loop itself, once a turn (pace.py).
 
 `Batched` is this for all the versions that a service has: its `Execute`.
 """
@@ -21,9 +21,8 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import CancelledError, Executor, Future
+from concurrent.futures import Executor
 from contextlib import suppress
-from functools import partial
 from itertools import accumulate, pairwise
 from typing import Annotated, Any, Final, NamedTuple
 
@@ -32,6 +31,7 @@ import numpy as np
 
 from triform.errors import DeadlineExceeded, Overloaded, TriformError
 from triform.models import Served
+from triform.pace import SHORT, Pace
 from triform.predictor import Predictor
 from triform.service import Ran
 from triform.signature import Array, rows_of
@@ -39,8 +39,6 @@ from triform.signature import Array, rows_of
 MAX_ROWS: Final = 128  # of one run, where nothing else is said
 MAX_QUEUE_ROWS: Final = 4096
 MAX_QUEUE_BYTES: Final = 256 << 20
-SHORT: Final = 250e-6  # seconds of CPU time
-_FORGETS: Final = 0.97  # of what a run has taken, with each run of its size: after 10 ms the next 121 are in threads
 _MANY_TEXTS: Final = 1 << 16
 _TEXT_BYTES: Final = 64  # that each of more is taken for
 
@@ -78,38 +76,17 @@ class _Pending:
 
 
 class _Run(NamedTuple):
-    """Each request's answers, and the CPU time of the thread that ran them, in seconds."""
+    """A run as it ended: `answers` of those who still waited for it, or an `error`; the CPU time of its thread, in seconds."""
 
+    batch: list[_Pending]
     answers: list[dict[str, Array]]
+    error: Exception | None
+    began: float
     seconds: float
 
 
-class _Pace:
-    """How much CPU time runs have lately taken at most, by their size: rows and bytes, to the power of two.
-
-    Where a run waits for others (ONNX Runtime's own threads, a GPU) that says nothing, and none is called short.
-    """
-
-    def __init__(self, predictor: Predictor, short: float) -> None:
-        self._short = short
-        self._tells = predictor.threads == 1 and predictor.provider == "CPUExecutionProvider"
-        self._most: dict[tuple[int, int], float] = {}
-
-    def is_short(self, batch: Sequence[_Pending]) -> bool:
-        return bool(self._most) and self._most.get(_size(batch), self._short) < self._short
-
-    def ran(self, batch: Sequence[_Pending], seconds: float) -> None:
-        if self._tells:
-            size = _size(batch)
-            self._most[size] = max(seconds, self._most.get(size, 0.0) * _FORGETS)
-
-
-def _size(batch: Sequence[_Pending]) -> tuple[int, int]:
-    return sum(pending.rows for pending in batch).bit_length(), sum(pending.bytes for pending in batch).bit_length()
-
-
 class DynamicBatcher:
-    """Batches the requests for one predictor. Belongs to one event loop, which no run of more than `SHORT` blocks.
+    """Batches the requests for one predictor. Belongs to one event loop, which no run of more than `short` blocks.
 
     `slots`: runs at the same time, each in a thread of `executor`. `max_rows`: of one run; `max_queue_rows` and `max_queue_bytes`
     (of their inputs): that may wait, and beyond them `Overloaded` is raised. A run is made on the loop itself if the last of its
@@ -139,7 +116,7 @@ class DynamicBatcher:
         self._queue: deque[_Pending] = deque()
         self._drained: asyncio.Future[None] | None = None
         self._clock = clock
-        self._pace = _Pace(predictor, short)
+        self._pace = Pace(predictor, short)
         self._fills_soon = False
 
     async def infer(self, inputs: Mapping[str, Array], *, deadline: float | None = None) -> Answer:
@@ -185,7 +162,7 @@ class DynamicBatcher:
 
     def _check_room(self, pending: _Pending) -> None:
         """Raises `Overloaded`. One request may wait, however large; those who wait for the end of this turn only need not."""
-        if self._is_full(pending) and self._free:
+        if self._is_full(pending):
             self._fill_slots()
         if full := self._is_full(pending):
             raise Overloaded(f"{full}: send the request again later")
@@ -207,7 +184,7 @@ class DynamicBatcher:
         self._fills_soon = False
         while self._free and (batch := self._take()):
             self._free -= 1
-            if self._pace.is_short(batch):
+            if self._pace.is_short(*_size(batch)):
                 self._run_here(batch)
                 return
             self._begin(batch, deque())
@@ -252,46 +229,53 @@ class DynamicBatcher:
         No task waits for the run and no future of the event loop stands for it: each would cost all of the batch another turn
         of the loop.
         """
-        loop, began = asyncio.get_running_loop(), self._clock()
         try:
-            run = self._executor.submit(_run_together, self.predictor, batch, _latest(batch))
+            self._executor.submit(self._run_in_thread, asyncio.get_running_loop(), batch, rest)
         except RuntimeError as error:  # the threads are no more
-            self._end(batch, rest, began, _failed(error))
-            return
-        run.add_done_callback(partial(_tell, loop, partial(self._end, batch, rest, began)))
+            self._end(_Run([*batch], [], error, self._clock(), 0.0), rest)
 
-    def _end(self, batch: Sequence[_Pending], rest: deque[_Pending], began: float, run: Future[_Run]) -> None:
+    def _run_in_thread(self, loop: asyncio.AbstractEventLoop, batch: Sequence[_Pending], rest: deque[_Pending]) -> None:
+        run = self._run(batch)
+        with suppress(RuntimeError):  # the loop is closed, and nobody is left to be told
+            loop.call_soon_threadsafe(self._end, run, rest)
+
+    def _run(self, batch: Sequence[_Pending]) -> _Run:
+        """In any thread. Who has gone meanwhile is left out."""
+        began, cpu = self._clock(), time.thread_time()
+        wanted, answers, error = [pending for pending in batch if not pending.future.done()], [], None
+        try:
+            if wanted:
+                answers = _together(self.predictor, wanted)
+        except Exception as raised:  # noqa: BLE001 - it is each request's
+            error = raised
+        return _Run(wanted, answers, error, began, time.thread_time() - cpu)
+
+    def _end(self, run: _Run, rest: deque[_Pending]) -> None:
         """Of a run in a thread: the slot is free again, if none of `rest` needs it."""
-        error = CancelledError("the run was cancelled") if run.cancelled() else run.exception()
-        if self._told(batch, rest, began, run.result() if error is None else error):
+        if self._is_over(run, rest):
             self._free += 1
             self._fill_slots()
 
     def _run_here(self, batch: Sequence[_Pending]) -> None:
         """The same on the event loop, for a run that takes no longer than the way to a thread; the next is in another turn."""
-        began, cpu = self._clock(), time.thread_time()
-        try:
-            run: _Run | Exception = _run_together(self.predictor, batch, _latest(batch))
-        except Exception as error:  # noqa: BLE001 - as a thread's future keeps whatever comes
-            self._pace.ran(batch, time.thread_time() - cpu)
-            run = error
-        if self._told(batch, deque(), began, run):
+        if self._is_over(self._run(batch), deque()):
             self._free += 1
             self._fill_soon()
 
-    def _told(self, batch: Sequence[_Pending], rest: deque[_Pending], began: float, run: _Run | BaseException) -> bool:
+    def _is_over(self, run: _Run, rest: deque[_Pending]) -> bool:
         """Each request gets its rows; those of a run that raised are run again one by one, so that each gets its own error.
 
         Returns whether nobody is left who needs the slot.
         """
-        if isinstance(run, _Run):
-            self._pace.ran(batch, run.seconds)
-            self._answer(batch, run.answers, began)
-        elif isinstance(run, TriformError) and len(batch) > 1:
-            rest.extend(batch)
+        if run.batch:
+            self._pace.ran(*_size(run.batch), run.seconds)
+        if run.error is None:
+            self._answer(run)
+        elif isinstance(run.error, TriformError) and len(run.batch) > 1:
+            rest.extend(run.batch)
         else:
-            for pending in batch:
-                _fail(pending, run)
+            for pending in run.batch:
+                _fail(pending, run.error)
         while rest and not self._is_wanted(rest[0]):
             rest.popleft()
         if rest:
@@ -304,41 +288,28 @@ class DynamicBatcher:
             self._drained.set_result(None)
             self._drained = None
 
-    def _answer(self, batch: Sequence[_Pending], answers: Sequence[dict[str, Array]], began: float) -> None:
-        ended, rows, first = self._clock(), sum(pending.rows for pending in batch), True
-        for pending, outputs in zip(batch, answers, strict=True):
+    def _answer(self, run: _Run) -> None:
+        ended, rows, first = self._clock(), sum(pending.rows for pending in run.batch), True
+        for pending, outputs in zip(run.batch, run.answers, strict=True):
             if not pending.future.done():
-                pending.future.set_result(Answer(outputs, rows, began - pending.since, ended - began, first))
+                pending.future.set_result(Answer(outputs, rows, run.began - pending.since, ended - run.began, first))
                 first = False
 
 
-def _tell(loop: asyncio.AbstractEventLoop, end: Callable[[Future[Any]], None], run: Future[Any]) -> None:
-    """From the run's thread. Where the loop is closed nobody is left to be told."""
-    with suppress(RuntimeError):
-        loop.call_soon_threadsafe(end, run)
-
-
-def _failed(error: Exception) -> Future[_Run]:
-    run: Future[_Run] = Future()
-    run.set_exception(error)
-    return run
-
-
-def _run_together(predictor: Predictor, batch: Sequence[_Pending], deadline: float | None) -> _Run:
-    """Each request's rows of one run of all. It is the run's thread that stacks them, which takes long where they are large.
-
-    Raises `DeadlineExceeded` where all have gone while the run waited for a thread.
-    """
-    if all(pending.future.done() for pending in batch):
-        raise DeadlineExceeded("nobody waits for this run any more")
-    began = time.thread_time()
+def _together(predictor: Predictor, batch: Sequence[_Pending]) -> list[dict[str, Array]]:
+    """Each request's rows of one run of all. It is the run's thread that stacks them, which takes long where they are large."""
+    deadline = _latest(batch)
     if len(batch) == 1:
-        return _Run([predictor.run(batch[0].inputs, deadline=deadline)], time.thread_time() - began)
+        return [predictor.run(batch[0].inputs, deadline=deadline)]
     inputs = {name: np.concatenate([pending.inputs[name] for pending in batch]) for name in batch[0].inputs}
     outputs = predictor.run(inputs, deadline=deadline)
     ends = [*accumulate(pending.rows for pending in batch)]
-    answers = [{name: array[start:end] for name, array in outputs.items()} for start, end in pairwise([0, *ends])]
-    return _Run(answers, time.thread_time() - began)
+    return [{name: array[start:end] for name, array in outputs.items()} for start, end in pairwise([0, *ends])]
+
+
+def _size(batch: Sequence[_Pending]) -> tuple[int, int]:
+    """Rows and bytes."""
+    return sum(pending.rows for pending in batch), sum(pending.bytes for pending in batch)
 
 
 def _bytes_of(array: Array) -> int:

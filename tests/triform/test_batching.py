@@ -22,6 +22,7 @@ from triform.batching import Answer, Batched
 from triform.errors import DeadlineExceeded, Overloaded, RunFailed
 from triform.features import Features
 from triform.models import Served
+from triform.pace import Pace
 from triform.predictor import Predictor
 from triform.signature import Array
 
@@ -424,17 +425,17 @@ def test_short_runs_let_the_event_loop_turn(predictors: Callable[[str], Predicto
     within(test())
 
 
-def test_a_long_run_is_not_forgotten_at_once(lookup: Predictor, gate: Gate) -> None:
-    async def test() -> None:
-        pending = batching._Pending(x(1), None, 0.0, asyncio.get_running_loop().create_future())
-        pace = batching._Pace(lookup, 1.0)
-        assert not pace.is_short([pending]), "never seen"
-        pace.ran([pending], 2.0)
-        seen = [pace.is_short([pending]) for _ in range(40) if not pace.ran([pending], 0.1)]
-        assert (seen[0], seen[-1]) == (False, True)
-        assert not pace.is_short([pending] * 2), "another size"
-
-    within(test())
+def test_a_long_run_is_not_forgotten_at_once(lookup: Predictor) -> None:
+    pace = Pace(lookup, short=1.0)
+    assert not pace.is_short(1, 8), "never seen"
+    pace.ran(1, 8, 2.0)
+    seen = []
+    for _ in range(40):
+        pace.ran(1, 8, 0.1)
+        seen.append(pace.is_short(1, 8))
+    assert seen == sorted(seen)
+    assert (seen[10], seen[-1]) == (False, True)
+    assert not pace.is_short(2, 8), "another size"
 
 
 def test_one_answer_of_a_run_is_its_first(lookup: Predictor, gate: Gate) -> None:
