@@ -14,12 +14,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from typing import Any, Final
 from urllib.parse import quote
 
 from triform.errors import BodyTimeout
 from triform.headers import REQUEST_ID, Headers
-from triform.http import HttpRequest, HttpResponse, HttpSurface
+from triform.http import HttpRequest, HttpResponse, HttpSurface, request_id_of
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -27,6 +28,7 @@ Send = Callable[[Message], Awaitable[None]]
 Hook = Callable[[], Awaitable[None]]
 
 LATIN: Final = "latin-1"
+GONE: Final = 499  # what servers count a caller under who did not wait for his answer: nginx, Ray Serve
 LONG: Final = 0.05  # seconds from a request's body to the first look whether its caller is still there
 
 
@@ -60,26 +62,22 @@ class AsgiApp:
         query = scope.get("query_string", b"").decode(LATIN)
         response = await self.surface.greet(HttpRequest(scope["method"], _path(scope), headers, b"", query, _client(scope)))
         if isinstance(response, HttpRequest):
-            answered = await self._handle(response, receive, deadline)
-            if answered is None:
-                return
-            response = answered
+            response = await self._handle(response, receive, deadline)
         if self._told_by_server and (REQUEST_ID, response.headers[REQUEST_ID]) in headers:
             del response.headers[REQUEST_ID]
         await _answer(response, send, length=scope["method"] != "HEAD")
 
-    async def _handle(self, request: HttpRequest, receive: Receive, deadline: float) -> HttpResponse | None:
-        """The answer to a request whose body is still to come; None: the caller has gone."""
+    async def _handle(self, request: HttpRequest, receive: Receive, deadline: float) -> HttpResponse:
+        """The answer to a request whose body is still to come. Who has gone gets none, but the server counts what he is told."""
         started = time.perf_counter()
         with _Patience(receive) as patience:
             patience.until_late(self.timeout)
             body = await _read(receive, self.surface.limits.request)
-            if body is None:
-                return None
-            patience.until_gone()
-            return await self.surface.handle_async(request._replace(body=body), deadline=deadline)
+            if body is not None:
+                patience.until_gone()
+                return await self.surface.handle_async(request._replace(body=body), deadline=deadline)
         if not patience.is_late:
-            return None
+            return HttpResponse(GONE, {REQUEST_ID: request_id_of(request.headers, None)}, b"")
         error = BodyTimeout(f"the body did not come within {self.timeout:g} s")
         response = self.surface.refuse(error, request.headers)
         self.surface.service.refused(response.headers[REQUEST_ID], error, started)
@@ -150,8 +148,9 @@ class _Patience:
         self._looking = self._loop.create_task(self._wait())
 
     async def _wait(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
+        with suppress(Exception):  # a server that cannot tell has lost him
+            while (await self._receive())["type"] != "http.disconnect":
+                pass
         self._end()
 
 

@@ -29,7 +29,7 @@ class Spared:
         self._app = app
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "http":
+        if scope["type"] in ("http", "websocket"):
             given = [value.decode("latin-1").strip(" \t") for name, value in scope["headers"] if name == ID]
             headers = [header for header in scope["headers"] if header[0] != ID] if given else scope["headers"]
             scope["headers"] = [*headers, NOT_LOOKED_FOR, (ID, request_id(given).encode())]

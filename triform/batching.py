@@ -9,8 +9,8 @@ window of time has to be chosen. A run that raises is tried again request by req
 error. Requests are never cut apart: one that is larger than `max_rows` runs alone. Rows of a `dependent` model are never run
 beside a stranger's.
 
-The loop is not kept waiting: what takes longer runs in a thread. To hand a run to a thread and back takes about as
-long, so one that has lately taken less is made on the loop itself, once a turn (pace.py).
+Runs are in threads, so that the event loop goes on, but for those that take no longer than the way to a thread and back: they are
+made on the loop itself, one a turn and model (pace.py). One that takes long after all is ended and made again in a thread.
 
 `Batched` is this for all the versions that a service has: its `Execute`.
 """
@@ -18,11 +18,13 @@ long, so one that has lately taken less is made on the loop itself, once a turn 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import CancelledError, Executor, Future
 from contextlib import suppress
+from functools import partial
 from itertools import accumulate, pairwise
 from typing import Annotated, Any, Final, NamedTuple
 
@@ -39,6 +41,7 @@ from triform.signature import Array, rows_of
 MAX_ROWS: Final = 128  # of one run, where nothing else is said
 MAX_QUEUE_ROWS: Final = 4096
 MAX_QUEUE_BYTES: Final = 256 << 20
+LONGEST: Final = 0.02  # seconds that a run may keep the event loop, should it take longer than it was known for
 _MANY_TEXTS: Final = 1 << 16
 _TEXT_BYTES: Final = 64  # that each of more is taken for
 
@@ -76,21 +79,24 @@ class _Pending:
 
 
 class _Run(NamedTuple):
-    """A run as it ended: `answers` of those who still waited for it, or an `error`; the CPU time of its thread, in seconds."""
+    """A run as it ended: `answers` of those who still waited for it, or an `error`; the CPU time of its thread, in seconds.
+
+    A run that failed says nothing of how long others take.
+    """
 
     batch: list[_Pending]
     answers: list[dict[str, Array]]
-    error: Exception | None
+    error: BaseException | None
     began: float
     seconds: float
 
 
 class DynamicBatcher:
-    """Batches the requests for one predictor. Belongs to one event loop, which no run of more than `short` blocks.
+    """Batches the requests for one predictor. Belongs to one event loop.
 
     `slots`: runs at the same time, each in a thread of `executor`. `max_rows`: of one run; `max_queue_rows` and `max_queue_bytes`
-    (of their inputs): that may wait, and beyond them `Overloaded` is raised. A run is made on the loop itself if the last of its
-    size took less than `short`, in seconds of CPU time. `clock` is `time.monotonic`, as deadlines are.
+    (of their inputs): that may wait, and beyond them `Overloaded` is raised. `short`: seconds, as of
+    `Pace`. `clock` is `time.monotonic`, as deadlines are.
     """
 
     def __init__(
@@ -163,7 +169,7 @@ class DynamicBatcher:
     def _check_room(self, pending: _Pending) -> None:
         """Raises `Overloaded`. One request may wait, however large; those who wait for the end of this turn only need not."""
         if self._is_full(pending):
-            self._fill_slots()
+            self._fill_slots(here=False)
         if full := self._is_full(pending):
             raise Overloaded(f"{full}: send the request again later")
 
@@ -178,13 +184,17 @@ class DynamicBatcher:
         """In this turn of the event loop, after those who come in it, too."""
         if not self._fills_soon:
             self._fills_soon = True
-            asyncio.get_running_loop().call_soon(self._fill_slots)
+            asyncio.get_running_loop().call_soon(self._end_of_turn)
 
-    def _fill_slots(self) -> None:
+    def _end_of_turn(self) -> None:
         self._fills_soon = False
+        self._fill_slots()
+
+    def _fill_slots(self, *, here: bool = True) -> None:
+        """One run of them at most on the event loop itself, if at all; other slots have their turn after it."""
         while self._free and (batch := self._take()):
             self._free -= 1
-            if self._pace.is_short(*_size(batch)):
+            if here and self._pace.is_short(*_size(batch)):
                 self._run_here(batch)
                 return
             self._begin(batch, deque())
@@ -229,46 +239,50 @@ class DynamicBatcher:
         No task waits for the run and no future of the event loop stands for it: each would cost all of the batch another turn
         of the loop.
         """
+        loop = asyncio.get_running_loop()
         try:
-            self._executor.submit(self._run_in_thread, asyncio.get_running_loop(), batch, rest)
+            run = self._executor.submit(self._run, batch)
         except RuntimeError as error:  # the threads are no more
-            self._end(_Run([*batch], [], error, self._clock(), 0.0), rest)
+            loop.call_soon(self._end, batch, rest, _failed(error))
+            return
+        run.add_done_callback(partial(_tell, loop, partial(self._end, batch, rest)))
 
-    def _run_in_thread(self, loop: asyncio.AbstractEventLoop, batch: Sequence[_Pending], rest: deque[_Pending]) -> None:
-        run = self._run(batch)
-        with suppress(RuntimeError):  # the loop is closed, and nobody is left to be told
-            loop.call_soon_threadsafe(self._end, run, rest)
-
-    def _run(self, batch: Sequence[_Pending]) -> _Run:
-        """In any thread. Who has gone meanwhile is left out."""
+    def _run(self, batch: Sequence[_Pending], most: float = math.inf) -> _Run:
+        """In any thread, for so many seconds at most. Who has gone meanwhile is left out."""
         began, cpu = self._clock(), time.thread_time()
         wanted, answers, error = [pending for pending in batch if not pending.future.done()], [], None
         try:
             if wanted:
-                answers = _together(self.predictor, wanted)
+                answers = _together(self.predictor, wanted, most)
         except Exception as raised:  # noqa: BLE001 - it is each request's
             error = raised
         return _Run(wanted, answers, error, began, time.thread_time() - cpu)
 
-    def _end(self, run: _Run, rest: deque[_Pending]) -> None:
+    def _end(self, batch: Sequence[_Pending], rest: deque[_Pending], ran: Future[_Run]) -> None:
         """Of a run in a thread: the slot is free again, if none of `rest` needs it."""
-        if self._is_over(run, rest):
+        error = CancelledError("the run was cancelled") if ran.cancelled() else ran.exception()
+        if self._is_over(ran.result() if error is None else _Run([*batch], [], error, self._clock(), 0.0), rest):
             self._free += 1
             self._fill_slots()
 
     def _run_here(self, batch: Sequence[_Pending]) -> None:
-        """The same on the event loop, for a run that takes no longer than the way to a thread; the next is in another turn."""
-        if self._is_over(self._run(batch), deque()):
+        """The same on the event loop, for a run that takes no longer than the way to a thread; the next is in another turn.
+
+        One that takes long all the same is ended, as far as ONNX Runtime can (between nodes), and made again in a thread.
+        """
+        run = self._run(batch, LONGEST)
+        if isinstance(run.error, DeadlineExceeded):
+            self._pace.ran(*_size(run.batch), LONGEST)
+            self._begin(run.batch, deque())
+        elif self._is_over(run, deque()):
             self._free += 1
-            self._fill_soon()
+        self._fill_soon()
 
     def _is_over(self, run: _Run, rest: deque[_Pending]) -> bool:
         """Each request gets its rows; those of a run that raised are run again one by one, so that each gets its own error.
 
         Returns whether nobody is left who needs the slot.
         """
-        if run.batch:
-            self._pace.ran(*_size(run.batch), run.seconds)
         if run.error is None:
             self._answer(run)
         elif isinstance(run.error, TriformError) and len(run.batch) > 1:
@@ -289,6 +303,8 @@ class DynamicBatcher:
             self._drained = None
 
     def _answer(self, run: _Run) -> None:
+        if run.batch:
+            self._pace.ran(*_size(run.batch), run.seconds)
         ended, rows, first = self._clock(), sum(pending.rows for pending in run.batch), True
         for pending, outputs in zip(run.batch, run.answers, strict=True):
             if not pending.future.done():
@@ -296,9 +312,23 @@ class DynamicBatcher:
                 first = False
 
 
-def _together(predictor: Predictor, batch: Sequence[_Pending]) -> list[dict[str, Array]]:
+def _tell(loop: asyncio.AbstractEventLoop, end: Callable[[Future[_Run]], None], ran: Future[_Run]) -> None:
+    """From the run's thread. Where the loop is closed nobody is left to be told."""
+    with suppress(RuntimeError):
+        loop.call_soon_threadsafe(end, ran)
+
+
+def _failed(error: Exception) -> Future[_Run]:
+    run: Future[_Run] = Future()
+    run.set_exception(error)
+    return run
+
+
+def _together(predictor: Predictor, batch: Sequence[_Pending], most: float) -> list[dict[str, Array]]:
     """Each request's rows of one run of all. It is the run's thread that stacks them, which takes long where they are large."""
     deadline = _latest(batch)
+    if most < math.inf:
+        deadline = min(deadline or math.inf, time.monotonic() + most)
     if len(batch) == 1:
         return [predictor.run(batch[0].inputs, deadline=deadline)]
     inputs = {name: np.concatenate([pending.inputs[name] for pending in batch]) for name in batch[0].inputs}

@@ -264,7 +264,7 @@ class HttpSurface:
         `AnswerTooLarge`.
         """
         with exchange.stage("decode"):
-            if self.service.at_once(size):
+            if self.service.is_small(size):
                 call, inputs = exchange.read(decode)
             else:
                 call, inputs = await self.service.do(partial(exchange.read, decode), size, exchange.deadline)
@@ -272,7 +272,7 @@ class HttpSurface:
         with exchange.stage("encode"):
             size = sum(array.nbytes for array in outputs.values())
             encode = call.say if call.columns is None else call.encode
-            if self.service.at_once(size):
+            if self.service.is_small(size):
                 encoded = encode(outputs)
             else:
                 encoded = await self.service.do(partial(encode, outputs), size, exchange.deadline, urgent=True)

@@ -7,7 +7,7 @@ from typing import Final
 from triform.predictor import Predictor
 
 SHORT: Final = 250e-6  # seconds of CPU time
-_FORGETS: Final = 0.97  # of what a run has taken, with each run of its size: after 10 ms the next 106 are not short
+_FORGETS: Final = 0.97  # of what a run has taken, with each run of its size: after 10 ms the next 121 are not short
 
 
 class Pace:

@@ -39,7 +39,7 @@ class Ran(NamedTuple):
 
 Execute = Callable[[Served, Mapping[str, Array], float | None], Awaitable[Ran]]
 T = TypeVar("T")
-# Bytes of JSON. To read so many takes about the 5 ms for which one thread of Python keeps the others waiting anyway.
+# Bytes of JSON. To read so many takes about 5 ms, for which one thread of Python keeps the others waiting unless told otherwise.
 LARGE: Final = 512 << 10
 
 
@@ -187,7 +187,10 @@ class _Recorded:
                 exchange.models.telemetry.record(msgspec.structs.replace(record, seconds=seconds))
         exchange.ended(code, seconds)
         if told is not error and told is not None:
-            raise told from (error if isinstance(error, MemoryError) else None)  # not of a stack a thousand frames deep
+            try:
+                raise told from (error if isinstance(error, MemoryError) else None)  # not from a stack a thousand frames deep
+            finally:
+                del told, error  # else it holds this frame, and this frame it, and so the memory that ran out
 
 
 def _told(error: BaseException) -> BaseException:
@@ -222,8 +225,8 @@ class InferenceService:
             return work()
         return await self.aside(work, size, deadline, urgent=urgent)
 
-    def at_once(self, size: int) -> bool:
-        """Whether work on so many bytes is done without waiting: then there is no need to `do` it."""
+    def is_small(self, size: int) -> bool:
+        """Whether to `do` work on so many bytes is to do it here and now."""
         return self.aside is None or size < LARGE
 
     def exchange(

@@ -15,9 +15,10 @@ import msgspec
 import orjson
 import pytest
 import uvicorn
+from ray.serve._private.http_util import parse_disconnect_disabled_header
 
 from ray_apps.arguments import Arguments
-from ray_apps.asgi import AsgiApp
+from ray_apps.asgi import LONG, AsgiApp
 from ray_apps.hosting import host
 from ray_apps.spared import Spared
 from tests.gates import Gate
@@ -99,7 +100,7 @@ def test_an_address_that_a_header_claims_is_told_from_one_that_is_known(online_m
     assert told == ["192.0.2.7", "forwarded for 192.0.2.7", ""]
 
 
-def test_nothing_is_sent_to_who_left_while_sending(app: RunningApp) -> None:
+def test_the_server_counts_who_left_while_sending(app: RunningApp) -> None:
     sent: list[Any] = []
 
     async def leave() -> None:
@@ -114,7 +115,7 @@ def test_nothing_is_sent_to_who_left_while_sending(app: RunningApp) -> None:
         await app.app({"type": "http", "method": "POST", "path": PREDICT, "headers": []}, receive, send)
 
     asyncio.run_coroutine_threadsafe(leave(), app.loop).result(30)
-    assert sent == []
+    assert (sent[0]["status"], sent[1]["body"]) == (499, b"")
 
 
 def test_a_call_that_the_server_cancels_is_recorded_as_such(online_models: Path) -> None:
@@ -158,10 +159,12 @@ async def leave_while_it_runs(app: AsgiApp, gate: Gate, *, cancelled: bool) -> l
     while gate.began == 0:
         await asyncio.sleep(0.001)
     if cancelled:
+        await asyncio.sleep(3 * LONG)  # it looks whether he is there
+    left.set()
+    if cancelled:  # in the turn in which he is found to be gone
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
-    left.set()
     await asyncio.wait([call], timeout=20)
     assert call.done()
     return sent
@@ -173,9 +176,34 @@ def test_who_goes_away_is_not_waited_for(online_models: Path, *, cancelled: bool
     with running(online_models, telemetry) as app, Gate() as gate:
         service = InferenceService(app.app.surface.service.models, Batched(gate, short=0.0))
         leaving = leave_while_it_runs(AsgiApp(HttpSurface(service), timeout=30), gate, cancelled=cancelled)
-        assert asyncio.run_coroutine_threadsafe(leaving, app.loop).result(30) == []
+        sent = asyncio.run_coroutine_threadsafe(leaving, app.loop).result(30)
+        assert [message.get("status") for message in sent] == ([] if cancelled else [499, None])
         gate.open.set()
     assert [r.code for r in telemetry.records] == ["cancelled"]
+
+
+def test_what_serve_is_spared_and_what_it_is_told() -> None:
+    """The caller's own word is not the last; of several ids the first that may stand in a log, else a new one."""
+
+    async def seen(kind: str, *given: tuple[bytes, bytes]) -> list[tuple[bytes, bytes]]:
+        scopes: list[Any] = []
+
+        async def app(scope: Any, *_: Any) -> None:
+            scopes.append(scope)
+
+        await Spared(app)({"type": kind, "headers": [(b"a", b"1"), *given]}, None, None)
+        assert scopes[0]["headers"][0] == (b"a", b"1")
+        headers: list[tuple[bytes, bytes]] = scopes[0]["headers"]
+        return headers
+
+    for given, expected in ([b"abc"], b"abc"), ([b"\xe9", b" x-2 ", b"x-3"], b"x-2"), ([b"a b"], None), ([], None):
+        for kind in "http", "websocket":
+            headers = asyncio.run(seen(kind, *((b"x-request-id", value) for value in given)))
+            ids = [value for name, value in headers if name == b"x-request-id"]
+            assert len(ids) == 1
+            assert ids[0] == expected if expected else len(bytes.fromhex(ids[0].decode())) == 16
+    told = asyncio.run(seen("http", (b"x-request-disconnect-disabled", b"?0")))
+    assert parse_disconnect_disabled_header(dict(told))
 
 
 def test_the_path_stays_encoded_and_loses_the_route_prefix(app: RunningApp) -> None:

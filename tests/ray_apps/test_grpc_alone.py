@@ -150,7 +150,7 @@ def test_who_gives_up_in_mid_batch_does_his_peers_no_harm(models: Models, gate: 
 
     within(test())
     assert gate.began == 3, "nobody was run twice"
-    assert max(r.batch_rows for r in telemetry.records) == 3
+    assert max(r.batch_rows for r in telemetry.records) == 2, "the run began when he had gone"
 
 
 def test_an_idle_stream_is_closed(models: Models, telemetry: RecordingTelemetry) -> None:

@@ -8,7 +8,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Coroutine, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -403,6 +403,90 @@ def test_what_is_short_runs_on_the_event_loop(lookup: Predictor, gate: Gate) -> 
         assert batcher.idle
 
     Watched.stacked.clear()
+    within(test())
+
+
+def test_a_failed_run_does_not_tell_how_long_others_take(predictors: Callable[[str], Predictor], gate: Gate) -> None:
+    async def test() -> None:
+        lookup = predictors("lookup")
+        batcher = batching.DynamicBatcher(lookup, gate, short=60.0)
+        gate.open.set()
+        with pytest.raises(RunFailed):
+            await batcher.infer(x(BAD))
+        await batcher.infer(x(1))
+        assert gate.began == 2, "the first that is answered is in a thread, too"
+        await batcher.infer(x(1))
+        assert gate.began == 2
+
+    within(test())
+
+
+def test_a_run_that_keeps_the_loop_too_long_is_made_again_in_a_thread(
+    predictors: Callable[[str], Predictor], gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is stopped at once stands for it: how long a run takes depends on the machine."""
+
+    async def test() -> None:
+        batcher = batching.DynamicBatcher(predictors("lookup"), gate, short=60.0)
+        gate.open.set()
+        await batcher.infer(x(1))
+        monkeypatch.setattr(batching, "LONGEST", -1.0)
+        assert [y(await batcher.infer(x(2), deadline=time.monotonic() + 30)), y(await batcher.infer(x(3)))] == [[20.0], [30.0]]
+        assert gate.began == 3
+        await batcher.drain()
+
+    within(test())
+
+
+def test_another_slot_is_filled_while_those_of_a_failed_run_are_asked_one_by_one(lookup: Predictor, gate: Gate) -> None:
+    async def test() -> None:
+        batcher = batching.DynamicBatcher(lookup, gate, slots=2, max_rows=2, short=60.0)
+        gate.open.set()
+        await batcher.infer(x(1, 1))
+        gate.open.clear()
+        failing = [asyncio.create_task(batcher.infer(x(BAD))) for _ in range(2)]
+        good = [asyncio.create_task(batcher.infer(x(i))) for i in range(2)]
+        assert [y(a) for a in await asyncio.wait_for(asyncio.gather(*good), 10)] == [[0.0], [10.0]]
+        assert not any(task.done() for task in failing)
+        gate.open.set()
+        assert {type(a) for a in await asyncio.gather(*failing, return_exceptions=True)} == {RunFailed}
+        await batcher.drain()
+
+    within(test())
+
+
+class NoMoreThreads(ThreadPoolExecutor):
+    """As where the system starts no more: the work is taken, and its taker told that it is not."""
+
+    def submit(self, work: Callable[..., Any], /, *args: Any, **options: Any) -> Any:
+        super().submit(work, *args, **options)
+        raise RuntimeError("can't start new thread")
+
+
+def test_what_no_thread_could_be_started_for_is_ended_once(lookup: Predictor) -> None:
+    async def test() -> None:
+        with NoMoreThreads(1) as threads:
+            batcher = DynamicBatcher(lookup, threads, max_rows=1)
+            answers = await asyncio.gather(*(batcher.infer(x(1)) for _ in range(2000)), return_exceptions=True)
+            assert {str(a) for a in answers} == {"can't start new thread"}
+            await batcher.drain()
+        await settle()
+        assert batcher.idle
+
+    within(test())
+
+
+def test_runs_that_are_cancelled_with_their_threads_are_told_of(lookup: Predictor) -> None:
+    async def test() -> None:
+        gate = Gate(1)
+        batcher = DynamicBatcher(lookup, gate, slots=2)
+        tasks = await one_by_one(batcher.infer(x(i)) for i in range(2))
+        gate.shutdown(wait=False, cancel_futures=True)
+        gate.open.set()
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [type(a) for a in answers] == [Answer, CancelledError]
+        await batcher.drain()
+
     within(test())
 
 
