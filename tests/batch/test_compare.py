@@ -417,6 +417,7 @@ def test_on_s3_it_is_the_same(tmp_path: Path, versions: Path, s3_bucket: str) ->
     assert not any("/_open/" in name for name in bench.listed())
 
 
+@pytest.mark.slow
 def test_a_run_from_the_start_on_ray(bench: Workbench, ray_cluster: Any) -> None:
     """Scored, committed, compared; and again, which does nothing."""
     bench.write_some(3)

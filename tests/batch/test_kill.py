@@ -100,12 +100,13 @@ def finish(bench: Workbench, *args: str) -> None:
     assert "Traceback" not in said
 
 
-def test_a_killed_run_is_finished_by_the_same_command(workbench: Workbench, ray_cluster: Any) -> None:
-    """Once with a Ray of its own, and once in a cluster that outlives the driver, so that its actors may be zombies."""
+@pytest.mark.parametrize("own_ray", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_killed_run_is_finished_by_the_same_command(workbench: Workbench, ray_cluster: Any, *, own_ray: bool) -> None:
+    """In a cluster that outlives the driver, so that its actors may be zombies; at first, perhaps, with a Ray of its own."""
     for i in range(FILES):
         workbench.write(f"{i:02d}.parquet", i * ROWS, ROWS)
     there = "--address", ray_cluster.get_runtime_context().gcs_address
-    assert kill_when(workbench, lambda: recorded(workbench) >= 3)
+    assert kill_when(workbench, lambda: recorded(workbench) >= 3, *(() if own_ray else there))
     after_first = recorded(workbench)
     assert 3 <= after_first < FILES
     assert kill_when(workbench, lambda: recorded(workbench) >= after_first + 5, *there)

@@ -99,6 +99,7 @@ def actors_started() -> int:
     return sum(bool(actor.pid) for actor in list_actors(there, limit=1000) if "PartScorer" in actor.class_name)
 
 
+@pytest.mark.slow
 def test_a_pool_grows_with_its_work_and_waits_for_no_node(workbench: Workbench, ray_cluster: Any) -> None:
     """From one actor to what the cluster has; MAX is beyond that, as in a cluster whose autoscaler may add nodes."""
     workbench.write_some(200)

@@ -100,6 +100,7 @@ def client_server(ray_cluster: Any, tmp_path_factory: pytest.TempPathFactory) ->
         server.wait(30)
 
 
+@pytest.mark.slow
 def test_a_driver_in_another_folder_ships_its_code(workbench: Workbench, elsewhere: Path, ray_cluster: Any) -> None:
     done = drive(workbench.write_some(4), elsewhere, ray_cluster.get_runtime_context().gcs_address)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr + done.stdout
