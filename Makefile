@@ -47,7 +47,7 @@ demo-canary: setup ## roll version 2 of the example out on Ray Serve under load,
 	@$(BIN)/python -m examples.canary
 
 test: setup ## the test suite without its slow part
-	$(PYTEST) -m "not slow and not gpu" --numprocesses 3 --dist loadgroup
+	$(PYTEST) -m "not slow and not gpu" --numprocesses 2 --dist loadgroup
 
 test-slow: setup ## the full counts of the fault and property tests
 	$(PYTEST) -m "slow and not gpu"
