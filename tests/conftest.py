@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -134,14 +135,32 @@ def scored(flights: Path, ray_cluster: Any) -> Summary:
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
-    """An S3 over HTTP on loopback: the address of a moto server."""
+    """An S3 over HTTP on loopback: the address of a moto server.
+
+    S3 answers one of several conditional writes that come at once; moto looks, and then writes, and may answer two. So here they
+    come to it one by one.
+    """
+    from moto.s3.responses import S3Response
     from moto.server import ThreadedMotoServer
 
+    for name in "put_object", "_key_response_post":  # the latter completes uploads in parts
+        setattr(S3Response, name, _one_by_one(getattr(S3Response, name)))
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
     yield f"http://{host}:{port}"
     server.stop()
+
+
+_TURN = threading.RLock()
+
+
+def _one_by_one(act: Callable[..., Any]) -> Callable[..., Any]:
+    def locked(*given: Any, **named: Any) -> Any:
+        with _TURN:  # the body has been read by then
+            return act(*given, **named)
+
+    return locked
 
 
 @pytest.fixture
