@@ -5,8 +5,8 @@
                             the body is late, or its caller goes away: what waits for the model is cancelled
 
 Ray Serve would take in all that a caller sends, as fast as it comes, and look for his going in two tasks of its own for every
-request, which takes a sixth of its time. spared.py tells it to leave both to this application, which looks once a request takes
-longer (`LONG`). Specification: ASGI 3.0, HTTP connection scope and lifespan.
+request, which takes a sixth of its time. spared.py tells it to leave both to this application, which looks once in a while
+(`LONG`) at those who wait for longer than that. Specification: ASGI 3.0, HTTP connection scope and lifespan.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Hook = Callable[[], Awaitable[None]]
 
 LATIN: Final = "latin-1"
 GONE: Final = 499  # what servers count a caller under who did not wait for his answer: nginx, Ray Serve
-LONG: Final = 0.05  # seconds from a request's body to the first look whether its caller is still there
+LONG: Final = 0.05  # seconds between two looks at who waits for so long
 
 
 class AsgiApp:
@@ -46,41 +46,41 @@ class AsgiApp:
         self.timeout = timeout
         self._told_by_server = tells_request_id
         self._at_end = at_end
+        self._watch = _Watch(timeout)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            await self._http(scope, receive, send)
+            await self.http(scope, receive, send)
         elif scope["type"] == "lifespan":
             await self._lifespan(receive, send)
         else:  # a websocket: refused before it is accepted, which the server turns into a 403
             await receive()
             await send({"type": "websocket.close", "code": 1000})
 
-    async def _http(self, scope: Message, receive: Receive, send: Send) -> None:
-        deadline = time.monotonic() + self.timeout
+    async def http(self, scope: Message, receive: Receive, send: Send) -> int:
+        """Answers a request; returns the status."""
         headers = Headers([(name.decode(LATIN), value.decode(LATIN)) for name, value in scope["headers"]])
         query = scope.get("query_string", b"").decode(LATIN)
-        response = await self.surface.greet(HttpRequest(scope["method"], _path(scope), headers, b"", query, _client(scope)))
+        response = self.surface.greet(HttpRequest(scope["method"], _path(scope), headers, b"", query, _client(scope)))
         if isinstance(response, HttpRequest):
-            response = await self._handle(response, receive, deadline)
+            response = await self._handle(response, receive)
         if self._told_by_server and (REQUEST_ID, response.headers[REQUEST_ID]) in headers:
             del response.headers[REQUEST_ID]
         await _answer(response, send, length=scope["method"] != "HEAD")
+        return response.status
 
-    async def _handle(self, request: HttpRequest, receive: Receive, deadline: float) -> HttpResponse:
+    async def _handle(self, request: HttpRequest, receive: Receive) -> HttpResponse:
         """The answer to a request whose body is still to come. Who has gone gets none, but the server counts what he is told."""
-        started = time.perf_counter()
-        with _Patience(receive) as patience:
-            patience.until_late(self.timeout)
+        with self._watch.over(receive) as caller:
             body = await _read(receive, self.surface.limits.request)
             if body is not None:
-                patience.until_gone()
-                return await self.surface.handle_async(request._replace(body=body), deadline=deadline)
-        if not patience.is_late:
+                caller.has_sent = True
+                return await self.surface.handle_async(request.with_body(body), deadline=caller.since + self.timeout)
+        if not caller.is_late:
             return HttpResponse(GONE, {REQUEST_ID: request_id_of(request.headers, None)}, b"")
         error = BodyTimeout(f"the body did not come within {self.timeout:g} s")
         response = self.surface.refuse(error, request.headers)
-        self.surface.service.refused(response.headers[REQUEST_ID], error, started)
+        self.surface.service.refused(response.headers[REQUEST_ID], error, time.perf_counter() - self.timeout)
         response.headers["connection"] = "close"  # what would still come is not read
         return response
 
@@ -96,62 +96,89 @@ class AsgiApp:
                 return
 
 
-class _Patience:
-    """Cancels the task that it is made in where a body is late, or its caller goes away before he is answered; then the block is
-    left without an error. A caller is looked for by a task of its own, which only requests have that take long.
+class _Caller:
+    """Who is to send a body (`has_sent`), and waits for his answer `since` a `time.monotonic()`.
 
-    `asyncio.timeout` twice would do the first half, and take longer than all the rest of this module.
+    The block that it is entered for is cancelled where the body is late, or he goes away before he is answered; then the block is
+    left without an error.
     """
 
-    def __init__(self, receive: Receive) -> None:
-        task = asyncio.current_task()
-        assert task is not None, "a coroutine runs in a task"  # noqa: S101
-        self.is_late = False
-        self._ended = False
-        self._receive = receive
-        self._task = task
-        self._loop = asyncio.get_running_loop()
-        self._timer: asyncio.TimerHandle | None = None
-        self._looking: asyncio.Task[None] | None = None
+    __slots__ = ("_ended", "_looking", "_receive", "_task", "_watch", "has_sent", "is_late", "since")
 
-    def __enter__(self) -> _Patience:
+    def __init__(self, watch: _Watch, receive: Receive) -> None:
+        self._watch = watch
+        self._receive = receive
+        self._task: asyncio.Task[Any] | None = None
+        self._looking: asyncio.Task[None] | None = None
+        self._ended = False
+        self.has_sent = self.is_late = False
+        self.since = time.monotonic()
+
+    def __enter__(self) -> _Caller:
+        self._task = asyncio.current_task()
+        self._watch.add(self)
         return self
 
-    def until_late(self, seconds: float) -> None:
-        self._timer = self._loop.call_later(seconds, self._late)
-
-    def until_gone(self) -> None:
-        """The body has come."""
-        self._stop()
-        self._timer = self._loop.call_later(LONG, self._look)
-
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
-        self._stop()
-        # A cancellation of the server's, too, goes on
-        return self._ended and self._task.uncancel() == 0 and kind is asyncio.CancelledError
-
-    def _stop(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+        self._watch.leave(self)
         if self._looking is not None:
             self._looking.cancel()
+        # A cancellation of the server's, too, goes on
+        return self._ended and self._task is not None and self._task.uncancel() == 0 and kind is asyncio.CancelledError
 
-    def _late(self) -> None:
-        self.is_late = True
-        self._end()
+    def look(self, seconds: float) -> None:
+        """Whether he is late, who has had so many seconds, or has gone: that is looked for by a task of its own from now on."""
+        if not self.has_sent:
+            if time.monotonic() - self.since >= seconds:
+                self.is_late = True
+                self._end()
+        elif self._looking is None:
+            self._looking = asyncio.get_running_loop().create_task(self._wait())
 
     def _end(self) -> None:
-        self._ended = True
-        self._task.cancel()
-
-    def _look(self) -> None:
-        self._looking = self._loop.create_task(self._wait())
+        if not self._ended and self._task is not None:
+            self._ended = True
+            self._task.cancel()
 
     async def _wait(self) -> None:
         with suppress(Exception):  # a server that cannot tell has lost him
             while (await self._receive())["type"] != "http.disconnect":
                 pass
         self._end()
+
+
+class _Watch:
+    """Over all callers of an application who wait for long: a timer for each would take longer than the rest of this module.
+
+    `seconds`: that a body may take.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._callers: dict[_Caller, None] = {}  # in the order in which they came
+        self._runs = False
+
+    def over(self, receive: Receive) -> _Caller:
+        return _Caller(self, receive)
+
+    def add(self, caller: _Caller) -> None:
+        self._callers[caller] = None
+        if not self._runs:
+            self._runs = True
+            asyncio.get_running_loop().call_later(LONG, self._look)
+
+    def leave(self, caller: _Caller) -> None:
+        del self._callers[caller]
+
+    def _look(self) -> None:
+        long_ago = time.monotonic() - LONG
+        for caller in self._callers:
+            if caller.since > long_ago:
+                break
+            caller.look(self._seconds)
+        self._runs = bool(self._callers)
+        if self._runs:
+            asyncio.get_running_loop().call_later(LONG, self._look)
 
 
 async def _read(receive: Receive, limit: int) -> bytes | None:

@@ -2,7 +2,8 @@
 
 An id that may not stand in a log or a header is replaced here, as Serve adds what it finds to the answer.
 
-    uvicorn -> Spared: two headers more -> Serve's replica -> asgi.py, which looks for the caller itself
+    uvicorn -> Spared -> straight.py -> asgi.py, which looks for the caller itself
+                  two headers more -> Serve's replica, for what goes its way -> asgi.py
 
 Serve calls `middlewares` in each process that takes HTTP requests, where RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH says
 so (environment.py), for all applications of the cluster. Headers: seen in Ray 2.60 (`parse_disconnect_disabled_header`,
@@ -16,6 +17,7 @@ from typing import Any, Final
 
 from starlette.middleware import Middleware
 
+from ray_apps.straight import Straight
 from triform.headers import REQUEST_ID, request_id
 
 NOT_LOOKED_FOR: Final = (b"x-request-disconnect-disabled", b"?1")
@@ -27,8 +29,15 @@ class Spared:
 
     def __init__(self, app: Callable[[Any, Any, Any], Awaitable[None]]) -> None:
         self._app = app
+        self._straight: Straight | None = None
+        self._looked = False
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if not self._looked:  # the first request comes once all is made
+            self._straight, self._looked = Straight.of(self._app), True
+        if self._straight is not None and scope["type"] == "http" and self._straight.takes(scope):
+            await self._straight(scope, receive, send)
+            return
         if scope["type"] in ("http", "websocket"):
             given = [value.decode("latin-1").strip(" \t") for name, value in scope["headers"] if name == ID]
             headers = [header for header in scope["headers"] if header[0] != ID] if given else scope["headers"]

@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import accumulate
 from typing import Any, Final, Literal
 
@@ -48,7 +48,7 @@ class RayTelemetry:
 
     def __init__(self) -> None:
         self._counted: dict[tuple[str, ...], _Series] = {}
-        self._by_shape: dict[tuple[object, ...], list[_Series]] = {}  # what records count in
+        self._by_shape: dict[tuple[object, ...], list[Callable[[float], None]]] = {}  # what records count in
         self._gone: dict[tuple[str, ...], None] = {}  # models that were freed, by their labels: the latest
         self._telling = threading.Lock()
         self._made: Mapping[str, Any] = {metric.name: _made(metric) for metric in VOCABULARY}
@@ -60,10 +60,10 @@ class RayTelemetry:
         if counted_in is None:
             with self._telling:  # none is let go of meanwhile
                 counted_in = self._by_shape[kind] = [
-                    self._series(metric, labels) for metric, labels, _ in observations(inference)
+                    self._series(metric, labels).add for metric, labels, _ in observations(inference)
                 ]
-        for series, value in zip(counted_in, observed(inference), strict=True):
-            series.add(value)
+        for add, value in zip(counted_in, observed(inference)):  # noqa: B905 - of one shape they are as many
+            add(value)
 
     def loaded(self, load: LoadRecord) -> None:
         model = (*load.labels().values(),)

@@ -133,18 +133,22 @@ class Access:
         if http.greeted:
             return http
         self._browsers.check(http.headers)
-        return http._replace(caller=http.caller or await self._caller(http), greeted=True)
+        caller = http.caller or self._caller(http)
+        if caller is None:
+            caller = _holder(await self._of_signature(values(http.headers, "authorization")[0], http))
+        return http.let_in(caller)
 
-    async def authenticate_head(self, http: HttpRequest) -> HttpRequest:
+    def authenticate_head(self, http: HttpRequest) -> HttpRequest:
         """The same of a request whose body is still to be read: a signature that could be right is left for then."""
-        given = values(http.headers, "authorization")
-        if len(given) == 1 and given[0].startswith(SIGNED):
-            self._browsers.check(http.headers)
-            self._signature(given[0])
-            return http
-        return await self.authenticate(http)
+        self._browsers.check(http.headers)
+        caller = http.caller or self._caller(http)
+        if caller is not None:
+            return http.let_in(caller)
+        self._signature(values(http.headers, "authorization")[0])
+        return http
 
-    async def _caller(self, http: HttpRequest) -> Caller:
+    def _caller(self, http: HttpRequest) -> Caller | None:
+        """None: of whom a signature is to tell."""
         given = values(http.headers, "authorization")
         if not given:
             if self._anonymous:
@@ -155,9 +159,9 @@ class Access:
         scheme, _, rest = given[0].partition(" ")
         if scheme.lower() == "bearer":
             return _holder(self._of_bearer(rest.strip(" ")))
-        if scheme == SIGNED:
-            return _holder(await self._of_signature(given[0], http))
-        raise Unauthenticated(f"authorization: expected Bearer or {SIGNED}")
+        if scheme != SIGNED:
+            raise Unauthenticated(f"authorization: expected Bearer or {SIGNED}")
+        return None
 
     def of_platform(self, identity: str) -> Caller:
         """The caller whom the platform before this host knows, such as an authorizer: never from a header."""
@@ -181,6 +185,13 @@ class Access:
         if OPERATE in deed.roles:
             await self._record(http, deed, Forbidden.code)
         raise Forbidden(f"this needs the role '{missing[0]}'" if missing else "the caller is bound to other models")
+
+    def infers(self, http: HttpRequest, role: Role, model: str | None) -> bool:
+        """Whether an authenticated request does no more than infer, which its caller may: there is nothing to `attend` to."""
+        caller = http.caller or ANONYMOUS
+        if role != INFER or INFER not in caller.roles or values(http.headers, OVERRIDE):
+            return False
+        return caller.models is None or model is None or model in caller.models
 
     async def attend(
         self, http: HttpRequest, what: str, role: Role, model: str | None, act: Callable[[HttpRequest], Awaitable[T]]

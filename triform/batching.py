@@ -21,7 +21,7 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from concurrent.futures import CancelledError, Executor, Future
 from contextlib import suppress
 from functools import partial
@@ -45,24 +45,13 @@ LONGEST: Final = 0.02  # seconds that a run may keep the event loop, should it t
 _MANY_TEXTS: Final = 1 << 16
 _TEXT_BYTES: Final = 64  # that each of more is taken for
 
-Shapes = tuple[tuple[str, str, tuple[int, ...]], ...]
-
-
-class Answer(NamedTuple):
-    """`outputs` are the request's own, of shape [rows, ...]; `batch_rows` ran together, and one of them is `first`; times in
-    seconds."""
-
-    outputs: dict[str, Array]
-    batch_rows: int
-    queued: float
-    executed: float
-    first: bool
+Shapes = tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...]
 
 
 class _Pending:
     """A request in the queue or under way."""
 
-    def __init__(self, inputs: Mapping[str, Array], deadline: float | None, since: float, future: asyncio.Future[Answer]) -> None:
+    def __init__(self, inputs: Mapping[str, Array], deadline: float | None, since: float, future: asyncio.Future[Ran]) -> None:
         self.inputs = inputs
         self.rows = rows_of(inputs)
         self.weight = max(self.rows, 1)  # in the queue: a request without rows takes its place there too
@@ -71,15 +60,17 @@ class _Pending:
         self.since = since
         self.future = future
         self.waits = True
+        self.expiry: asyncio.TimerHandle | None = None
         shapes = []  # in the signature's order, as its `validate` gives them
         for name, array in inputs.items():
             self.bytes += _bytes_of(array)
-            shapes.append((name, array.dtype.str, array.shape[1:]))
+            shapes.append((name, array.dtype, array.shape[1:]))
         self.shapes: Shapes = tuple(shapes)
 
 
 class _Run(NamedTuple):
-    """A run as it ended: `answers` of those who still waited for it, or an `error`; the CPU time of its thread, in seconds.
+    """A run as it ended: `answers` of those who still waited for it, or an `error`; the CPU time of its thread, in seconds, and
+    whether that was the event loop's.
 
     A run that failed says nothing of how long others take.
     """
@@ -89,6 +80,7 @@ class _Run(NamedTuple):
     error: BaseException | None
     began: float
     seconds: float
+    here: bool = False
 
 
 class DynamicBatcher:
@@ -120,12 +112,13 @@ class DynamicBatcher:
         self._executor = executor
         self._slots = self._free = slots
         self._queue: deque[_Pending] = deque()
+        self._fresh: list[_Pending] = []  # who came in this turn of the event loop
         self._drained: asyncio.Future[None] | None = None
         self._clock = clock
         self._pace = Pace(predictor, short)
         self._fills_soon = False
 
-    async def infer(self, inputs: Mapping[str, Array], *, deadline: float | None = None) -> Answer:
+    async def infer(self, inputs: Mapping[str, Array], *, deadline: float | None = None) -> Ran:
         """The answer for arrays that fit the signature (`Signature.validate`), all with the same number of rows.
 
         Raises `Overloaded`, `DeadlineExceeded` (also while the request waits or runs) and what `Predictor.run` raises. A request
@@ -137,18 +130,28 @@ class DynamicBatcher:
         loop = asyncio.get_running_loop()
         pending = _Pending(inputs, deadline, now, loop.create_future())
         self._check_room(pending)
-        expiry = loop.call_later(deadline - now, _expire, pending) if deadline is not None else None
         self._queue.append(pending)
         self.queued_rows += pending.weight
         self.queued_bytes += pending.bytes
+        self._fresh.append(pending)
         if self._free:
             self._fill_soon()
+        else:
+            self._watch()
         try:
             return await pending.future
         finally:
-            if expiry is not None:
-                expiry.cancel()
+            if pending.expiry is not None:
+                pending.expiry.cancel()
             self._leave(pending)
+
+    def _watch(self) -> None:
+        """Those who wait beyond this turn of the event loop are told when their time is up; most need not wait so long."""
+        now, loop = self._clock(), asyncio.get_running_loop()
+        for pending in self._fresh:
+            if pending.deadline is not None and not pending.future.done():
+                pending.expiry = loop.call_later(pending.deadline - now, _expire, pending)
+        self._fresh.clear()
 
     @property
     def idle(self) -> bool:
@@ -196,8 +199,9 @@ class DynamicBatcher:
             self._free -= 1
             if here and self._pace.is_short(*_size(batch)):
                 self._run_here(batch)
-                return
+                break
             self._begin(batch, deque())
+        self._watch()
         self._tell_if_drained()
 
     def _take(self) -> list[_Pending]:
@@ -256,7 +260,7 @@ class DynamicBatcher:
                 answers = _together(self.predictor, wanted, most)
         except Exception as raised:  # noqa: BLE001 - it is each request's
             error = raised
-        return _Run(wanted, answers, error, began, time.thread_time() - cpu)
+        return _Run(wanted, answers, error, began, time.thread_time() - cpu, here=most < math.inf)
 
     def _end(self, batch: Sequence[_Pending], rest: deque[_Pending], ran: Future[_Run]) -> None:
         """Of a run in a thread: the slot is free again, if none of `rest` needs it."""
@@ -272,7 +276,7 @@ class DynamicBatcher:
         """
         run = self._run(batch, LONGEST)
         if isinstance(run.error, DeadlineExceeded):
-            self._pace.ran(*_size(run.batch), LONGEST)
+            self._pace.ran(*_size(run.batch), LONGEST, here=True)
             self._begin(run.batch, deque())
         elif self._is_over(run, deque()):
             self._free += 1
@@ -304,11 +308,11 @@ class DynamicBatcher:
 
     def _answer(self, run: _Run) -> None:
         if run.batch:
-            self._pace.ran(*_size(run.batch), run.seconds)
-        ended, rows, first = self._clock(), sum(pending.rows for pending in run.batch), True
+            self._pace.ran(*_size(run.batch), run.seconds, here=run.here)
+        rows, first = sum(pending.rows for pending in run.batch), True
         for pending, outputs in zip(run.batch, run.answers, strict=True):
             if not pending.future.done():
-                pending.future.set_result(Answer(outputs, rows, run.began - pending.since, ended - run.began, first))
+                pending.future.set_result(Ran(outputs, rows, run.began - pending.since, first=first))
                 first = False
 
 
@@ -385,9 +389,8 @@ class Batched:
         self._options = options or {}
         self._batchers: dict[Predictor, DynamicBatcher] = {}
 
-    async def __call__(self, served: Served, inputs: Mapping[str, Array], deadline: float | None) -> Ran:
-        answer = await self.batcher(served.predictor).infer(inputs, deadline=deadline)
-        return Ran(answer.outputs, answer.batch_rows if answer.first else 0, answer.queued)
+    def __call__(self, served: Served, inputs: Mapping[str, Array], deadline: float | None) -> Awaitable[Ran]:
+        return self.batcher(served.predictor).infer(inputs, deadline=deadline)
 
     def batcher(self, predictor: Predictor) -> DynamicBatcher:
         """That of this very predictor; a version that was loaded anew has a new one."""

@@ -55,6 +55,7 @@ class Features:
 
     def __init__(self, signature: Signature, config: ModelConfig) -> None:
         self.signature = signature
+        self.tensors = {t.name: t for t in signature.inputs}
         self.inputs = tuple(_feature(t, config) for t in signature.inputs)
         self.outputs = tuple(c for t in signature.outputs for c in _output_columns(t, config))
         names = [c.name for c in self.outputs]

@@ -20,18 +20,27 @@ class Headers(tuple[tuple[str, str], ...]):
         made = super().__new__(cls, pairs)
         named: dict[str, list[str]] = {}
         for name, value in made:
-            named.setdefault(name.lower(), []).append(value.strip(" \t"))
+            name, value = name.lower(), value.strip(" \t")  # noqa: PLW2901
+            if name in named:
+                named[name].append(value)
+            else:
+                named[name] = [value]
         made.named = named
         return made
 
 
+_NONE: Final[list[str]] = []  # never changed
+
+
 def values(headers: Iterable[tuple[str, str]], name: str) -> list[str]:
-    """The values of each line of a header, whose `name` is in lower case; without the blanks around them."""
-    if not isinstance(headers, Headers):
-        headers = Headers(headers)
-    return headers.named.get(name, [])
+    """The values of each line of a header, whose `name` is in lower case; without the blanks around them. Not to be changed."""
+    named = headers.named if isinstance(headers, Headers) else Headers(headers).named
+    return named.get(name, _NONE)
 
 
 def request_id(given: Iterable[str]) -> str:
     """The first of these that can stand in a log and a header as it is; else a new one."""
-    return next((one for one in given if _CLEAN_ID.fullmatch(one)), None) or os.urandom(16).hex()
+    for one in given:
+        if _CLEAN_ID.fullmatch(one):
+            return one
+    return os.urandom(16).hex()

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import unquote
@@ -72,6 +72,13 @@ class HttpRequest(NamedTuple):
     caller: Caller | None = None
     greeted: bool = False
 
+    def let_in(self, caller: Caller) -> HttpRequest:
+        """The request with its caller."""
+        return HttpRequest(self.method, self.path, self.headers, self.body, self.query, self.client, caller, True)
+
+    def with_body(self, body: bytes) -> HttpRequest:
+        return HttpRequest(self.method, self.path, self.headers, body, self.query, self.client, self.caller, self.greeted)
+
 
 class HttpResponse(NamedTuple):
     status: int
@@ -88,9 +95,11 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Received(NamedTuple):
-    """A request on its way through the surface. `told`: headers of the answer, whatever it will be."""
+    """A request on its way through the surface. `named`: its headers' values, by name; `told`: headers of the answer, whatever it
+    will be."""
 
     http: HttpRequest
+    named: Mapping[str, list[str]]
     request_id: str
     deadline: float | None
     started: float
@@ -102,14 +111,16 @@ class Received(NamedTuple):
 
     def header(self, name: str) -> str | None:
         """The value of a header that may stand once. Raises `InvalidRequest` where it stands twice."""
-        given = values(self.http.headers, name)
+        given = self.named.get(name)
+        if given is None:
+            return None
         if len(given) > 1:
             raise InvalidRequest(f"the header {name} is given twice")
-        return given[0] if given else None
+        return given[0]
 
     def listed(self, name: str) -> str:
         """The value of a header that is a list, in one line or several; "" where there is none."""
-        return ",".join(values(self.http.headers, name))
+        return ",".join(self.named.get(name, ()))
 
     def media_type(self, *expected: str) -> tuple[str, dict[str, str]]:
         """Of the body: the type, "" where it is not said, and its parameters. Raises `UnsupportedMediaType`."""
@@ -141,9 +152,11 @@ class HttpSurface:
         self, http: HttpRequest, *, deadline: float | None = None, request_id: str | None = None
     ) -> HttpResponse:
         """The same on an event loop, for a service whose models run elsewhere. What it raises is its cancellation."""
-        if not isinstance(http.headers, Headers):
-            http = http._replace(headers=Headers(http.headers))
-        received = Received(http, request_id_of(http.headers, request_id), deadline, time.perf_counter(), {})
+        headers = http.headers
+        if not isinstance(headers, Headers):
+            headers = Headers(headers)
+            http = http._replace(headers=headers)
+        received = Received(http, headers.named, request_id_of(headers, request_id), deadline, time.perf_counter(), {})
         try:
             status, encoded = await self._answer(received)
         except TriformError as error:
@@ -156,11 +169,11 @@ class HttpSurface:
             log.exception("request %s failed", received.request_id, extra=received.logged())
             status, encoded = _failure(TriformError("the server failed; its log knows why"))
         body, packed = encoded.body, dict[str, str]()
-        if accepted := received.listed("accept-encoding"):
-            body, packed = await self._packed(body, accepted, received.deadline)
-        headers = {"content-type": encoded.content_type, **encoded.headers, **received.told, **packed}
-        headers[REQUEST_ID] = received.request_id
-        return HttpResponse(status, headers, b"" if http.method == "HEAD" else body)
+        if "accept-encoding" in received.named:
+            body, packed = await self._packed(body, received.listed("accept-encoding"), received.deadline)
+        answer = {"content-type": encoded.content_type, **encoded.headers, **received.told, **packed}
+        answer[REQUEST_ID] = received.request_id
+        return HttpResponse(status, answer, b"" if http.method == "HEAD" else body)
 
     async def _packed(self, body: bytes, accepted: str, deadline: float | None) -> tuple[bytes, dict[str, str]]:
         """The body as the caller would like it; as it is, where there is no time for that."""
@@ -169,13 +182,13 @@ class HttpSurface:
         except (Overloaded, DeadlineExceeded):
             return body, {}
 
-    async def greet(self, http: HttpRequest) -> HttpRequest | HttpResponse:
+    def greet(self, http: HttpRequest) -> HttpRequest | HttpResponse:
         """For a host that has not read the body yet: the request with its caller, or a refusal that needs no body."""
         started = time.perf_counter()
         if self.access is None or unquote(http.path) in EVERYBODYS:
             return http
         try:
-            return await self.access.authenticate_head(http)
+            return self.access.authenticate_head(http)
         except TriformError as error:
             response = self.refuse(error, http.headers)
             self.service.refused(response.headers[REQUEST_ID], error, started)
@@ -202,15 +215,18 @@ class HttpSurface:
         http, access, path = received.http, self.access, unquote(received.http.path)
         if access is None or path in EVERYBODYS:
             return await self._operate(received, *find(http.method, path), http)
-        http = await access.authenticate(http)
+        if not http.greeted:
+            http = await access.authenticate(http)
         route, chosen = find(http.method, path)
         model = self._model(route, chosen)
+        if access.infers(http, route.role, model):
+            return await self._operate(received, route, chosen, http)
         return await access.attend(http, route.operation, route.role, model, partial(self._operate, received, route, chosen))
 
-    async def _operate(self, received: Received, route: Route, chosen: Chosen, http: HttpRequest) -> Answer:
+    def _operate(self, received: Received, route: Route, chosen: Chosen, http: HttpRequest) -> Awaitable[Answer]:
         operation: Callable[[Received, Chosen], Answer | Awaitable[Answer]] = getattr(self, route.operation)
         answer = operation(received if http is received.http else received._replace(http=http), chosen)
-        return answer if isinstance(answer, tuple) else await answer
+        return _ready(answer) if isinstance(answer, tuple) else answer
 
     def _model(self, route: Route, chosen: Chosen) -> str | None:
         return chosen.get("model") or (self.service.models.default_name() if route.operation == "invocations" else None)
@@ -245,7 +261,7 @@ class HttpSurface:
             served = exchange.choose(chosen.get("model"), version=version, alias=alias)
             received.told[MODEL] = served.manifest.ref
             size = len(received.http.body)
-            if received.header("content-encoding") is not None:
+            if "content-encoding" in received.named:
                 size = max(size, min(size * _UNPACKED, LARGE))  # large, if it may unpack to as much
             if exchange.models.splits.live and version is None and alias is None and (split := exchange.models.splits.of(served)):
                 try:
@@ -289,7 +305,8 @@ class HttpSurface:
         body = received.http.body
         if len(body) > self.limits.request:
             raise PayloadTooLarge(f"the body has more than the {self.limits.request} bytes that are allowed")
-        return unpack(body, (received.header("content-encoding") or "").lower(), self.limits.unpacked)
+        encoding = received.header("content-encoding")
+        return body if encoding is None else unpack(body, encoding.lower(), self.limits.unpacked)
 
     def v2_server(self, received: Received, chosen: Chosen) -> Answer:  # noqa: ARG002 - all operations are called alike
         from triform import __version__
@@ -341,6 +358,10 @@ Answer = tuple[int, Encoded]
 BEFORE: Final = (Unauthenticated, Forbidden, RouteNotFound, MethodNotAllowed, UnsupportedMethod)
 
 
+async def _ready(answer: Answer) -> Answer:
+    return answer
+
+
 def at_once(answer: Coroutine[Any, Any, T]) -> T:
     """What a coroutine returns that never waits."""
     try:
@@ -373,8 +394,8 @@ def told(error: TriformError) -> str:
 
 def request_id_of(headers: Sequence[tuple[str, str]], given: str | None) -> str:
     """The caller's, if it can stand in a log and a header as it is; else the host's, if that can; else a new one."""
-    told = values(headers, REQUEST_ID)
-    return request_id(told if given is None else [*told, given])
+    named = values(headers, REQUEST_ID)
+    return request_id(named if given is None else [*named, given])
 
 
 def version_of(text: str | None) -> int | None:

@@ -1,4 +1,8 @@
-"""Which runs of a model are so short that to hand one to a thread and back would take longer."""
+"""Which runs of a model are so short that to hand one to a thread and back would take longer.
+
+What a run took in a thread says little of a short one: beside a busy event loop it takes several times as long, waiting for the
+interpreter. So a size that may be short is tried on the loop, and what runs take there decides where the next ones go.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +11,13 @@ from typing import Final
 from triform.predictor import Predictor
 
 SHORT: Final = 250e-6  # seconds of CPU time
-_FORGETS: Final = 0.97  # of what a run has taken, with each run of its size: after 10 ms the next 121 are not short
+_TRIED: Final = 4.0  # times as long a run in a thread may have taken for one on the loop to be tried
+_SHARE: Final = 0.125  # of the latest run in what is known of its size
+_FORGETS: Final = 0.97  # of what is known of a size that goes to threads, with each run: after 10 ms on the loop the next 53
 
 
 class Pace:
-    """How much CPU time runs have lately taken at most, by their size: rows and bytes, each to the power of two.
+    """How much CPU time runs take, by their size: rows and bytes, each to the power of two.
 
     Where a run waits for others (ONNX Runtime's own threads, a GPU) that says nothing, and none is called short. Nor is one of a
     size that was never seen. `short`: in seconds.
@@ -20,14 +26,19 @@ class Pace:
     def __init__(self, predictor: Predictor, short: float = SHORT) -> None:
         self._short = short
         self._tells = predictor.threads == 1 and predictor.provider == "CPUExecutionProvider"
-        self._most: dict[tuple[int, int], float] = {}
+        self._known: dict[tuple[int, int], float] = {}  # below `short`: on the loop
 
     def is_short(self, rows: int, size: int) -> bool:
         """Whether a run of so many rows and bytes is likely to be."""
-        return self._most.get((rows.bit_length(), size.bit_length()), self._short) < self._short
+        return self._known.get((rows.bit_length(), size.bit_length()), self._short) < self._short
 
-    def ran(self, rows: int, size: int, seconds: float) -> None:
-        """One has taken so many seconds of its thread's CPU time."""
-        if self._tells:
-            key = rows.bit_length(), size.bit_length()
-            self._most[key] = max(seconds, self._most.get(key, 0.0) * _FORGETS)
+    def ran(self, rows: int, size: int, seconds: float, *, here: bool) -> None:
+        """One has taken so many seconds of its thread's CPU time; `here`: on the event loop."""
+        if not self._tells:
+            return
+        key = rows.bit_length(), size.bit_length()
+        known = self._known.get(key, seconds if here else 0.0)
+        if here:
+            self._known[key] = known + (seconds - known) * _SHARE
+        elif not 0.0 < known < self._short:
+            self._known[key] = max(seconds / _TRIED, known * _FORGETS)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeVar
 
 import msgspec
@@ -28,13 +29,14 @@ CANCELLED: Final = "cancelled"  # a record's code where the caller, or the proce
 
 
 class Ran(NamedTuple):
-    """What came of a run. `batch_rows` ran together, 0 where another request of the run tells it. Times in seconds: it was
-    `queued`, and on its way to another process and back (`hop`), where it ran there."""
+    """What came of a run. `outputs` are the request's own, of shape [rows, ...]; `batch_rows` ran together, and one of them is
+    `first`. Times in seconds: it was `queued`, and on its way to another process and back (`hop`), where it ran there."""
 
     outputs: dict[str, Array]
     batch_rows: int
     queued: float = 0.0
     hop: float = 0.0
+    first: bool = True
 
 
 Execute = Callable[[Served, Mapping[str, Array], float | None], Awaitable[Ran]]
@@ -67,18 +69,24 @@ class _Stage:
         self._name = name
 
     def __enter__(self) -> None:
-        check(self._exchange.deadline, f"the stage '{self._name}'")
+        if (deadline := self._exchange.deadline) is not None and time.monotonic() >= deadline:
+            check(deadline, f"the stage '{self._name}'")
         self._started = time.perf_counter()
 
     def __exit__(self, *_: object) -> None:
-        stages = self._exchange.stages
-        stages[self._name] = stages.get(self._name, 0.0) + time.perf_counter() - self._started
+        seconds, stages = time.perf_counter() - self._started, self._exchange.stages
+        stages[self._name] = stages[self._name] + seconds if self._name in stages else seconds
 
 
 class Exchange:
     """One request on its way. What it came to is recorded when `InferenceService.exchange` is left."""
 
     before: tuple[InferenceRecord, ...] = ()  # of the versions that have answered their rows already, where several do
+    served: Served | None = None
+    rows = 0
+    batch_rows = 0  # of the run, others' rows too; 0 where another request of the run tells it
+    dead_letters: Mapping[str, int] = MappingProxyType({})  # rows by error code, of a request that may refuse some
+    instead_of: tuple[int, str] | None = None  # the version that failed the request before, and the error's code
 
     def __init__(self, models: Models, execute: Execute, request_id: str, deadline: float | None, caller: str = "") -> None:
         self.models = models
@@ -86,11 +94,6 @@ class Exchange:
         self.request_id = request_id
         self.caller = caller
         self.deadline = deadline
-        self.served: Served | None = None
-        self.rows = 0
-        self.batch_rows = 0  # of the run, others' rows too; 0 where another request of the run tells it
-        self.dead_letters: Mapping[str, int] = {}  # rows by error code, of a request that may refuse some
-        self.instead_of: tuple[int, str] | None = None  # the version that failed the request before, and the error's code
         self.stages: dict[str, float] = {}
 
     def choose(self, model: str | None, *, version: int | None = None, alias: str | None = None) -> Served:
@@ -156,11 +159,12 @@ class Exchange:
         assert self.served is not None, "choose comes first"  # noqa: S101 - a fault of ours
         with self.stage("execute"):
             ran = await self._execute(self.served, inputs, self.deadline)
-        for stage, seconds in (("queue", ran.queued), ("hop", ran.hop)):
-            if seconds:
-                self.stages[stage] = seconds
-                self.stages["execute"] -= seconds
-        self.rows, self.batch_rows = rows_of(inputs), ran.batch_rows
+        if ran.queued:
+            self.stages["queue"] = ran.queued
+        if ran.hop:
+            self.stages["hop"] = ran.hop
+        self.stages["execute"] -= ran.queued + ran.hop
+        self.rows, self.batch_rows = rows_of(inputs), ran.batch_rows if ran.first else 0
         return ran.outputs
 
 

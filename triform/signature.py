@@ -108,7 +108,9 @@ class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         sizes: dict[str, tuple[int, str]] = {}
         checked: dict[str, Array] = {}
         for tensor in self.inputs:
-            array = cast(arrays[tensor.name], tensor, booleans=False)
+            array = arrays[tensor.name]
+            if not (isinstance(array, np.ndarray) and array.dtype == tensor.dtype and tensor.datatype != "BYTES"):
+                array = cast(array, tensor, booleans=False)
             _check_shape(array.shape, tensor, sizes)
             checked[tensor.name] = array
         rows = {a.shape[0] for a in checked.values()}
@@ -120,6 +122,8 @@ class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def check_names(self, names: Collection[str]) -> None:
         """Raises `InvalidInput` for a name that is no input's, and for an input that is not named."""
         known = [t.name for t in self.inputs]
+        if known == [*names]:
+            return
         for name in names:
             if name not in known:
                 raise InvalidInput(f"no input is called {_quoted(name)}: expected {', '.join(known)}", input=name[:80])

@@ -274,9 +274,17 @@ def observations(inference: InferenceRecord) -> list[Observation]:
 
 def observed(inference: InferenceRecord) -> list[float]:
     """The values of `observations` alone, in their order: for a backend that remembers which series records of a shape have."""
-    rows = [float(rows) for rows in (inference.rows, inference.batch_rows) if rows]
-    failed = [] if inference.instead_of is None else [1.0]
-    return [1.0, inference.seconds, *rows, *inference.stages.values(), *map(float, inference.dead_letters.values()), *failed]
+    values = [1.0, inference.seconds]
+    if inference.rows:
+        values.append(float(inference.rows))
+    if inference.batch_rows:
+        values.append(float(inference.batch_rows))
+    values += inference.stages.values()
+    if inference.dead_letters:
+        values += map(float, inference.dead_letters.values())
+    if inference.instead_of is not None:
+        values.append(1.0)
+    return values
 
 
 def shape(inference: InferenceRecord) -> tuple[object, ...]:

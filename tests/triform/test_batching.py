@@ -18,12 +18,13 @@ import pytest
 
 from tests.gates import Gate, settle, within
 from triform import batching, testing
-from triform.batching import Answer, Batched
+from triform.batching import Batched
 from triform.errors import DeadlineExceeded, Overloaded, RunFailed
 from triform.features import Features
 from triform.models import Served
 from triform.pace import Pace
 from triform.predictor import Predictor
+from triform.service import Ran
 from triform.signature import Array
 
 BAD = 99  # the model has ten entries
@@ -67,7 +68,7 @@ def x(*values: int) -> dict[str, Array]:
     return {"x": np.array(values, dtype=np.int64)}
 
 
-def y(answer: Answer) -> list[float]:
+def y(answer: Ran) -> list[float]:
     return answer.outputs["y"].tolist()  # type: ignore[no-any-return]
 
 
@@ -108,7 +109,7 @@ def test_only_the_request_at_fault_gets_the_error(lookup: Predictor, gate: Gate)
         await settle()
         gate.open.set()
         answers = await asyncio.gather(*waiting, return_exceptions=True)
-        assert [y(a) if isinstance(a, Answer) else type(a) for a in answers] == [
+        assert [y(a) if isinstance(a, Ran) else type(a) for a in answers] == [
             [0.0], [10.0, 20.0], RunFailed, [30.0], RunFailed,
         ]  # fmt: skip
         assert y(await batcher.infer(x(5))) == [50.0]
@@ -179,7 +180,7 @@ def test_a_full_queue_refuses_and_every_request_is_answered_or_refused(lookup: P
         gate.open.set()
         answers = await asyncio.gather(*waiting, return_exceptions=True)
         refused = [a for a in answers if isinstance(a, Overloaded)]
-        assert (len(refused), sum(isinstance(a, Answer) for a in answers)) == (14, 6)
+        assert (len(refused), sum(isinstance(a, Ran) for a in answers)) == (14, 6)
         assert y(await batcher.infer(x(1))) == [10.0]
 
     within(test())
@@ -291,7 +292,7 @@ def test_a_queue_is_bounded_by_bytes_too(predictors: Callable[[str], Predictor],
         assert batcher.queued_bytes == 2 * size, "who gives up makes room"
         gate.open.set()
         answers = await asyncio.gather(*tasks, return_exceptions=True)
-        assert [type(a) for a in answers] == [Answer, asyncio.CancelledError, Answer, Answer, Overloaded, Overloaded]
+        assert [type(a) for a in answers] == [Ran, asyncio.CancelledError, Ran, Ran, Overloaded, Overloaded]
         assert batcher.queued_bytes == 0
 
     within(test())
@@ -304,7 +305,7 @@ def test_a_request_larger_than_the_queue_waits_alone(lookup: Predictor, gate: Ga
         await settle()
         gate.open.set()
         answers = await asyncio.gather(*tasks, return_exceptions=True)
-        assert [type(a) for a in answers] == [Answer, Answer, Overloaded]
+        assert [type(a) for a in answers] == [Ran, Ran, Overloaded]
 
     within(test())
 
@@ -364,7 +365,7 @@ def test_rows_are_stacked_in_the_thread_of_the_run(lookup: Predictor, gate: Gate
     within(test())
 
 
-async def one_by_one(calls: Iterable[Coroutine[Any, Any, Answer]]) -> list[asyncio.Task[Answer]]:
+async def one_by_one(calls: Iterable[Coroutine[Any, Any, Ran]]) -> list[asyncio.Task[Ran]]:
     """Each in a turn of the event loop of its own."""
     tasks = []
     for call in calls:
@@ -380,7 +381,7 @@ def test_requests_of_one_turn_run_together(lookup: Predictor, gate: Gate) -> Non
         assert [a.batch_rows for a in await asyncio.gather(*(batcher.infer(x(i)) for i in range(5)))] == [5] * 5
         narrow = DynamicBatcher(lookup, gate, max_rows=2, max_queue_rows=2)
         answers = await asyncio.gather(*(narrow.infer(x(i)) for i in range(5)), return_exceptions=True)
-        assert [a.batch_rows if isinstance(a, Answer) else type(a) for a in answers] == [2, 2, 2, 2, Overloaded]
+        assert [a.batch_rows if isinstance(a, Ran) else type(a) for a in answers] == [2, 2, 2, 2, Overloaded]
 
     within(test())
 
@@ -397,7 +398,7 @@ def test_what_is_short_runs_on_the_event_loop(lookup: Predictor, gate: Gate) -> 
         assert gate.began == 1
         assert [name.rpartition("_")[0] for name in Watched.stacked] == ["gate", "", ""]
         answers = await asyncio.gather(batcher.infer(x(1, 2)), batcher.infer(x(BAD, 3)), return_exceptions=True)
-        assert [y(a) if isinstance(a, Answer) else type(a) for a in answers] == [[10.0, 20.0], RunFailed]
+        assert [y(a) if isinstance(a, Ran) else type(a) for a in answers] == [[10.0, 20.0], RunFailed]
         assert gate.began == 3, "each of the two again, in a thread"
         await batcher.drain()
         assert batcher.idle
@@ -484,7 +485,7 @@ def test_runs_that_are_cancelled_with_their_threads_are_told_of(lookup: Predicto
         gate.shutdown(wait=False, cancel_futures=True)
         gate.open.set()
         answers = await asyncio.gather(*tasks, return_exceptions=True)
-        assert [type(a) for a in answers] == [Answer, CancelledError]
+        assert [type(a) for a in answers] == [Ran, CancelledError]
         await batcher.drain()
 
     within(test())
@@ -509,17 +510,37 @@ def test_short_runs_let_the_event_loop_turn(predictors: Callable[[str], Predicto
     within(test())
 
 
-def test_a_long_run_is_not_forgotten_at_once(lookup: Predictor) -> None:
+def test_a_size_that_may_be_short_is_tried_on_the_loop(lookup: Predictor) -> None:
     pace = Pace(lookup, short=1.0)
     assert not pace.is_short(1, 8), "never seen"
-    pace.ran(1, 8, 2.0)
+    pace.ran(1, 8, 3.9, here=False)
+    assert pace.is_short(1, 8), "in a thread it may well take four times as long"
+    assert not pace.is_short(2, 8), "another size"
+    pace.ran(1, 8, 3.0, here=True)
+    assert not pace.is_short(1, 8)
+
+
+def test_one_late_run_on_the_loop_says_little(lookup: Predictor) -> None:
+    pace = Pace(lookup, short=1.0)
+    for _ in range(20):
+        pace.ran(1, 8, 0.1, here=True)
+    pace.ran(1, 8, 5.0, here=True)
+    assert pace.is_short(1, 8)
+    pace.ran(1, 8, 20.0, here=True)
+    assert not pace.is_short(1, 8)
+
+
+def test_a_long_run_is_not_forgotten_at_once(lookup: Predictor) -> None:
+    pace = Pace(lookup, short=1.0)
+    for _ in range(1000):
+        pace.ran(1, 8, 40.0, here=False)
+        assert not pace.is_short(1, 8), "what is long is never tried"
     seen = []
-    for _ in range(40):
-        pace.ran(1, 8, 0.1)
+    for _ in range(80):
+        pace.ran(1, 8, 0.1, here=False)
         seen.append(pace.is_short(1, 8))
     assert seen == sorted(seen)
-    assert (seen[10], seen[-1]) == (False, True)
-    assert not pace.is_short(2, 8), "another size"
+    assert (seen[50], seen[-1]) == (False, True)
 
 
 def test_one_answer_of_a_run_is_its_first(lookup: Predictor, gate: Gate) -> None:

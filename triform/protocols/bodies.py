@@ -171,7 +171,7 @@ def write_json(value: Any) -> bytes:
 
 def plain(array: Array, name: str) -> Any:
     """The array as `write_json` takes it: numbers as they are, text as lists. Raises `InfiniteOutput`."""
-    if array.dtype.kind == "f" and np.isinf(array).any():
+    if array.dtype.kind == "f" and np.count_nonzero(np.isinf(array)):
         at = np.argwhere(np.isinf(array))[0]
         raise InfiniteOutput(
             f"output '{name}' is infinite in row {int(at[0])}, and JSON has no infinity: ask for it in binary (binary_data)"

@@ -118,7 +118,7 @@ def decode_request(request: InferRequest, tail: Bytes, served: Served, encode: E
 
 
 def _by_tensors(request: InferRequest, tail: Bytes, served: Served, encode: Encode) -> Call:
-    metadata = {t.name: t for t in served.signature.inputs}
+    metadata = served.features.tensors
     served.signature.check_names([given.name for given in request.inputs if given.name != served.key or given.name in metadata])
     for given in request.inputs:
         tensor = metadata.get(given.name)
