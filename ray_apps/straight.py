@@ -26,7 +26,12 @@ SERVES: Final = "/-/"  # how Serve's own paths begin
 TIME_LIMIT: Final = b"x-request-timeout-seconds"  # Serve ends a request after that
 # What is used of a replica and of what counts for it.
 REPLICAS: Final = ("_semaphore", "_metrics_manager", "_http_options", "_route_prefix", "_deployment_id")
-COUNTS: Final = ("inc_num_ongoing_requests", "dec_num_ongoing_requests", "record_request_metrics", "record_ingress_request_metrics")
+COUNTS: Final = (
+    "inc_num_ongoing_requests",
+    "dec_num_ongoing_requests",
+    "record_request_metrics",
+    "record_ingress_request_metrics",
+)
 
 
 class Straight:

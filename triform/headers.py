@@ -20,7 +20,7 @@ class Headers(tuple[tuple[str, str], ...]):
         made = super().__new__(cls, pairs)
         named: dict[str, list[str]] = {}
         for name, value in made:
-            name, value = name.lower(), value.strip(" \t")  # noqa: PLW2901
+            name, value = name.lower(), value.strip(" \t")
             if name in named:
                 named[name].append(value)
             else:
