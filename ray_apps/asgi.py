@@ -59,7 +59,7 @@ class AsgiApp:
 
     async def http(self, scope: Message, receive: Receive, send: Send) -> int:
         """Answers a request; returns the status."""
-        headers = Headers([(name.decode(LATIN), value.decode(LATIN)) for name, value in scope["headers"]])
+        headers = Headers.of_asgi(scope["headers"])
         query = scope.get("query_string", b"").decode(LATIN)
         response = self.surface.greet(HttpRequest(scope["method"], _path(scope), headers, b"", query, _client(scope)))
         if isinstance(response, HttpRequest):

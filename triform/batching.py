@@ -171,10 +171,10 @@ class DynamicBatcher:
 
     def _check_room(self, pending: _Pending) -> None:
         """Raises `Overloaded`. One request may wait, however large; those who wait for the end of this turn only need not."""
-        if self._is_full(pending):
+        if self.queued_rows and self._is_full(pending):
             self._fill_slots(here=False)
-        if full := self._is_full(pending):
-            raise Overloaded(f"{full}: send the request again later")
+            if full := self._is_full(pending):
+                raise Overloaded(f"{full}: send the request again later")
 
     def _is_full(self, pending: _Pending) -> str | None:
         if self.queued_rows and self.queued_rows + pending.weight > self.max_queue_rows:

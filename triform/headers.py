@@ -28,6 +28,21 @@ class Headers(tuple[tuple[str, str], ...]):
         made.named = named
         return made
 
+    @classmethod
+    def of_asgi(cls, pairs: Iterable[tuple[bytes, bytes]]) -> Headers:
+        """Of an ASGI server, which gives names in lower case and values without blanks around them."""
+        decoded, named = [], dict[str, list[str]]()
+        for raw, value in pairs:
+            name, text = raw.decode("latin-1"), value.decode("latin-1")
+            decoded.append((name, text))
+            if name in named:
+                named[name].append(text)
+            else:
+                named[name] = [text]
+        made = super().__new__(cls, decoded)
+        made.named = named
+        return made
+
 
 _NONE: Final[list[str]] = []  # never changed
 

@@ -124,7 +124,10 @@ class Received(NamedTuple):
 
     def media_type(self, *expected: str) -> tuple[str, dict[str, str]]:
         """Of the body: the type, "" where it is not said, and its parameters. Raises `UnsupportedMediaType`."""
-        kind, parameters = media_type(self.header("content-type") or "")
+        said = self.header("content-type") or ""
+        if said in expected:  # to the letter, as nearly always
+            return said, {}
+        kind, parameters = media_type(said)
         if kind and kind not in expected:
             raise UnsupportedMediaType(f"content-type {kind[:80]!r}: expected {' or '.join(k for k in expected if k != FORM)}")
         if not is_utf8(parameters):
@@ -408,6 +411,8 @@ def version_of(text: str | None) -> int | None:
 
 
 def _version(received: Received, chosen: Chosen) -> int | None:
+    if OVERRIDE not in received.named and "version" not in chosen:
+        return None
     override = received.header(OVERRIDE)
     if override is not None and ("version" in chosen or "alias" in chosen):
         raise InvalidRequest(f"the path says which version is to answer, and {OVERRIDE} does, too: send one of them")

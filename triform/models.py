@@ -51,7 +51,7 @@ class Served(NamedTuple):
 
     @property
     def signature(self) -> Signature:
-        return self.loaded.signature
+        return self.features.signature
 
     @property
     def elsewhere(self) -> bool:
@@ -220,6 +220,10 @@ class Models:
 
     def get(self, model: str, *, version: int | None = None, alias: str | None = None) -> Served:
         """The version that was asked for, loaded if it must be. Raises `ModelNotFound`, `VersionNotFound`, `AliasNotFound`."""
+        found = self._models.get(model)
+        slot = None if found is None or version is not None else found.slots.get(found.aliases.get(alias or "stable", 0))
+        if slot is not None and slot.served is not None:  # as nearly always
+            return slot.served
         return self._slot(model, version, alias).get()
 
     def is_ready(self, model: str, version: int | None = None) -> bool:

@@ -342,6 +342,7 @@ def _kind(array: Array) -> str:
 
 def rows_of(arrays: Mapping[str, Array] | Iterable[Array]) -> int:
     """The number of rows of arrays that share it (0 for no arrays)."""
-    for array in arrays.values() if isinstance(arrays, Mapping) else arrays:
-        return int(array.shape[0])
+    for array in arrays.values() if isinstance(arrays, dict | Mapping) else arrays:
+        rows: int = array.shape[0]
+        return rows
     return 0

@@ -124,7 +124,7 @@ def _by_tensors(request: InferRequest, tail: Bytes, served: Served, encode: Enco
         tensor = metadata.get(given.name)
         if tensor is not None and given.datatype != tensor.datatype:
             raise InvalidInput(f"input {given.name!r}: expected {tensor}, got {given.datatype[:40]!r}", input=given.name)
-    arrays = {given.name: _shaped(given, data) for given, data in _data(request.inputs, tail)}
+    arrays = {given.name: _shaped(given, data, metadata.get(given.name)) for given, data in _data(request.inputs, tail)}
     keys = None
     if served.key is not None and served.key in arrays:
         keys = arrays[served.key] if served.key in metadata else _beside(arrays, served.key)
@@ -221,10 +221,12 @@ def _from_bytes(data: Bytes, given: RequestInput) -> Array:
         raise InvalidInput(_name(given) + str(error)) from None
 
 
-def _shaped(given: RequestInput, data: list[Any] | Array) -> Array:
-    """The data, flat or nested, in the shape that the request says."""
-    tensor = TensorMetadata(given.name, given.datatype, ())
-    array = data if isinstance(data, np.ndarray) else cast(data, tensor, booleans=False)
+def _shaped(given: RequestInput, data: list[Any] | Array, tensor: TensorMetadata | None) -> Array:
+    """The data, flat or nested, in the shape that the request says. `tensor`: the model's, if it is one of its own."""
+    if isinstance(data, np.ndarray):
+        array = data
+    else:
+        array = cast(data, tensor or TensorMetadata(given.name, given.datatype, ()), booleans=False)
     if array.ndim != 1 and array.shape != tuple(given.shape):
         raise InvalidInput(_name(given) + f"shape is {_shown(given.shape)}, but data is nested as {_shown(array.shape)}")
     if array.size != (elements := math.prod(given.shape)):  # of Python's integers: it does not wrap
