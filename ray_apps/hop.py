@@ -94,11 +94,10 @@ class Hop:
             async with asyncio.timeout(seconds):
                 said = await self._replicas.run(manifest.name, manifest.version, inputs, seconds)
         except TimeoutError:
-            self._doubt.set()
+            self._lost(manifest.ref)  # or slow: then it says at once that it is there
             raise DeadlineExceeded(f"{manifest.ref} did not answer within the {seconds:.3g} s that it had") from None
         except Unavailable:
-            self._known.pop(manifest.ref, None)  # there may be other replicas: they are asked at once
-            self._doubt.set()
+            self._lost(manifest.ref)  # there may be other replicas: they are asked at once
             raise
         if isinstance(said, Failed):
             raise said.error()
@@ -110,6 +109,11 @@ class Hop:
             raise NotReady(f"no process that runs {ref} is there now: send the request again later")
         if (failed := self._known[ref]) is not None:
             raise failed.error()
+
+    def _lost(self, ref: str) -> None:
+        """Nobody waits for it until it has said anew that it is there, which it is asked at once."""
+        self._known.pop(ref, None)
+        self._doubt.set()
 
     def start(self, models: Models) -> None:
         """Looks what is held of `models` that runs elsewhere, from now on."""

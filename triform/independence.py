@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from triform.errors import RunFailed
+from triform.errors import ResourceExhausted, RunFailed
 from triform.golden import Tolerance
 from triform.package import Deviation, Independence
 from triform.predictor import joined
@@ -69,9 +69,9 @@ def deviation(run: Run, inputs: Mapping[str, Array], reference: Mapping[str, Arr
     for company in _companies(rows, rows_of(strangers), largest):
         try:
             answers = run({n: a[company] for n, a in everyone.items()})
-        except RunFailed:
+        except (RunFailed, ResourceExhausted):
             if company.max() >= rows:
-                continue  # the model cannot take such an extreme row: nothing is learnt from it
+                continue  # the model cannot take such an extreme row, or not in this memory: nothing is learnt from it
             raise
         ours = company < rows
         expected = {n: a[company[ours]] for n, a in reference.items()}

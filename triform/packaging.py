@@ -76,7 +76,8 @@ def package_model(
     """Publishes `model` as a version of `name`: the given one, or the next.
 
     `config` is the model.toml, `samples` a file of rows (see `rows.py`), `evaluation` figures to keep in the manifest. Raises
-    `UnsupportedModel` or `ConfigurationError` with what to do, `UnsafePackage`, `VersionExists`, `StoreError`.
+    `UnsupportedModel` or `ConfigurationError` with what to do, `UnsafePackage`, `VersionExists`, `StoreError`, and
+    `ResourceExhausted` where the samples need more memory than there is.
     """
     check_name(name)
     if version is not None and not VERSION.fullmatch(str(version)):

@@ -144,6 +144,13 @@ def test_it_has_its_time_and_at_most_half_of_the_requests(released: Released) ->
         deadline = time.monotonic() + 0.2
         with pytest.raises(DeadlineExceeded, match=r"lookup/2 did not answer within the 0\.\d+ s"):
             await run(hop, canary, 5, deadline=deadline)
+        line.hangs = False
+        line.asked.clear()
+        with pytest.raises(NotReady):  # nobody else waits for it
+            await run(hop, canary, 5)
+        assert line.asked == []
+        await hop.look(models)
+        await run(hop, canary, 5)
 
     scenario(released, test)
 

@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from triform import independence, testing
-from triform.errors import RunFailed, UnsupportedModel
+from triform.errors import ResourceExhausted, RunFailed, UnsupportedModel
 from triform.golden import Tolerance
 from triform.package import Deviation
 from triform.signature import Array
@@ -136,6 +136,39 @@ def test_a_model_that_fails_in_its_own_rows_company_is_an_error() -> None:
     run = running(fails_in_company)
     with pytest.raises(RunFailed):
         independence.deviation(run, ROWS, independence.alone(run, ROWS), 1)
+
+
+def hungry(path: Path) -> Path:
+    """y = 2 * x, FP32[rows, 1], but each x of 100 or more asks for 2**48 bytes, more than any process can address."""
+    nodes = [
+        node("Less", "x limit", "modest"),
+        node("Not", "modest", "immodest"),
+        node("NonZero", "immodest", "at"),
+        node("Shape", "at", "count", start=1),
+        node("Mul", "count everything", "size"),
+        node("ConstantOfShape", "size", "eaten"),
+        node("ReduceSum", "eaten", "nothing", keepdims=0),
+        node("Add", "x x", "twice"),
+        node("Add", "twice nothing", "y"),
+    ]
+    tensors = [value("x", "FP32", ["N", 1])], [value("y", "FP32", ["N", 1])]
+    return save(path, nodes, *tensors, {"limit": np.array(100, np.float32), "everything": np.array([2**46])})
+
+
+def test_an_extreme_row_that_memory_does_not_suffice_for_tells_nothing(pack: Pack, tmp_path: Path) -> None:
+    """The extreme rows are a thousand times the samples."""
+    packed = pack(hungry(tmp_path / "m.onnx"))
+    assert packed.manifest.row_independence.kind == "exact"
+    assert packed.predict(x=np.array([[1], [99]], np.float32))["y"].tolist() == [[2], [198]]
+    with pytest.raises(ResourceExhausted):
+        packed.predict(x=np.array([[1], [100]], np.float32))
+
+
+def test_samples_that_memory_does_not_suffice_for_are_an_error(pack: Pack, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.npz"
+    np.savez(rows, x=np.array([[1], [2], [100]], np.float32))
+    with pytest.raises(ResourceExhausted):
+        pack(hungry(tmp_path / "m.onnx"), samples=rows)
 
 
 @pytest.mark.parametrize(
