@@ -149,6 +149,7 @@ class _Caller:
 
 class _Watch:
     """Over all callers of an application who wait for long: a timer for each would take longer than the rest of this module.
+    Belongs to one event loop.
 
     `seconds`: that a body may take.
     """

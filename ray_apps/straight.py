@@ -24,14 +24,13 @@ Asgi = Callable[[Any, Any, Any], Awaitable[None]]
 
 SERVES: Final = "/-/"  # how Serve's own paths begin
 TIME_LIMIT: Final = b"x-request-timeout-seconds"  # Serve ends a request after that
-# What is used of a replica and of what counts for it.
-REPLICAS: Final = ("_semaphore", "_metrics_manager", "_http_options", "_route_prefix", "_deployment_id")
+# What is used of a replica, and of what counts for it.
+REPLICAS: Final = (
+    "_semaphore", "_metrics_manager", "_http_options", "_route_prefix", "_deployment_id", "_user_callable_wrapper",
+)  # fmt: skip
 COUNTS: Final = (
-    "inc_num_ongoing_requests",
-    "dec_num_ongoing_requests",
-    "record_request_metrics",
-    "record_ingress_request_metrics",
-)
+    "inc_num_ongoing_requests", "dec_num_ongoing_requests", "record_request_metrics", "record_ingress_request_metrics",
+)  # fmt: skip
 
 
 class Straight:
@@ -41,10 +40,9 @@ class Straight:
         from ray.serve._private.common import RequestMetadata, RequestProtocol
 
         self._app = AsgiApp(app.surface, timeout=app.timeout)  # which tells the request's id itself
+        self._replica = replica  # whose prefix may change
         self._places = replica._semaphore
         self._counts = replica._metrics_manager
-        self._prefix: str = replica._route_prefix or ""
-        self._below = "" if self._prefix == "/" else self._prefix
         self._protocol = RequestProtocol.HTTP
         self._named = {"app_name": replica._deployment_id.app_name, "deployment_name": replica._deployment_id.name}
         self._kind = RequestMetadata("", "", _request_protocol=self._protocol, is_direct_ingress=True)
@@ -52,51 +50,63 @@ class Straight:
     @classmethod
     def of(cls, below: Asgi) -> Straight | None:
         """That of the replica which a middleware stands before; None where it is none of ours, or Serve acts on every request."""
-        from ray.serve._private.tracing_utils import is_tracing_enabled
-
-        replica = getattr(getattr(below, "_app", None), "__self__", None)  # within what gives requests their id
+        replica: Any = getattr(getattr(below, "_app", None), "__self__", None)  # within what gives requests their id
         app = getattr(replica, "_user_callable_asgi_app", None)
         app = getattr(app, "app", app)
         if not isinstance(app, AsgiApp):
             return None
-        counts = getattr(replica, "_metrics_manager", None)
-        if not all(hasattr(replica, name) for name in REPLICAS) or not all(hasattr(counts, name) for name in COUNTS):
-            log.warning("this version of Ray Serve counts in another way than 2.60: each request takes its long way")
+        try:
+            return None if _acts_on_all(replica) else cls(replica, app)
+        except (ImportError, AttributeError, TypeError) as error:
+            log.warning("this version of Ray Serve counts in another way than 2.60 (%s): each request takes its long way", error)
             return None
-        options = replica._http_options  # type: ignore[union-attr]  # it has it
-        if is_tracing_enabled() or options is None or options.request_timeout_s is not None:
-            return None
-        return cls(replica, app)
 
     def takes(self, scope: MutableMapping[str, Any]) -> bool:
         """Whether there is a place for the request, and nothing in it that Serve itself acts on."""
         path: str = scope["path"][len(scope.get("root_path", "")) :]
-        if not path.startswith(self._prefix) or path.startswith(SERVES) or self._places.locked():
+        if not path.startswith(self._replica._route_prefix or "") or path.startswith(SERVES) or self._places.locked():
             return False
         return all(name != TIME_LIMIT for name, _ in scope["headers"])
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
-        """Of a request that it takes, in the same turn of the event loop."""
-        started = time.time()
-        scope["root_path"] = scope.get("root_path", "") + self._below
-        status, failed = 500, None
+        """Of a request that it takes, in the same turn of the event loop. Raises what the application does."""
+        started, status, failed = time.time(), 500, None
+        prefix: str = self._replica._route_prefix or ""
+        if prefix != "/":
+            scope["root_path"] = scope.get("root_path", "") + prefix
         await self._places.acquire()
-        self._counts.inc_num_ongoing_requests(self._kind)
         try:
-            status = await self._app.http(scope, receive, send)
-        except BaseException as error:
-            failed = type(error).__name__
-            raise
+            self._counts.inc_num_ongoing_requests(self._kind)
+            try:
+                status = await self._app.http(scope, receive, send)
+            except BaseException as error:
+                failed = type(error).__name__
+                if isinstance(error, Exception):  # what uvicorn would say of it nobody sees in Serve
+                    log.exception("a request failed")
+                raise
+            finally:
+                self._counts.dec_num_ongoing_requests(self._kind)
+                self._count(prefix, scope["method"], str(status), (time.time() - started) * 1e3, failed)
         finally:
-            self._counts.dec_num_ongoing_requests(self._kind)
             self._places.release()
-            self._count(scope["method"], str(status), (time.time() - started) * 1e3, failed)
 
-    def _count(self, method: str, status: str, milliseconds: float, failed: str | None) -> None:
+    def _count(self, route: str, method: str, status: str, milliseconds: float, failed: str | None) -> None:
         self._counts.record_request_metrics(
-            route=self._prefix, latency_ms=milliseconds, is_error=failed is not None, exception_type=failed
+            route=route, latency_ms=milliseconds, is_error=failed is not None, exception_type=failed
         )
         self._counts.record_ingress_request_metrics(
-            protocol=self._protocol, method=method, route=self._prefix, latency_ms=milliseconds, is_error=status[0] in "45",
+            protocol=self._protocol, method=method, route=route, latency_ms=milliseconds, is_error=status[0] in "45",
             status_code=status, **self._named,
         )  # fmt: skip
+
+
+def _acts_on_all(replica: Any) -> bool:
+    """Whether Serve does something with each request that it alone can. Raises `AttributeError`, `ImportError`."""
+    from ray.serve._private.tracing_utils import is_tracing_enabled
+
+    for name in REPLICAS:
+        getattr(replica, name)
+    for name in COUNTS:
+        getattr(replica._metrics_manager, name)
+    elsewhere: bool = replica._user_callable_wrapper._run_user_code_in_separate_thread  # ours belongs to one event loop
+    return elsewhere or is_tracing_enabled() or replica._http_options.request_timeout_s is not None

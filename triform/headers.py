@@ -30,10 +30,10 @@ class Headers(tuple[tuple[str, str], ...]):
 
     @classmethod
     def of_asgi(cls, pairs: Iterable[tuple[bytes, bytes]]) -> Headers:
-        """Of an ASGI server, which gives names in lower case and values without blanks around them."""
+        """Of an ASGI server, which gives names in lower case."""
         decoded, named = [], dict[str, list[str]]()
         for raw, value in pairs:
-            name, text = raw.decode("latin-1"), value.decode("latin-1")
+            name, text = raw.decode("latin-1"), value.decode("latin-1").strip(" \t")
             decoded.append((name, text))
             if name in named:
                 named[name].append(text)

@@ -1,7 +1,7 @@
 """Which runs of a model are so short that to hand one to a thread and back would take longer.
 
-What a run took in a thread says little of a short one: beside a busy event loop it takes several times as long, waiting for the
-interpreter. So a size that may be short is tried on the loop, and what runs take there decides where the next ones go.
+What a run took in a thread says little of a short one: beside a busy event loop it was seen to take several times the CPU time
+that it takes on the loop. So a size that may be short is tried there, and what runs take there decides where the next ones go.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from triform.predictor import Predictor
 SHORT: Final = 250e-6  # seconds of CPU time
 _TRIED: Final = 4.0  # times as long a run in a thread may have taken for one on the loop to be tried
 _SHARE: Final = 0.125  # of the latest run in what is known of its size
-_FORGETS: Final = 0.97  # of what is known of a size that goes to threads, with each run: after 10 ms on the loop the next 53
+_FORGETS: Final = 0.97  # of what is known of a size that goes to threads, with each run
+_LONG: Final = 2.0  # times `short` that one counts as at least which was not: it is not tried again for 23 runs
 
 
 class Pace:
@@ -39,6 +40,7 @@ class Pace:
         key = rows.bit_length(), size.bit_length()
         known = self._known.get(key, seconds if here else 0.0)
         if here:
-            self._known[key] = known + (seconds - known) * _SHARE
+            known += (seconds - known) * _SHARE
+            self._known[key] = known if known < self._short else max(known, self._short * _LONG)
         elif not 0.0 < known < self._short:
             self._known[key] = max(seconds / _TRIED, known * _FORGETS)

@@ -5,6 +5,7 @@ Which way one took shows in its answer: Serve adds the request's id after all ot
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import re
 import threading
@@ -12,14 +13,17 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.serve._private.common import DeploymentID
+from ray.serve._private.utils import Semaphore
+from ray.serve.config import HTTPOptions
 
-from ray_apps.asgi import AsgiApp
 from ray_apps.spared import Spared
 from ray_apps.straight import Straight
-from tests.ray_apps.hosts import served
+from tests.ray_apps.hosts import RunningApp, running, served
 
 PREFIX = "/below"
 PREDICT = "/v1/models/linear:predict"
@@ -132,35 +136,150 @@ def test_serve_counts_them(address: tuple[str, int], ray_cluster: Any) -> None:
     assert now == before + 23
 
 
-def test_there_is_no_short_way_to_what_is_none_of_ours() -> None:
-    async def app(scope: Any, receive: Any, send: Any) -> None: ...
+class Counts:
+    """What counts in a replica, as far as requests that go straight are concerned."""
 
-    class Somebody:
-        """A replica of another application."""
+    def __init__(self) -> None:
+        self.ongoing = 0
+        self.requests: list[tuple[str, str, bool]] = []  # route, status, whether it failed
 
-        _user_callable_asgi_app = app
+    def inc_num_ongoing_requests(self, _: Any) -> None:
+        self.ongoing += 1
 
-        async def asgi(self, scope: Any, receive: Any, send: Any) -> None: ...
+    def dec_num_ongoing_requests(self, _: Any) -> None:
+        self.ongoing -= 1
 
-    class Inner:
-        def __init__(self, app: Any) -> None:
-            self._app = app
+    def record_request_metrics(self, *, is_error: bool, **_: Any) -> None:
+        self._failed = is_error
 
-    for below in app, Inner(app), Inner(Somebody().asgi):
-        assert Straight.of(below) is None  # type: ignore[arg-type]
+    def record_ingress_request_metrics(self, *, route: str, status_code: str, **_: Any) -> None:
+        self.requests.append((route, status_code, self._failed))
 
 
-def test_where_serve_has_changed_requests_go_its_own_way(caplog: pytest.LogCaptureFixture) -> None:
-    class Replica:
-        _user_callable_asgi_app = AsgiApp(None, timeout=1.0)  # type: ignore[arg-type]
-        _metrics_manager = None
+class Replica:
+    """Ray's, as far as that; its semaphore is Ray's own."""
 
-        async def asgi(self, scope: Any, receive: Any, send: Any) -> None: ...
+    def __init__(self, app: Any, places: int = 2) -> None:
+        self._user_callable_asgi_app = app
+        self._semaphore = Semaphore(lambda: places)
+        self._metrics_manager: Any = Counts()
+        self._http_options = HTTPOptions()
+        self._route_prefix = "/"
+        self._deployment_id = DeploymentID(name="predict", app_name="straight")
+        self._user_callable_wrapper: Any = SimpleNamespace(_run_user_code_in_separate_thread=False)
+        self.left_to_serve = 0
 
-    class Inner:
-        def __init__(self, app: Any) -> None:
-            self._app = app
+    async def asgi(self, *_: Any) -> None:
+        self.left_to_serve += 1
 
-    assert Straight.of(Inner(Replica().asgi)) is None  # type: ignore[arg-type]
+    @property
+    def below(self) -> Any:
+        """As a middleware finds it."""
+        return SimpleNamespace(_app=self.asgi)
+
+
+@pytest.fixture(scope="module")
+def app(online_models: Path) -> Iterator[RunningApp]:
+    with running(online_models) as app:
+        yield app
+
+
+def call(app: RunningApp, replica: Replica, path: str = PREDICT, receive: Any = None, **scope: Any) -> int | None:
+    """The status that the middleware before the replica answers; None where Serve is to answer."""
+    sent: list[Any] = []
+    left = [BODY]
+
+    async def body() -> Any:
+        return {"type": "http.request", "body": left.pop()} if left else await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    whole = {
+        "type": "http",
+        "method": "POST",
+        "path": path,
+        "raw_path": path.encode(),
+        "headers": [(b"host", b"localhost")],
+        **scope,
+    }
+
+    async def below(scope: Any, receive: Any, send: Any) -> None:
+        await replica.asgi(scope, receive, send)
+
+    below._app = replica.asgi  # type: ignore[attr-defined]
+    asyncio.run_coroutine_threadsafe(Spared(below)(whole, receive or body, send), app.loop).result(60)
+    return sent[0]["status"] if sent else None
+
+
+@pytest.mark.parametrize("path", [PREDICT, "/v1/models/nobody:predict"])
+def test_places_and_counts_are_as_before(app: RunningApp, path: str) -> None:
+    replica = Replica(app.app)
+    status = call(app, replica, path)
+    assert replica._metrics_manager.requests == [("/", str(status), False)]
+    assert (replica._metrics_manager.ongoing, replica._semaphore._value) == (0, 0)
+
+
+def test_so_they_are_after_who_has_gone_and_after_a_failure_which_is_logged(
+    app: RunningApp, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def gone() -> Any:
+        return {"type": "http.disconnect"}
+
+    async def fails() -> Any:
+        raise ZeroDivisionError("so it is")
+
+    replica = Replica(app.app)
+    assert call(app, replica, receive=gone) == 499
+    with pytest.raises(ZeroDivisionError):
+        call(app, replica, receive=fails)
+    assert "so it is" in caplog.text
+    assert replica._metrics_manager.requests == [("/", "499", False), ("/", "500", True)]
+    assert (replica._metrics_manager.ongoing, replica._semaphore._value) == (0, 0)
+
+
+def test_the_prefix_may_change(app: RunningApp) -> None:
+    replica = Replica(app.app)
+    straight = Straight.of(replica.below)
+    assert straight is not None
+    for prefix in "/", "/below", "/":
+        replica._route_prefix = prefix
+        path = prefix.rstrip("/") + PREDICT
+        assert call(app, replica, path) == 200
+        assert straight.takes({"path": path, "headers": []})
+    replica._route_prefix = "/below"
+    assert not straight.takes({"path": PREDICT, "headers": []}), "which is Serve's to refuse"
+
+
+def test_what_serve_acts_on_is_left_to_it(app: RunningApp) -> None:
+    replica = Replica(app.app, places=0)
+    assert call(app, replica) is None, "there is no place"
+    replica = Replica(app.app)
+    assert call(app, replica, "/-/healthz") is None
+    assert call(app, replica, headers=[(name.encode(), value.encode()) for name, value in LIMIT.items()]) is None
+    assert call(app, replica, type="websocket") is None
+    assert (replica.left_to_serve, replica._metrics_manager.requests) == (3, [])
+
+
+def test_there_is_no_short_way_where_serve_acts_on_all(app: RunningApp) -> None:
+    limited, threaded = Replica(app.app), Replica(app.app)
+    limited._http_options = HTTPOptions(request_timeout_s=1.0)
+    threaded._user_callable_wrapper._run_user_code_in_separate_thread = True
+    for replica in limited, threaded:
+        assert call(app, replica) is None
+        assert replica.left_to_serve == 1
+
+
+def test_there_is_no_short_way_to_what_is_none_of_ours(app: RunningApp) -> None:
+    async def another(scope: Any, receive: Any, send: Any) -> None: ...
+
+    for below in another, SimpleNamespace(_app=another), Replica(another).below:
+        assert Straight.of(below) is None
+
+
+def test_where_serve_has_changed_requests_go_its_own_way(app: RunningApp, caplog: pytest.LogCaptureFixture) -> None:
+    replica = Replica(app.app)
+    replica._metrics_manager = object()
+    assert call(app, replica) is None
+    assert replica.left_to_serve == 1
     assert "its long way" in caplog.text
-    assert Spared(Inner(Replica().asgi)) is not None  # type: ignore[arg-type]

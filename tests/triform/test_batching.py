@@ -159,6 +159,22 @@ def test_a_deadline_is_told_when_it_comes_not_when_the_slot_is_free(lookup: Pred
     within(test())
 
 
+def test_who_starts_at_once_is_told_as_well(lookup: Predictor, gate: Gate) -> None:
+    """And who waits behind him since the same turn of the event loop."""
+
+    async def test() -> None:
+        batcher = DynamicBatcher(lookup, gate, max_rows=1)
+        tasks = [asyncio.create_task(batcher.infer(x(i), deadline=time.monotonic() + 0.05)) for i in range(2)]
+        for task in tasks:
+            with pytest.raises(DeadlineExceeded):
+                await asyncio.wait_for(task, 10)
+        assert gate.began == 1, "and runs still"
+        gate.open.set()
+        await batcher.drain()
+
+    within(test())
+
+
 def test_a_run_ends_when_nobody_can_want_it_any_more(predictors: Callable[[str], Predictor], gate: Gate) -> None:
     async def test() -> None:
         slow = predictors("slow")
