@@ -40,6 +40,7 @@ GLANCE_SECONDS: Final = 0.1  # between two looks at whether a breaker has opened
 LATE: Final = 1.0  # windows that a report may be late
 AGAIN_SECONDS: Final = 5.0  # until what could not be judged is tried again
 COARSE: Final = 1 / 200  # of a rollout's age, that its windows last at least: so there are hundreds of them, not thousands
+ALONE_SECONDS: Final = 60.0  # that the canary's requests wait for such of stable's as they can be compared with
 MOST_KEPT: Final = 100  # windows of a model, while its repository cannot be reached
 TOLD_SECONDS: Final = 30.0  # that a controller may take to be told: its process may be about to start
 STATUS_SECONDS: Final = 10.0  # that Serve may take to say how many replicas there are
@@ -268,7 +269,7 @@ class Judges:
         waiting = self._waiting.get(model)
         ready, left = coarser(
             [window for revision, window in [*([waiting] if waiting else []), *seen.windows] if revision == now],
-            0.0 if cut else COARSE * (time.time() - rollout.began),
+            *((0.0, 0.0) if cut else (COARSE * (time.time() - rollout.began), ALONE_SECONDS)),
         )
         quiet = time.time() - (rollout.state.at or 0.0) >= HEARTBEAT_SECONDS
         if ready or cut or left is None or quiet:
@@ -282,8 +283,12 @@ class Judges:
         return {} if shift is None else {model: shift.edges}
 
 
-def coarser(windows: Sequence[Window], seconds: float) -> tuple[list[Window], Window | None]:
-    """Neighbours put together until they last so long, complete ones with complete ones; and what is left, too short yet."""
+def coarser(windows: Sequence[Window], seconds: float, alone: float) -> tuple[list[Window], Window | None]:
+    """Neighbours put together until they last so long, complete ones with complete ones; and what is left, too short yet.
+
+    Where stable had no request there is nothing to compare the canary's with: such a window waits for stable's, until it lasts
+    `alone` seconds.
+    """
     ready: list[Window] = []
     left: Window | None = None
     for window in windows:
@@ -291,7 +296,8 @@ def coarser(windows: Sequence[Window], seconds: float) -> tuple[list[Window], Wi
             ready.append(left)
             left = None
         left = window if left is None else joined(*alike([left, window]))
-        if left.seconds >= seconds:
+        lonely = left.canary.requests > 0 and left.stable.requests == 0
+        if left.seconds >= (max(seconds, alone) if lonely else seconds):
             ready.append(left)
             left = None
     return ready, left

@@ -121,12 +121,24 @@ class TestGathering:
 def test_windows_become_longer_as_a_rollout_becomes_older() -> None:
     """Whole ones with whole ones; nothing is lost or doubled."""
     missing = msgspec.structs.replace(window(), expected=2)
-    assert coarser([window(1), window(2)], 0.5) == ([window(1), window(2)], None)
-    ready, left = coarser([window(1), window(2), window(4), missing, window(8)], 2.0)
+    assert coarser([window(1), window(2)], 0.5, 0.5) == ([window(1), window(2)], None)
+    ready, left = coarser([window(1), window(2), window(4), missing, window(8)], 2.0, 2.0)
     assert left is not None
     assert [(w.canary.requests, w.seconds, w.complete) for w in [*ready, left]] == [
         (3, 2.0, True), (4, 1.0, True), (10, 1.0, False), (8, 1.0, True),
     ]  # fmt: skip
+
+
+def test_where_stable_had_no_request_a_window_waits_for_one() -> None:
+    """Its errors would count nowhere, as there is nothing to compare them with."""
+    alone = msgspec.structs.replace(window(3, errors=3), stable=Arm())
+    ready, left = coarser([alone, alone, window(4), alone], 1.0, 60.0)
+    assert [(w.canary.errors, w.canary.requests, w.stable.requests, w.seconds) for w in ready] == [(6, 10, 4, 3.0)]
+    assert left == alone
+    ready, left = coarser([alone] * 5, 1.0, 2.0)
+    assert ([w.seconds for w in ready], left) == ([2.0, 2.0], alone), "but not for ever"
+    empty = msgspec.structs.replace(window(0), stable=Arm(requests=5))
+    assert coarser([empty], 1.0, 60.0) == ([empty], None), "stable's need no canary's"
 
 
 @pytest.fixture
