@@ -121,9 +121,10 @@ class Split:
         (key,) = rule.keys(named, {}, exchange.request_id)
         way: _ByKey
         if named or rule.column is None:
+            version = self.traffic.choose(key)
             exchange.served = None  # nobody's, if it cannot be loaded
-            exchange.served = self.served(self.traffic.choose(key))
-            way = _ByKey(self, exchange)
+            exchange.served = self.served(version)
+            way = _ByKey(self, exchange, "canary" if version == self.traffic.canary else "stable")
         else:
             exchange.served = self.served(self.traffic.stable)
             way = _ByRecord(self, exchange, rule.column, decode)
@@ -138,7 +139,7 @@ class Split:
             if failed and self.side(exchange) == "canary" and await self._stable_answers(error, answer, exchange, decode, size):
                 self.failed(error)
             raise
-        side, seconds = self.side(exchange), time.perf_counter() - started
+        side, seconds = way.side, time.perf_counter() - started
         self.tally.request(side, seconds)
         if exchange.before:  # stable has answered its rows
             self.tally.request("stable", seconds)
@@ -191,11 +192,12 @@ class Split:
 
 
 class _ByKey:
-    """An exchange that one version answers, and is counted."""
+    """An exchange that one version answers, and is counted. `side`: whose turn it is, or was when it ended."""
 
-    def __init__(self, split: Split, exchange: Exchange) -> None:
+    def __init__(self, split: Split, exchange: Exchange, side: Side | None = None) -> None:
         self.deadline = exchange.deadline
         self.stage = exchange.stage
+        self.side = side or split.side(exchange)
         self.inputs: Mapping[str, Array] = {}
         self.outputs: Mapping[str, Array] = {}
         self._split = split
@@ -209,7 +211,7 @@ class _ByKey:
         exchange, tally = self._exchange, self._split.tally
         outputs = await exchange.infer_checked(inputs)
         self.inputs, self.outputs = inputs, outputs
-        side = self._split.side(exchange)
+        side = self.side
         if exchange.batch_rows:  # else another request of the run tells of it
             tally.ran(side, exchange.batch_rows, max(0.0, exchange.stages["execute"]))
         for array in outputs.values():
@@ -241,6 +243,7 @@ class _ByRecord(_ByKey):
         stable, exchange.served = exchange.chosen, self._split.served(traffic.canary)
         other, its = exchange.read(partial(self._decode, exchange.served))
         if rows.keys() == {traffic.canary}:
+            self.side = "canary"
             return other, its
         exchange.served = stable
         self._rows, self._calls = rows, {traffic.stable: call, traffic.canary: other}
@@ -256,6 +259,7 @@ class _ByRecord(_ByKey):
         for version in self._split.traffic.stable, self._split.traffic.canary:
             if columns:
                 self._exchange.turn_to(self._split.served(version))
+                self.side = "canary"
             at = self._rows[version]
             outputs = await super().infer_checked({name: array[at] for name, array in inputs[version].items()})
             named = self._calls[version].columns

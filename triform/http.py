@@ -272,7 +272,8 @@ class HttpSurface:
                         self.answer, exchange, received.http.headers, lambda served: decode(self._body(received), served), size
                     )
                 finally:
-                    received.told[MODEL] = exchange.refs or received.told[MODEL]
+                    if exchange.served is not served or exchange.before:
+                        received.told[MODEL] = exchange.refs or received.told[MODEL]
             encoded = await self.answer(exchange, lambda: decode(self._body(received), served), size)
         return 200, encoded
 

@@ -12,7 +12,8 @@ numbers in Parquet and a header in HTTP mean the same user.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -84,9 +85,14 @@ class KeyRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
 
 def place(salt: bytes, key: bytes) -> int:
     """0 to 9,999, evenly (the remainder of 64 bits is uneven by 5e-16)."""
+    return int.from_bytes(_blake2b()(salt + key, digest_size=8).digest(), "big") % BASIS_POINTS
+
+
+@cache
+def _blake2b() -> Callable[..., Any]:
     import hashlib  # which brings OpenSSL: a function that starts without a canary does not wait for it
 
-    return int.from_bytes(hashlib.blake2b(salt + key, digest_size=8).digest(), "big") % BASIS_POINTS
+    return hashlib.blake2b
 
 
 def basis_points(weight: float) -> int:

@@ -10,12 +10,12 @@ who answers requests: on an event loop to that loop.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Literal
 
 import numpy as np
 
-from triform.rollout.windows import Arm, Shadowed, Sketch, Window, bin_of, rows_bucket, score_bins
+from triform.rollout.windows import Arm, Shadowed, Sketch, Window, bins_of, rows_bucket, score_bins
 
 Side = Literal["stable", "canary"]
 Floats = np.ndarray[Any, np.dtype[np.floating[Any]]]
@@ -42,8 +42,11 @@ class _Arm:
     def fold(self, edges: Sequence[float]) -> None:
         """Puts what waits into the bins."""
         _count(self._seconds, self.waiting)
+        runs: dict[int, list[float]] = {}
         for rows, seconds in self.waiting_runs:
-            _count(self._execute.setdefault(rows_bucket(rows), {}), (seconds,))
+            runs.setdefault(rows_bucket(rows), []).append(seconds)
+        for bucket, times in runs.items():
+            _count(self._execute.setdefault(bucket, {}), times)
         if self.waiting_scores:
             counts = np.array(score_bins(np.frombuffer(b"".join(self.waiting_scores), self.dtype), edges))
             self._scores = counts if self._scores is None else self._scores + counts
@@ -122,7 +125,6 @@ class Tally:
         return window
 
 
-def _count(bins: dict[int, int], times: Iterable[float]) -> None:
-    for seconds in times:
-        index = bin_of(seconds)
-        bins[index] = bins.get(index, 0) + 1
+def _count(bins: dict[int, int], times: Sequence[float]) -> None:
+    for index, number in bins_of(times).items():
+        bins[index] = bins.get(index, 0) + number

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from typing import Any
 
 import msgspec
@@ -12,7 +13,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from triform.errors import InvalidInput
-from triform.rollout.windows import Arm, Shadowed, Sketch, Window, bin_of, edge, merge, rows_bucket, score_bins
+from triform.rollout.windows import (
+    FASTEST,
+    SLOWEST,
+    Arm,
+    Shadowed,
+    Sketch,
+    Window,
+    bin_of,
+    bins_of,
+    edge,
+    merge,
+    rows_bucket,
+    score_bins,
+)
 
 SECONDS = st.floats(1e-6, 1000.0)
 
@@ -89,3 +103,14 @@ def test_a_window_that_cannot_be_says_so(change: dict[str, Any]) -> None:
     bad = msgspec.structs.replace(good, **change)
     assert bad.fault()
     assert not bad.complete
+
+
+@given(times=st.lists(st.floats(0, 1e6) | st.sampled_from([edge(i) for i in range(FASTEST - 2, SLOWEST + 2, 7)]), max_size=50))
+def test_many_times_have_the_bins_that_each_has(times: list[float]) -> None:
+    assert bins_of(times) == Counter(map(bin_of, times))
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -1.0])
+def test_one_wrong_time_among_many_is_none(wrong: float) -> None:
+    with pytest.raises(InvalidInput):
+        bins_of([0.1, wrong, 0.2])
