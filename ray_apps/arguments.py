@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 
 from triform.access import check_closed
-from triform.batching import BatchOptions
+from triform.batched import BatchOptions
 from triform.errors import ConfigurationError
 from triform.http import Limits
 from triform.nonces import MEMORY

@@ -25,7 +25,7 @@ from ray_apps.hop import Hop
 from ray_apps.live import Live
 from triform.access import open_access
 from triform.aside import OneByOne
-from triform.batching import Batched
+from triform.batched import Batched
 from triform.errors import ConfigurationError, PackageError, TriformError, VersionNotFound
 from triform.following import Follower, Node, tell
 from triform.http import HttpSurface

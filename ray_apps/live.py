@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeVar
 
-from triform.batching import Batched
+from triform.batched import Batched
 from triform.errors import TriformError
 from triform.following import Follower, Node, tell
 from triform.models import Models

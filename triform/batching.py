@@ -12,7 +12,7 @@ beside a stranger's.
 Runs are in threads, so that the event loop goes on, but for those that take no longer than the way to a thread and back: they are
 made on the loop itself, one a turn and model (pace.py). One that takes long after all is ended and made again in a thread.
 
-`Batched` is this for all the versions that a service has: its `Execute`.
+batched.py is this for all the versions that a service has.
 """
 
 from __future__ import annotations
@@ -21,66 +21,23 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Executor, Future
 from contextlib import suppress
 from functools import partial
-from itertools import accumulate, pairwise
-from typing import Annotated, Any, Final, NamedTuple
-
-import msgspec
-import numpy as np
+from typing import Final
 
 from triform.errors import DeadlineExceeded, Overloaded, TriformError
-from triform.models import Served
 from triform.pace import SHORT, Pace
+from triform.pending import Pending, Run, expire, fail, size_of, together
 from triform.predictor import Predictor
 from triform.service import Ran
-from triform.signature import Array, rows_of
+from triform.signature import Array
 
 MAX_ROWS: Final = 128  # of one run, where nothing else is said
 MAX_QUEUE_ROWS: Final = 4096
 MAX_QUEUE_BYTES: Final = 256 << 20
 LONGEST: Final = 0.02  # seconds that a run may keep the event loop, should it take longer than it was known for
-_MANY_TEXTS: Final = 1 << 16
-_TEXT_BYTES: Final = 64  # that each of more is taken for
-
-Shapes = tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...]
-
-
-class _Pending:
-    """A request in the queue or under way."""
-
-    def __init__(self, inputs: Mapping[str, Array], deadline: float | None, since: float, future: asyncio.Future[Ran]) -> None:
-        self.inputs = inputs
-        self.rows = rows_of(inputs)
-        self.weight = max(self.rows, 1)  # in the queue: a request without rows takes its place there too
-        self.bytes = 0
-        self.deadline = deadline
-        self.since = since
-        self.future = future
-        self.waits = True
-        self.expiry: asyncio.TimerHandle | None = None
-        shapes = []  # in the signature's order, as its `validate` gives them
-        for name, array in inputs.items():
-            self.bytes += _bytes_of(array)
-            shapes.append((name, array.dtype, array.shape[1:]))
-        self.shapes: Shapes = tuple(shapes)
-
-
-class _Run(NamedTuple):
-    """A run as it ended: `answers` of those who still waited for it, or an `error`; the CPU time of its thread, in seconds, and
-    whether that was the event loop's.
-
-    A run that failed says nothing of how long others take.
-    """
-
-    batch: list[_Pending]
-    answers: list[dict[str, Array]]
-    error: BaseException | None
-    began: float
-    seconds: float
-    here: bool = False
 
 
 class DynamicBatcher:
@@ -111,8 +68,8 @@ class DynamicBatcher:
         self._alone = predictor.independence == "dependent"
         self._executor = executor
         self._slots = self._free = slots
-        self._queue: deque[_Pending] = deque()
-        self._fresh: list[_Pending] = []  # who came in this turn of the event loop
+        self._queue: deque[Pending] = deque()
+        self._fresh: list[Pending] = []  # who came in this turn of the event loop
         self._drained: asyncio.Future[None] | None = None
         self._clock = clock
         self._pace = Pace(predictor, short)
@@ -128,7 +85,7 @@ class DynamicBatcher:
         if deadline is not None and now >= deadline:
             raise DeadlineExceeded("the deadline passed before the request was queued")
         loop = asyncio.get_running_loop()
-        pending = _Pending(inputs, deadline, now, loop.create_future())
+        pending = Pending(inputs, deadline, now, loop.create_future())
         self._check_room(pending)
         self._queue.append(pending)
         self.queued_rows += pending.weight
@@ -150,7 +107,7 @@ class DynamicBatcher:
         now, loop = self._clock(), asyncio.get_running_loop()
         for pending in self._fresh:
             if pending.deadline is not None and not pending.future.done():
-                pending.expiry = loop.call_later(pending.deadline - now, _expire, pending)
+                pending.expiry = loop.call_later(pending.deadline - now, expire, pending)
         self._fresh.clear()
 
     @property
@@ -169,14 +126,14 @@ class DynamicBatcher:
             self._drained = self._drained or asyncio.get_running_loop().create_future()
             await asyncio.shield(self._drained)
 
-    def _check_room(self, pending: _Pending) -> None:
+    def _check_room(self, pending: Pending) -> None:
         """Raises `Overloaded`. One request may wait, however large; those who wait for the end of this turn only need not."""
         if self.queued_rows and self._is_full(pending):
             self._fill_slots(here=False)
             if full := self._is_full(pending):
                 raise Overloaded(f"{full}: send the request again later")
 
-    def _is_full(self, pending: _Pending) -> str | None:
+    def _is_full(self, pending: Pending) -> str | None:
         if self.queued_rows and self.queued_rows + pending.weight > self.max_queue_rows:
             return f"{self.queued_rows} rows wait already, {self.max_queue_rows} may"
         if self.queued_rows and self.queued_bytes + pending.bytes > self.max_queue_bytes:
@@ -197,16 +154,16 @@ class DynamicBatcher:
         """One run of them at most on the event loop itself, if at all; other slots have their turn after it."""
         while self._free and (batch := self._take()):
             self._free -= 1
-            if here and self._pace.is_short(*_size(batch)):
+            if here and self._pace.is_short(*size_of(batch)):
                 self._run_here(batch)
                 break
             self._begin(batch, deque())
         self._watch()
         self._tell_if_drained()
 
-    def _take(self) -> list[_Pending]:
+    def _take(self) -> list[Pending]:
         """The requests at the head of the queue that fit in one run. Those whose caller has gone are passed over."""
-        batch: list[_Pending] = []
+        batch: list[Pending] = []
         rows = 0
         while self._queue:
             head = self._queue[0]
@@ -219,7 +176,7 @@ class DynamicBatcher:
                 rows += head.rows
         return batch
 
-    def _leave(self, pending: _Pending) -> None:
+    def _leave(self, pending: Pending) -> None:
         """It waits no longer, taken or given up: its rows make room at once; one given up is passed over when its turn comes."""
         if pending.waits:
             pending.waits = False
@@ -228,16 +185,16 @@ class DynamicBatcher:
             if pending.future.done():
                 pending.inputs = {}
 
-    def _fits(self, head: _Pending, first: _Pending, rows: int) -> bool:
+    def _fits(self, head: Pending, first: Pending, rows: int) -> bool:
         """Whether the request may run beside those that are taken, which have so many rows."""
         return not self._alone and rows + head.rows <= self.max_rows and head.shapes == first.shapes
 
-    def _is_wanted(self, pending: _Pending) -> bool:
+    def _is_wanted(self, pending: Pending) -> bool:
         if pending.deadline is not None and self._clock() >= pending.deadline:
-            _expire(pending)
+            expire(pending)
         return not pending.future.done()
 
-    def _begin(self, batch: Sequence[_Pending], rest: deque[_Pending]) -> None:
+    def _begin(self, batch: Sequence[Pending], rest: deque[Pending]) -> None:
         """One run in a thread, in a slot that is taken already; `rest` have it afterwards, one by one.
 
         No task waits for the run and no future of the event loop stands for it: each would cost all of the batch another turn
@@ -251,38 +208,38 @@ class DynamicBatcher:
             return
         run.add_done_callback(partial(_tell, loop, partial(self._end, batch, rest)))
 
-    def _run(self, batch: Sequence[_Pending], most: float = math.inf) -> _Run:
+    def _run(self, batch: Sequence[Pending], most: float = math.inf) -> Run:
         """In any thread, for so many seconds at most. Who has gone meanwhile is left out."""
         began, cpu = self._clock(), time.thread_time()
         wanted, answers, error = [pending for pending in batch if not pending.future.done()], [], None
         try:
             if wanted:
-                answers = _together(self.predictor, wanted, most)
+                answers = together(self.predictor, wanted, most)
         except Exception as raised:  # noqa: BLE001 - it is each request's
             error = raised
-        return _Run(wanted, answers, error, began, time.thread_time() - cpu, here=most < math.inf)
+        return Run(wanted, answers, error, began, time.thread_time() - cpu, here=most < math.inf)
 
-    def _end(self, batch: Sequence[_Pending], rest: deque[_Pending], ran: Future[_Run]) -> None:
+    def _end(self, batch: Sequence[Pending], rest: deque[Pending], ran: Future[Run]) -> None:
         """Of a run in a thread: the slot is free again, if none of `rest` needs it."""
         error = CancelledError("the run was cancelled") if ran.cancelled() else ran.exception()
-        if self._is_over(ran.result() if error is None else _Run([*batch], [], error, self._clock(), 0.0), rest):
+        if self._is_over(ran.result() if error is None else Run([*batch], [], error, self._clock(), 0.0), rest):
             self._free += 1
             self._fill_slots()
 
-    def _run_here(self, batch: Sequence[_Pending]) -> None:
+    def _run_here(self, batch: Sequence[Pending]) -> None:
         """The same on the event loop, for a run that takes no longer than the way to a thread; the next is in another turn.
 
         One that takes long all the same is ended, as far as ONNX Runtime can (between nodes), and made again in a thread.
         """
         run = self._run(batch, LONGEST)
         if isinstance(run.error, DeadlineExceeded):
-            self._pace.ran(*_size(run.batch), LONGEST, here=True)
+            self._pace.ran(*size_of(run.batch), LONGEST, here=True)
             self._begin(run.batch, deque())
         elif self._is_over(run, deque()):
             self._free += 1
         self._fill_soon()
 
-    def _is_over(self, run: _Run, rest: deque[_Pending]) -> bool:
+    def _is_over(self, run: Run, rest: deque[Pending]) -> bool:
         """Each request gets its rows; those of a run that raised are run again one by one, so that each gets its own error.
 
         Returns whether nobody is left who needs the slot.
@@ -293,7 +250,7 @@ class DynamicBatcher:
             rest.extend(run.batch)
         else:
             for pending in run.batch:
-                _fail(pending, run.error)
+                fail(pending, run.error)
         while rest and not self._is_wanted(rest[0]):
             rest.popleft()
         if rest:
@@ -306,9 +263,9 @@ class DynamicBatcher:
             self._drained.set_result(None)
             self._drained = None
 
-    def _answer(self, run: _Run) -> None:
+    def _answer(self, run: Run) -> None:
         if run.batch:
-            self._pace.ran(*_size(run.batch), run.seconds, here=run.here)
+            self._pace.ran(*size_of(run.batch), run.seconds, here=run.here)
         rows, first = sum(pending.rows for pending in run.batch), True
         for pending, outputs in zip(run.batch, run.answers, strict=True):
             if not pending.future.done():
@@ -316,117 +273,13 @@ class DynamicBatcher:
                 first = False
 
 
-def _tell(loop: asyncio.AbstractEventLoop, end: Callable[[Future[_Run]], None], ran: Future[_Run]) -> None:
+def _tell(loop: asyncio.AbstractEventLoop, end: Callable[[Future[Run]], None], ran: Future[Run]) -> None:
     """From the run's thread. Where the loop is closed nobody is left to be told."""
     with suppress(RuntimeError):
         loop.call_soon_threadsafe(end, ran)
 
 
-def _failed(error: Exception) -> Future[_Run]:
-    run: Future[_Run] = Future()
+def _failed(error: Exception) -> Future[Run]:
+    run: Future[Run] = Future()
     run.set_exception(error)
     return run
-
-
-def _together(predictor: Predictor, batch: Sequence[_Pending], most: float) -> list[dict[str, Array]]:
-    """Each request's rows of one run of all. It is the run's thread that stacks them, which takes long where they are large."""
-    deadline = _latest(batch)
-    if most < math.inf:
-        deadline = min(deadline or math.inf, time.monotonic() + most)
-    if len(batch) == 1:
-        return [predictor.run(batch[0].inputs, deadline=deadline)]
-    inputs = {name: np.concatenate([pending.inputs[name] for pending in batch]) for name in batch[0].inputs}
-    outputs = predictor.run(inputs, deadline=deadline)
-    ends = [*accumulate(pending.rows for pending in batch)]
-    return [{name: array[start:end] for name, array in outputs.items()} for start, end in pairwise([0, *ends])]
-
-
-def _size(batch: Sequence[_Pending]) -> tuple[int, int]:
-    """Rows and bytes."""
-    return sum(pending.rows for pending in batch), sum(pending.bytes for pending in batch)
-
-
-def _bytes_of(array: Array) -> int:
-    """In memory, with its texts, which are not measured one by one where they are very many."""
-    if array.dtype.kind != "O":
-        return array.nbytes
-    return array.nbytes + (sum(map(len, array.flat)) if array.size <= _MANY_TEXTS else _TEXT_BYTES * array.size)
-
-
-def _latest(batch: Sequence[_Pending]) -> float | None:
-    """A run is ended when nobody can want it any more."""
-    deadlines = [pending.deadline for pending in batch]
-    return None if None in deadlines else max(d for d in deadlines if d is not None)
-
-
-def _expire(pending: _Pending) -> None:
-    _fail(pending, DeadlineExceeded("the deadline passed before the model had answered"))
-
-
-def _fail(pending: _Pending, error: Any) -> None:
-    if not pending.future.done():
-        pending.future.set_exception(error)
-
-
-class BatchOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Of one model. `max_rows` None: the largest of the package's `pad_to`, else `MAX_ROWS`; the package's own is the most."""
-
-    slots: Annotated[int, msgspec.Meta(ge=1)] = 1
-    max_rows: Annotated[int, msgspec.Meta(ge=1)] | None = None
-    max_queue_rows: Annotated[int, msgspec.Meta(ge=1)] = MAX_QUEUE_ROWS
-    max_queue_bytes: Annotated[int, msgspec.Meta(ge=1)] = MAX_QUEUE_BYTES
-
-
-class Batched:
-    """A `service.Execute`: each loaded version has its own queue and slots, all of them the same threads. One event loop's.
-
-    `options`: by model; `short`: as of `DynamicBatcher`.
-    """
-
-    def __init__(self, executor: Executor, options: Mapping[str, BatchOptions] | None = None, *, short: float = SHORT) -> None:
-        self._executor = executor
-        self._short = short
-        self._options = options or {}
-        self._batchers: dict[Predictor, DynamicBatcher] = {}
-
-    def __call__(self, served: Served, inputs: Mapping[str, Array], deadline: float | None) -> Awaitable[Ran]:
-        return self.batcher(served.predictor).infer(inputs, deadline=deadline)
-
-    def batcher(self, predictor: Predictor) -> DynamicBatcher:
-        """That of this very predictor; a version that was loaded anew has a new one."""
-        found = self._batchers.get(predictor)
-        if found is None:
-            options = self._options.get(predictor.manifest.name, BatchOptions())
-            found = DynamicBatcher(
-                predictor,
-                self._executor,
-                slots=options.slots,
-                max_rows=_max_rows(predictor, options),
-                max_queue_rows=options.max_queue_rows,
-                max_queue_bytes=options.max_queue_bytes,
-                short=self._short,
-            )
-            self._batchers[predictor] = found
-        return found
-
-    @property
-    def waiting_seconds(self) -> float:
-        """The longest that anybody has waited for any model."""
-        return max((batcher.waiting_seconds for batcher in self._batchers.values()), default=0.0)
-
-    def retain(self, predictors: Collection[Predictor]) -> None:
-        """Lets go of every other predictor, but for one that still has work."""
-        for predictor, batcher in [*self._batchers.items()]:
-            if predictor not in predictors and batcher.idle:
-                del self._batchers[predictor]
-
-    async def drain(self) -> None:
-        """Waits until nothing waits or runs."""
-        for batcher in [*self._batchers.values()]:
-            await batcher.drain()
-
-
-def _max_rows(predictor: Predictor, options: BatchOptions) -> int:
-    batching = predictor.manifest.config.batching
-    largest = batching.pad_to[-1] if batching.pad_to else batching.max_rows
-    return min(options.max_rows or (largest if batching.pad_to else MAX_ROWS), largest)

@@ -8,7 +8,7 @@ import pytest
 
 from ray_apps.arguments import Arguments
 from ray_apps.predict import build_app
-from triform.batching import BatchOptions
+from triform.batched import BatchOptions
 from triform.errors import ConfigurationError
 from triform.runtime import RuntimeOptions
 

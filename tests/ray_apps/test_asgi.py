@@ -24,7 +24,7 @@ from ray_apps.spared import Spared
 from tests.gates import Gate
 from tests.ray_apps.hosts import RunningApp, running
 from triform.api_keys import KeyRing, new_key
-from triform.batching import Batched
+from triform.batched import Batched
 from triform.errors import ConfigurationError
 from triform.http import HttpSurface
 from triform.service import InferenceService

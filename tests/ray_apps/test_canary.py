@@ -25,7 +25,7 @@ from tests.ray_apps.hosts import running, served
 from tests.ray_apps.load import until
 from tests.ray_apps.ports import SERVE_PORTS
 from tests.ray_apps.test_grpc_alone import infer, serving
-from triform.batching import Batched
+from triform.batched import Batched
 from triform.canary import IN_A_ROW
 from triform.errors import RunFailed
 from triform.models import Models

@@ -19,7 +19,7 @@ from tests.conformance.models import surface
 from tests.gates import Gate
 from triform import testing
 from triform.aside import OneByOne
-from triform.batching import Batched
+from triform.batched import Batched
 from triform.http import HttpSurface
 from triform.models import Models
 from triform.predictor import Predictor

@@ -18,7 +18,7 @@ import pytest
 
 from tests.gates import Gate, settle, within
 from triform import batching, testing
-from triform.batching import Batched
+from triform.batched import Batched
 from triform.errors import DeadlineExceeded, Overloaded, RunFailed
 from triform.features import Features
 from triform.models import Served

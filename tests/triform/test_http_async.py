@@ -15,7 +15,7 @@ import pytest
 
 from tests.conformance import models
 from triform.aside import OneByOne
-from triform.batching import Batched, BatchOptions
+from triform.batched import Batched, BatchOptions
 from triform.http import HttpRequest, HttpResponse, HttpSurface
 from triform.predictor import Predictor
 from triform.service import InferenceService
