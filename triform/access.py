@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from triform.api_keys import SIGNED, ApiKey, KeyFile, Keys, Presented, Role, read, stored_of
 from triform.errors import ConfigurationError, Forbidden, TriformError, Unauthenticated
-from triform.headers import values
+from triform.headers import named, values
 
 if TYPE_CHECKING:
     from triform.audit import Audit
@@ -72,7 +72,8 @@ class Browsers(NamedTuple):
 
     def check(self, headers: Sequence[tuple[str, str]]) -> None:
         """Raises `Forbidden`."""
-        hosts, origins = values(headers, "host"), values(headers, "origin")
+        by_name = named(headers)
+        hosts, origins = by_name.get("host", ()), by_name.get("origin", ())
         if len(hosts) > 1 or len(origins) > 1:
             raise Forbidden("the header host or origin is given twice")
         host = hosts[0].lower() if hosts else ""
@@ -189,7 +190,7 @@ class Access:
     def infers(self, http: HttpRequest, role: Role, model: str | None) -> bool:
         """Whether an authenticated request does no more than infer, which its caller may: there is nothing to `attend` to."""
         caller = http.caller or ANONYMOUS
-        if role != INFER or INFER not in caller.roles or values(http.headers, OVERRIDE):
+        if role != INFER or INFER not in caller.roles or OVERRIDE in named(http.headers):
             return False
         return caller.models is None or model is None or model in caller.models
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -50,7 +49,9 @@ class Way(Protocol):
 
     deadline: float | None
 
-    def stage(self, name: str) -> AbstractContextManager[None]: ...
+    def begin(self, stage: str) -> float: ...
+
+    def end(self, stage: str, began: float) -> None: ...
 
     def read(self, decode: Callable[[], Call]) -> tuple[Call, Any]: ...
 
@@ -196,7 +197,7 @@ class _ByKey:
 
     def __init__(self, split: Split, exchange: Exchange, side: Side | None = None) -> None:
         self.deadline = exchange.deadline
-        self.stage = exchange.stage
+        self.begin, self.end = exchange.begin, exchange.end
         self.side = side or split.side(exchange)
         self.inputs: Mapping[str, Array] = {}
         self.outputs: Mapping[str, Array] = {}

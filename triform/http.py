@@ -15,7 +15,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple, TypeVar
-from urllib.parse import unquote
+from urllib.parse import unquote as decoded
 
 import msgspec
 
@@ -99,7 +99,7 @@ class Received(NamedTuple):
     will be."""
 
     http: HttpRequest
-    named: Mapping[str, list[str]]
+    named: Mapping[str, Sequence[str]]
     request_id: str
     deadline: float | None
     started: float
@@ -187,9 +187,9 @@ class HttpSurface:
 
     def greet(self, http: HttpRequest) -> HttpRequest | HttpResponse:
         """For a host that has not read the body yet: the request with its caller, or a refusal that needs no body."""
-        started = time.perf_counter()
         if self.access is None or unquote(http.path) in EVERYBODYS:
             return http
+        started = time.perf_counter()
         try:
             return self.access.authenticate_head(http)
         except TriformError as error:
@@ -214,16 +214,22 @@ class HttpSurface:
             await self.access.authorize(http, route.operation, route.role, self._model(route, chosen))
         return http
 
-    async def _answer(self, received: Received) -> Answer:
-        http, access, path = received.http, self.access, unquote(received.http.path)
+    def _answer(self, received: Received) -> Awaitable[Answer]:
+        """What is awaited for the answer: for the usual request no more than the operation itself."""
+        http, access = received.http, self.access
+        path = unquote(http.path)
         if access is None or path in EVERYBODYS:
-            return await self._operate(received, *find(http.method, path), http)
-        if not http.greeted:
-            http = await access.authenticate(http)
+            return self._operate(received, *find(http.method, path), http)
+        if http.greeted:
+            route, chosen = find(http.method, path)
+            if access.infers(http, route.role, self._model(route, chosen)):
+                return self._operate(received, route, chosen, http)
+        return self._attended(received, path, access)
+
+    async def _attended(self, received: Received, path: str, access: Access) -> Answer:
+        http = await access.authenticate(received.http)
         route, chosen = find(http.method, path)
         model = self._model(route, chosen)
-        if access.infers(http, route.role, model):
-            return await self._operate(received, route, chosen, http)
         return await access.attend(http, route.operation, route.role, model, partial(self._operate, received, route, chosen))
 
     def _operate(self, received: Received, route: Route, chosen: Chosen, http: HttpRequest) -> Awaitable[Answer]:
@@ -283,19 +289,25 @@ class HttpSurface:
         `size`: the bytes that `decode` has to read. Raises what each step does, `DeadlineExceeded`, `Overloaded` and
         `AnswerTooLarge`.
         """
-        with exchange.stage("decode"):
+        began = exchange.begin("decode")
+        try:
             if self.service.is_small(size):
                 call, inputs = exchange.read(decode)
             else:
                 call, inputs = await self.service.do(partial(exchange.read, decode), size, exchange.deadline)
+        finally:
+            exchange.end("decode", began)
         outputs = await exchange.infer_checked(inputs)
-        with exchange.stage("encode"):
-            size = sum(array.nbytes for array in outputs.values())
+        began = exchange.begin("encode")
+        try:
+            size = sum([array.nbytes for array in outputs.values()])
             encode = call.say if call.columns is None else call.encode
             if self.service.is_small(size):
                 encoded = encode(outputs)
             else:
                 encoded = await self.service.do(partial(encode, outputs), size, exchange.deadline, urgent=True)
+        finally:
+            exchange.end("encode", began)
         check(exchange.deadline, "the answer was sent")
         if len(encoded.body) > self.limits.response:
             raise AnswerTooLarge(
@@ -366,6 +378,11 @@ async def _ready(answer: Answer) -> Answer:
     return answer
 
 
+def unquote(path: str) -> str:
+    """Percent-decoded."""
+    return decoded(path) if "%" in path else path
+
+
 def at_once(answer: Coroutine[Any, Any, T]) -> T:
     """What a coroutine returns that never waits."""
     try:
@@ -398,8 +415,8 @@ def told(error: TriformError) -> str:
 
 def request_id_of(headers: Sequence[tuple[str, str]], given: str | None) -> str:
     """The caller's, if it can stand in a log and a header as it is; else the host's, if that can; else a new one."""
-    named = values(headers, REQUEST_ID)
-    return request_id(named if given is None else [*named, given])
+    told = values(headers, REQUEST_ID)
+    return request_id(told if given is None else [*told, given])
 
 
 def version_of(text: str | None) -> int | None:

@@ -59,27 +59,8 @@ async def run_here(served: Served, inputs: Mapping[str, Array], deadline: float 
     return Ran(served.predictor.run(inputs, deadline=deadline), rows_of(inputs))
 
 
-class _Stage:
-    """A context manager of its own: one made of a generator takes twice as long, and a request has three."""
-
-    __slots__ = ("_exchange", "_name", "_started")
-
-    def __init__(self, exchange: Exchange, name: str) -> None:
-        self._exchange = exchange
-        self._name = name
-
-    def __enter__(self) -> None:
-        if (deadline := self._exchange.deadline) is not None and time.monotonic() >= deadline:
-            check(deadline, f"the stage '{self._name}'")
-        self._started = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        seconds, stages = time.perf_counter() - self._started, self._exchange.stages
-        stages[self._name] = stages[self._name] + seconds if self._name in stages else seconds
-
-
 class Exchange:
-    """One request on its way. What it came to is recorded when `InferenceService.exchange` is left."""
+    """One request on its way, for the block that it is entered for: what it came to is recorded when that is left."""
 
     before: tuple[InferenceRecord, ...] = ()  # of the versions that have answered their rows already, where several do
     served: Served | None = None
@@ -88,8 +69,17 @@ class Exchange:
     dead_letters: Mapping[str, int] = MappingProxyType({})  # rows by error code, of a request that may refuse some
     instead_of: tuple[int, str] | None = None  # the version that failed the request before, and the error's code
 
-    def __init__(self, models: Models, execute: Execute, request_id: str, deadline: float | None, caller: str = "") -> None:
+    def __init__(
+        self,
+        models: Models,
+        execute: Execute,
+        request_id: str,
+        deadline: float | None,
+        caller: str = "",
+        started: float = 0.0,
+    ) -> None:
         self.models = models
+        self._started = started
         self._execute = execute
         self.request_id = request_id
         self.caller = caller
@@ -138,27 +128,39 @@ class Exchange:
         call = decode()
         return call, self.served.signature.validate(call.inputs)
 
-    def stage(self, name: str) -> _Stage:
-        """Counts the time until the block is left as that of the stage: decode, execute or encode.
+    def begin(self, stage: str) -> float:
+        """The `time.perf_counter()` at which the stage begins: decode, execute or encode.
 
         Raises `DeadlineExceeded` where there is no time left to begin it.
         """
-        return _Stage(self, name)
+        if self.deadline is not None and time.monotonic() >= self.deadline:
+            check(self.deadline, f"the stage '{stage}'")
+        return time.perf_counter()
+
+    def end(self, stage: str, began: float) -> None:
+        """Counts the time since then as the stage's."""
+        self.stages[stage] = self.stages.get(stage, 0.0) + time.perf_counter() - began
 
     async def infer(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
         """The chosen version's answer; arrays of shape [rows, ...] by name.
 
         Raises as `Predictor.predict`, `Overloaded`, and `DeadlineExceeded`.
         """
-        with self.stage("decode"):
+        began = self.begin("decode")
+        try:
             checked = self.chosen.signature.validate(inputs)
+        finally:
+            self.end("decode", began)
         return await self.infer_checked(checked)
 
     async def infer_checked(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """The same for arrays that fit the chosen version's signature."""
         assert self.served is not None, "choose comes first"  # noqa: S101 - a fault of ours
-        with self.stage("execute"):
+        began = self.begin("execute")
+        try:
             ran = await self._execute(self.served, inputs, self.deadline)
+        finally:
+            self.end("execute", began)
         if ran.queued:
             self.stages["queue"] = ran.queued
         if ran.hop:
@@ -167,29 +169,19 @@ class Exchange:
         self.rows, self.batch_rows = rows_of(inputs), ran.batch_rows if ran.first else 0
         return ran.outputs
 
-
-class _Recorded:
-    """Records what came of a request when the block is left; of its own for the same reason as `_Stage`."""
-
-    __slots__ = ("_exchange", "_started")
-
-    def __init__(self, exchange: Exchange, started: float) -> None:
-        self._exchange = exchange
-        self._started = started
-
     def __enter__(self) -> Exchange:
-        return self._exchange
+        return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        exchange, told, seconds = self._exchange, error, time.perf_counter() - self._started
+        told, seconds = error, time.perf_counter() - self._started
         code = "ok"
         if error is not None:
             told = _told(error)
             code = _code(told)
-        if exchange.before and code == "ok":  # one that failed is recorded for the version that failed it
-            for record in exchange.before:
-                exchange.models.telemetry.record(msgspec.structs.replace(record, seconds=seconds))
-        exchange.ended(code, seconds)
+        if self.before and code == "ok":  # one that failed is recorded for the version that failed it
+            for record in self.before:
+                self.models.telemetry.record(msgspec.structs.replace(record, seconds=seconds))
+        self.ended(code, seconds)
         if told is not error and told is not None:
             try:
                 raise told from (error if isinstance(error, MemoryError) else None)  # not from a stack a thousand frames deep
@@ -235,14 +227,14 @@ class InferenceService:
 
     def exchange(
         self, request_id: str, *, deadline: float | None = None, started: float | None = None, caller: str = ""
-    ) -> _Recorded:
+    ) -> Exchange:
         """One inference request, from `started` (`time.perf_counter()`; now) to the end of the block.
 
         `deadline`: a `time.monotonic()` after which the run is ended; `caller`: who asks, for the log. An error that is raised
         inside is recorded and goes on.
         """
-        exchange = Exchange(self.models, self.execute, request_id, deadline, caller)
-        return _Recorded(exchange, time.perf_counter() if started is None else started)
+        began = time.perf_counter() if started is None else started
+        return Exchange(self.models, self.execute, request_id, deadline, caller, began)
 
     def refused(self, request_id: str, error: TriformError, started: float) -> None:
         """Records a request that was not let in, and so has no exchange."""
@@ -252,10 +244,11 @@ class InferenceService:
 def _record(exchange: Exchange, code: str, seconds: float) -> InferenceRecord:
     """Only a model that is served here is named: what callers make up would grow the metrics without end."""
     served, ok = exchange.served, code == "ok"
+    manifest = None if served is None else served.manifest
     return InferenceRecord(
         form=exchange.models.form,
-        model=UNKNOWN if served is None else served.manifest.name,
-        version=None if served is None else served.manifest.version,
+        model=UNKNOWN if manifest is None else manifest.name,
+        version=None if manifest is None else manifest.version,
         variant="stable" if served is None else served.variant,
         code=code,
         rows=exchange.rows if ok else 0,

@@ -156,7 +156,7 @@ class _Compared:
 
     def __init__(self, way: Way, asked: Asked, served: Served) -> None:
         self.deadline = way.deadline
-        self.stage = way.stage
+        self.begin, self.end = way.begin, way.end
         self.infer_checked = way.infer_checked
         self.rows = self.disagreed = 0
         self._way = way

@@ -9,6 +9,7 @@ Axis 0 is the batch axis: `Signature.validate` checks that every input brings th
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
@@ -92,11 +93,20 @@ class TensorMetadata(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return f"{self.name} {self.datatype}[{dims}]"
 
 
-class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
     """The inputs a model takes and the outputs it gives, in the graph's order."""
 
     inputs: tuple[TensorMetadata, ...]
     outputs: tuple[TensorMetadata, ...]
+
+    @cached_property
+    def _expected(self) -> tuple[tuple[str, np.dtype[Any] | None, tuple[Dim, ...] | None, TensorMetadata], ...]:
+        """Of each input: its name, the dtype of arrays that need no look at their elements, and the shape of a row that needs
+        none either: found once, for a small request takes hardly longer than that."""
+        return tuple(
+            (t.name, None if t.datatype == "BYTES" else t.dtype, t.row_shape if t.shape[:1] == (ROWS,) else None, t)
+            for t in self.inputs
+        )
 
     def validate(self, arrays: Mapping[str, Any]) -> dict[str, Array]:
         """Checks names, ranks, sizes and row counts, and casts where nothing is lost.
@@ -107,21 +117,21 @@ class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         self.check_names(arrays)
         sizes: dict[str, tuple[int, str]] = {}
         checked: dict[str, Array] = {}
-        for tensor in self.inputs:
-            array = arrays[tensor.name]
-            if not (isinstance(array, np.ndarray) and array.dtype == tensor.dtype and tensor.datatype != "BYTES"):
+        for name, dtype, row_shape, tensor in self._expected:
+            array = arrays[name]
+            if type(array) is not np.ndarray or array.dtype != dtype:
                 array = cast(array, tensor, booleans=False)
-            _check_shape(array.shape, tensor, sizes)
-            checked[tensor.name] = array
-        rows = {a.shape[0] for a in checked.values()}
-        if len(rows) > 1:
+            if array.ndim == 0 or array.shape[1:] != row_shape:
+                _check_shape(array.shape, tensor, sizes)
+            checked[name] = array
+        if len(checked) > 1 and len({a.shape[0] for a in checked.values()}) > 1:
             counts = ", ".join(f"{n} has {a.shape[0]}" for n, a in checked.items())
             raise InvalidInput(f"the inputs differ in their number of rows: {counts}")
         return checked
 
     def check_names(self, names: Collection[str]) -> None:
         """Raises `InvalidInput` for a name that is no input's, and for an input that is not named."""
-        known = [t.name for t in self.inputs]
+        known = [name for name, *_ in self._expected]
         if known == [*names]:
             return
         for name in names:
@@ -190,8 +200,8 @@ def _as_array(value: Any, tensor: TensorMetadata, booleans: bool) -> Array:
     try:
         if tensor.datatype == "BYTES":
             return np.asarray(value, dtype=object)
-        if (bound := _WHOLE.get(tensor.dtype)) is not None and _are_few_small_floats(value, bound):
-            return np.array(value, tensor.dtype)
+        if (array := few_numbers(value, tensor.dtype)) is not None:
+            return array
         if refused := _kinds(value, _TEXT if booleans or tensor.datatype == "BOOL" else _NO_NUMBERS):
             told = "booleans" if refused == {bool} else "text"
             raise InvalidInput(f"input '{tensor.name}': expected {tensor.datatype}, got {told}", input=tensor.name)
@@ -207,7 +217,6 @@ def _as_array(value: Any, tensor: TensorMetadata, booleans: bool) -> Array:
 
 _TEXT: Final = frozenset({str, bytes})  # numpy would make text of all, each as long as the longest
 _NO_NUMBERS: Final = _TEXT | {bool}
-_FLOATS: Final = {float}
 _FEW: Final = 256
 
 
@@ -223,11 +232,17 @@ def _kinds(value: Any, looked_for: frozenset[type]) -> frozenset[type]:
     return frozenset()
 
 
-def _are_few_small_floats(value: Any, bound: float) -> bool:
-    """Whether it is a short list of floats below the bound: seen faster without numpy. One that begins with NaN is not."""
-    if type(value) is not list or not 0 < len(value) <= _FEW or set(map(type, value)) != _FLOATS:
-        return False
-    return bool(-bound < min(value) and max(value) < bound)
+def few_numbers(value: Any, dtype: np.dtype[Any]) -> Array | None:
+    """A short list of numbers of which the dtype holds every one, floats rounded at most; None: it takes a closer look.
+
+    That is seen faster without numpy. A list of floats that begins with NaN is looked at closely.
+    """
+    if type(value) is not list or not 0 < len(value) <= _FEW or (held := _HELD.get(dtype)) is None:
+        return None
+    kinds, least, most = held
+    if kinds.issuperset(map(type, value)) and least <= min(value) and max(value) <= most:
+        return np.array(value, dtype)
+    return None
 
 
 def _may_be_rounded(array: Array, target: np.dtype[Any]) -> bool:
@@ -239,6 +254,15 @@ def _may_be_rounded(array: Array, target: np.dtype[Any]) -> bool:
 
 # The numbers below which a float of this type holds every integer.
 _WHOLE: Final = {d.numpy: 2.0 ** (np.finfo(d.numpy).nmant + 1) for d in DATATYPES if d.numpy.kind == "f"}
+# Of Python's numbers the types and the bounds of those that this type holds.
+_HELD: Final[Mapping[np.dtype[Any], tuple[frozenset[type], float, float]]] = {
+    **{dtype: (frozenset({int, float}), -bound, bound) for dtype, bound in _WHOLE.items()},
+    **{
+        d.numpy: (frozenset({int}), int(np.iinfo(d.numpy).min), int(np.iinfo(d.numpy).max))
+        for d in DATATYPES
+        if d.numpy.kind in "iu"
+    },
+}
 
 
 def _are_small(array: Array, target: np.dtype[Any]) -> bool:
@@ -340,9 +364,9 @@ def _kind(array: Array) -> str:
     return words.get(array.dtype.kind, str(array.dtype))
 
 
-def rows_of(arrays: Mapping[str, Array] | Iterable[Array]) -> int:
+def rows_of(arrays: Mapping[str, Array]) -> int:
     """The number of rows of arrays that share it (0 for no arrays)."""
-    for array in arrays.values() if isinstance(arrays, dict | Mapping) else arrays:
+    for array in arrays.values():
         rows: int = array.shape[0]
         return rows
     return 0

@@ -8,6 +8,7 @@ refused unless a float holds it to the digit, and so is a key that stands twice 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeVar
@@ -25,7 +26,8 @@ JSON: Final = "application/json"
 MAX_VALUES: Final = 2 << 20  # of text, each of which costs time and memory of its own: reading so many takes about two seconds
 MAX_DIMS: Final = 32  # of a tensor
 IN_JSON: Final = b",:[{"
-_NESTED: Final = (dict, list)
+_NESTED: Final = frozenset({dict, list})
+_FEW: Final = 16
 _KEY: Final = re.compile(rb'"[ \t\r\n]*:')
 _ZEROS: Final = bytes.maketrans(b"123456789", b"000000000")
 _LONG: Final = b"0" * 19  # digits that an integer beyond 64 bits has at least; without a sign it has one more
@@ -90,7 +92,8 @@ def read_json(body: bytes, what: str = "the body") -> Any:
     Raises `InvalidRequest` that says where it is no JSON, which key stands twice or which integer is too large, and
     `PayloadTooLarge`.
     """
-    check_count(body, IN_JSON)
+    if len(body) > MAX_VALUES:
+        check_count(body, IN_JSON)
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -125,13 +128,14 @@ def _keys(value: Any, most: int) -> int:
     """
     keys, pending = 0, [value]
     for item in pending:  # grows meanwhile: level by level
-        if isinstance(item, dict):
+        kind = type(item)
+        if kind is dict:
             keys += len(item)
             if keys >= most:
                 break
-            pending += [v for v in item.values() if isinstance(v, _NESTED)]
-        elif item and isinstance(item, list) and isinstance(item[0], _NESTED):
-            pending += [v for v in item if isinstance(v, _NESTED)]
+            pending += [v for v in item.values() if type(v) in _NESTED]
+        elif kind is list and item and type(item[0]) in _NESTED:
+            pending += [v for v in item if type(v) in _NESTED]
     return keys
 
 
@@ -171,7 +175,7 @@ def write_json(value: Any) -> bytes:
 
 def plain(array: Array, name: str) -> Any:
     """The array as `write_json` takes it: numbers as they are, text as lists. Raises `InfiniteOutput`."""
-    if array.dtype.kind == "f" and np.count_nonzero(np.isinf(array)):
+    if array.dtype.kind == "f" and _has_infinity(array):
         at = np.argwhere(np.isinf(array))[0]
         raise InfiniteOutput(
             f"output '{name}' is infinite in row {int(at[0])}, and JSON has no infinity: ask for it in binary (binary_data)"
@@ -180,6 +184,12 @@ def plain(array: Array, name: str) -> Any:
         check_texts(array)
         return array.tolist()
     return np.ascontiguousarray(array)
+
+
+def _has_infinity(array: Array) -> bool:
+    if array.size <= _FEW:  # seen faster without numpy
+        return any(map(math.isinf, array.ravel().tolist()))
+    return bool(np.count_nonzero(np.isinf(array)))
 
 
 def check_texts(array: Array) -> None:

@@ -33,7 +33,7 @@ from triform.protocols.bodies import (
     write_json,
 )
 from triform.protocols.tensors import WIRE, Bytes, from_bytes, to_bytes
-from triform.signature import BY_OIP, DATATYPES, Array, TensorMetadata, cast
+from triform.signature import BY_OIP, DATATYPES, Array, Signature, TensorMetadata, cast, few_numbers
 
 HEADER_LENGTH: Final = "inference-header-content-length"
 EXTENSIONS: Final = ("binary_tensor_data",)
@@ -109,12 +109,37 @@ def decode_request(request: InferRequest, tail: Bytes, served: Served, encode: E
     """The same of a request that is read already. `encode`: says the outputs, where it is not JSON with the binary extension."""
     encode = encode or _encode
     _check_parameters(request.parameters, "the request")
+    arrays = None if tail else _as_expected(request.inputs, served.signature)
+    if arrays is not None:
+        return _call(request, served, encode, arrays, arrays.get(served.key) if served.key is not None else None)
     named = {given.name for given in request.inputs}
     if len(named) < len(request.inputs):
         raise InvalidInput("an input is given twice")
     if by_columns(named, served):
         return _by_columns(request, tail, served, encode)
     return _by_tensors(request, tail, served, encode)
+
+
+def _as_expected(inputs: Sequence[RequestInput], signature: Signature) -> dict[str, Array] | None:
+    """The tensors of a request as most are: the model's own, each a short list of numbers. None: it takes a closer look."""
+    arrays = {}
+    if len(inputs) != len(signature.inputs):
+        return None
+    for given, tensor in zip(inputs, signature.inputs, strict=True):
+        if given.name != tensor.name or given.datatype != tensor.datatype or given.parameters:
+            return None
+        array = few_numbers(given.data, tensor.dtype)
+        if array is None or math.prod(given.shape) != array.size:
+            return None
+        arrays[given.name] = array.reshape(given.shape)
+    return arrays
+
+
+def _call(request: InferRequest, served: Served, encode: Encode, arrays: dict[str, Array], keys: Array | None) -> Call:
+    """Of tensors."""
+    wanted = _wanted(request, [t.name for t in served.signature.outputs])
+    say = partial(encode, manifest=served.manifest, request_id=request.id, wanted=wanted)
+    return Call(arrays, say, says_version=True, keys=keys)
 
 
 def _by_tensors(request: InferRequest, tail: Bytes, served: Served, encode: Encode) -> Call:
@@ -128,9 +153,7 @@ def _by_tensors(request: InferRequest, tail: Bytes, served: Served, encode: Enco
     keys = None
     if served.key is not None and served.key in arrays:
         keys = arrays[served.key] if served.key in metadata else _beside(arrays, served.key)
-    wanted = _wanted(request, [t.name for t in served.signature.outputs])
-    say = partial(encode, manifest=served.manifest, request_id=request.id, wanted=wanted)
-    return Call(arrays, say, says_version=True, keys=keys)
+    return _call(request, served, encode, arrays, keys)
 
 
 def _beside(arrays: dict[str, Array], key: str) -> Array:
@@ -310,7 +333,7 @@ def _encode(
     if request_id is not None:
         answer["id"] = request_id
     header = write_json(answer)
-    if not any(w.binary for w in wanted):
+    if not tail:
         return Encoded(header)
     return Encoded(b"".join([header, *tail]), "application/octet-stream", {HEADER_LENGTH: str(len(header))})
 
