@@ -41,7 +41,7 @@ class Batched:
         self._batchers: dict[Predictor, DynamicBatcher] = {}
 
     def __call__(self, served: Served, inputs: Mapping[str, Array], deadline: float | None) -> Awaitable[Ran]:
-        return self.batcher(served.predictor).infer(inputs, deadline=deadline)
+        return self.batcher(served.predictor).submit(inputs, deadline)
 
     def batcher(self, predictor: Predictor) -> DynamicBatcher:
         """That of this very predictor; a version that was loaded anew has a new one."""

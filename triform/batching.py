@@ -81,34 +81,43 @@ class DynamicBatcher:
         Raises `Overloaded`, `DeadlineExceeded` (also while the request waits or runs) and what `Predictor.run` raises. A request
         that is cancelled is not run, unless it runs already; then its answer is dropped.
         """
+        return await self.submit(inputs, deadline)
+
+    def submit(self, inputs: Mapping[str, Array], deadline: float | None) -> asyncio.Future[Ran]:
+        """The same: what `infer` awaits, which may be cancelled. Raises `Overloaded`, and `DeadlineExceeded` if that is now."""
         now = self._clock()
         if deadline is not None and now >= deadline:
             raise DeadlineExceeded("the deadline passed before the request was queued")
-        loop = asyncio.get_running_loop()
-        pending = Pending(inputs, deadline, now, loop.create_future())
-        self._check_room(pending)
+        pending = Pending(inputs, deadline, now, asyncio.get_running_loop().create_future())
+        if self.queued_rows:
+            self._check_room(pending)
         self._queue.append(pending)
         self.queued_rows += pending.weight
         self.queued_bytes += pending.bytes
         self._fresh.append(pending)
-        if self._free:
-            self._fill_soon()
-        else:
+        if not self._free:
             self._watch()
-        try:
-            return await pending.future
-        finally:
-            if pending.expiry is not None:
-                pending.expiry.cancel()
-            self._leave(pending)
+        elif not self._fills_soon:
+            self._fill_soon()
+        return pending.future
 
     def _watch(self) -> None:
         """Those who wait beyond this turn of the event loop are told when their time is up; most need not wait so long."""
-        now, loop = self._clock(), asyncio.get_running_loop()
+        now = self._clock()
         for pending in self._fresh:
-            if pending.deadline is not None and not pending.future.done():
-                pending.expiry = loop.call_later(pending.deadline - now, expire, pending)
+            if pending.future.done():
+                self._leave(pending)
+                continue
+            if pending.deadline is not None:
+                pending.expiry = asyncio.get_running_loop().call_later(pending.deadline - now, expire, pending)
+            pending.future.add_done_callback(partial(self._gone, pending))
         self._fresh.clear()
+
+    def _gone(self, pending: Pending, _: asyncio.Future[Ran]) -> None:
+        """Answered, failed or cancelled."""
+        if pending.expiry is not None:
+            pending.expiry.cancel()
+        self._leave(pending)
 
     @property
     def idle(self) -> bool:
@@ -128,7 +137,7 @@ class DynamicBatcher:
 
     def _check_room(self, pending: Pending) -> None:
         """Raises `Overloaded`. One request may wait, however large; those who wait for the end of this turn only need not."""
-        if self.queued_rows and self._is_full(pending):
+        if self._is_full(pending):
             self._fill_slots(here=False)
             if full := self._is_full(pending):
                 raise Overloaded(f"{full}: send the request again later")
@@ -164,14 +173,15 @@ class DynamicBatcher:
     def _take(self) -> list[Pending]:
         """The requests at the head of the queue that fit in one run. Those whose caller has gone are passed over."""
         batch: list[Pending] = []
-        rows = 0
+        rows, now = 0, self._clock()
         while self._queue:
             head = self._queue[0]
-            if batch and self._is_wanted(head) and not self._fits(head, batch[0], rows):
+            wanted = _is_wanted(head, now)
+            if batch and wanted and not self._fits(head, batch[0], rows):
                 break
             self._queue.popleft()
             self._leave(head)
-            if self._is_wanted(head):
+            if wanted:
                 batch.append(head)
                 rows += head.rows
         return batch
@@ -188,11 +198,6 @@ class DynamicBatcher:
     def _fits(self, head: Pending, first: Pending, rows: int) -> bool:
         """Whether the request may run beside those that are taken, which have so many rows."""
         return not self._alone and rows + head.rows <= self.max_rows and head.shapes == first.shapes
-
-    def _is_wanted(self, pending: Pending) -> bool:
-        if pending.deadline is not None and self._clock() >= pending.deadline:
-            expire(pending)
-        return not pending.future.done()
 
     def _begin(self, batch: Sequence[Pending], rest: deque[Pending]) -> None:
         """One run in a thread, in a slot that is taken already; `rest` have it afterwards, one by one.
@@ -251,7 +256,7 @@ class DynamicBatcher:
         else:
             for pending in run.batch:
                 fail(pending, run.error)
-        while rest and not self._is_wanted(rest[0]):
+        while rest and not _is_wanted(rest[0], self._clock()):
             rest.popleft()
         if rest:
             self._begin([rest.popleft()], rest)
@@ -271,6 +276,12 @@ class DynamicBatcher:
             if not pending.future.done():
                 pending.future.set_result(Ran(outputs, rows, run.began - pending.since, first=first))
                 first = False
+
+
+def _is_wanted(pending: Pending, now: float) -> bool:
+    if pending.deadline is not None and now >= pending.deadline:
+        expire(pending)
+    return not pending.future.done()
 
 
 def _tell(loop: asyncio.AbstractEventLoop, end: Callable[[Future[Run]], None], ran: Future[Run]) -> None:

@@ -28,10 +28,12 @@ Shapes = tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...]
 class Pending:
     """A request in the queue or under way."""
 
+    __slots__ = ("bytes", "deadline", "expiry", "future", "inputs", "rows", "shapes", "since", "waits", "weight")
+
     def __init__(self, inputs: Mapping[str, Array], deadline: float | None, since: float, future: asyncio.Future[Ran]) -> None:
         self.inputs = inputs
         self.rows = rows_of(inputs)
-        self.weight = max(self.rows, 1)  # in the queue: a request without rows takes its place there too
+        self.weight = self.rows or 1  # in the queue: a request without rows takes its place there too
         self.bytes = 0
         self.deadline = deadline
         self.since = since
@@ -40,7 +42,7 @@ class Pending:
         self.expiry: asyncio.TimerHandle | None = None
         shapes = []  # in the signature's order, as its `validate` gives them
         for name, array in inputs.items():
-            self.bytes += _bytes_of(array)
+            self.bytes += array.nbytes if array.dtype.kind != "O" else _bytes_of_texts(array)
             shapes.append((name, array.dtype, array.shape[1:]))
         self.shapes: Shapes = tuple(shapes)
 
@@ -78,10 +80,8 @@ def size_of(batch: Sequence[Pending]) -> tuple[int, int]:
     return sum(pending.rows for pending in batch), sum(pending.bytes for pending in batch)
 
 
-def _bytes_of(array: Array) -> int:
-    """In memory, with its texts, which are not measured one by one where they are very many."""
-    if array.dtype.kind != "O":
-        return array.nbytes
+def _bytes_of_texts(array: Array) -> int:
+    """In memory; texts are not measured one by one where they are very many."""
     return array.nbytes + (sum(map(len, array.flat)) if array.size <= _MANY_TEXTS else _TEXT_BYTES * array.size)
 
 

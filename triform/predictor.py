@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,7 @@ class Predictor:
         self._session = session
         self._sample: golden.Golden | None = None  # one golden row, for `check`
         self._outputs = [t.name for t in manifest.signature.outputs]
+        self._largest = _largest(manifest, threads)
         self._constants = _constants(session, manifest)
         self._axes = {n: c.batch_axis for n, c in manifest.config.inputs.items()}
         self._axes |= {n: c.batch_axis for n, c in manifest.config.outputs.items()}
@@ -104,27 +105,23 @@ class Predictor:
         rows = rows_of(inputs)
         if rows == 0:
             return self._no_rows()
-        return joined([self._execute(inputs, start, stop, size, deadline) for start, stop, size in self._chunks(rows)])
-
-    def _chunks(self, rows: int) -> Iterator[tuple[int, int, int]]:
-        """Cuts the rows into runs: (first row, row after the last, rows to run at, which padding fills).
-
-        Rows of a `dependent` model run alone, whoever asks: that is the only answer that is theirs.
-        """
         batching = self.manifest.config.batching
-        largest = 1 if self.independence == "dependent" else batching.pad_to[-1] if batching.pad_to else batching.max_rows
-        for start in range(0, rows, largest):
-            stop = min(start + largest, rows)
-            yield start, stop, next((p for p in batching.pad_to if p >= stop - start), stop - start)
+        if rows <= self._largest:  # in one run, as nearly always
+            return self._execute(inputs, rows, next((p for p in batching.pad_to if p >= rows), rows), deadline)
+        starts = range(0, rows, self._largest)
+        parts = [{name: array[start : start + self._largest] for name, array in inputs.items()} for start in starts]
+        return joined([self.run(part, deadline=deadline) for part in parts])
 
-    def _execute(self, inputs: Mapping[str, Array], start: int, stop: int, size: int, deadline: float | None) -> dict[str, Array]:
-        values = self.run_graph({name: _padded(array[start:stop], size) for name, array in inputs.items()}, deadline=deadline)
+    def _execute(self, inputs: Mapping[str, Array], rows: int, size: int, deadline: float | None) -> dict[str, Array]:
+        """One run of so many rows, padded to `size`."""
+        if size != rows:
+            inputs = {name: _padded(array, size) for name, array in inputs.items()}
         outputs = {}
-        for name, value in values.items():
+        for name, value in self.run_graph(inputs, deadline=deadline).items():
             axis = self._axes.get(name, 0)
             if not isinstance(value, np.ndarray) or value.ndim <= axis or value.shape[axis] != size:
                 raise RowsNotKept(f"output '{name}': {size} row(s) went in, shape {list(np.shape(value))} came out")
-            outputs[name] = (np.moveaxis(value, axis, 0) if axis else value)[: stop - start]
+            outputs[name] = (np.moveaxis(value, axis, 0) if axis else value)[:rows]
         return outputs
 
     def run_graph(self, inputs: Mapping[str, Array], *, deadline: float | None = None) -> dict[str, Any]:
@@ -220,6 +217,14 @@ def run_bound(session: Any, outputs: list[str], feed: dict[str, Array], options:
 def _first_row(arrays: Mapping[str, Array]) -> dict[str, Array]:
     """A copy: the other rows are not kept for it."""
     return {name: array[:1].copy() for name, array in arrays.items()}
+
+
+def _largest(manifest: Manifest, threads: int) -> int:
+    """The most rows of one run. Those of a `dependent` model run alone, whoever asks: that is the only answer that is theirs."""
+    batching = manifest.config.batching
+    if manifest.row_independence.at(threads) == "dependent":
+        return 1
+    return batching.pad_to[-1] if batching.pad_to else batching.max_rows
 
 
 def _padded(array: Array, size: int) -> Array:

@@ -575,7 +575,7 @@ def test_a_version_that_is_served_no_more_is_let_go_after_its_last_request(
     async def test() -> None:
         batched, old, new = Batched(gate), predictors("lookup"), predictors("centred")
         batcher = weakref.ref(batched.batcher(old))
-        running = asyncio.create_task(batched(Served(old, Features(old.signature, old.manifest.config)), x(1), None))
+        running = asyncio.ensure_future(batched(Served(old, Features(old.signature, old.manifest.config)), x(1), None))
         await settle()
         batched.retain([new])
         assert batched.batcher(old) is batcher(), "it has work"
