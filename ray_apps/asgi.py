@@ -61,21 +61,27 @@ class AsgiApp:
         """Answers a request; returns the status."""
         headers = Headers.of_asgi(scope["headers"])
         query = scope.get("query_string", b"").decode(LATIN)
-        response = self.surface.greet(HttpRequest(scope["method"], _path(scope), headers, b"", query, _client(scope)))
-        if isinstance(response, HttpRequest):
-            response = await self._handle(response, receive)
+        greeted = self.surface.greet(HttpRequest(scope["method"], _path(scope), headers, b"", query, _client(scope)))
+        response = None if isinstance(greeted, HttpRequest) else greeted
+        if isinstance(greeted, HttpRequest):
+            with _Caller(self._watch, receive) as caller:
+                message = await receive()
+                whole = message["type"] == "http.request" and not message.get("more_body")
+                body = message.get("body", b"") if whole else await _rest(message, receive, self.surface.limits.request)
+                if body is not None:
+                    caller.has_sent = True
+                    response = await self.surface.handle_async(greeted.with_body(body), deadline=caller.since + self.timeout)
+            if response is None:
+                response = self._unheard(greeted, caller)
+        assert response is not None  # noqa: S101 - for the type checker
         if self._told_by_server and (REQUEST_ID, response.headers[REQUEST_ID]) in headers:
             del response.headers[REQUEST_ID]
-        await _answer(response, send, length=scope["method"] != "HEAD")
+        await send({"type": "http.response.start", "status": response.status, "headers": _encoded(response, scope["method"])})
+        await send({"type": "http.response.body", "body": response.body})
         return response.status
 
-    async def _handle(self, request: HttpRequest, receive: Receive) -> HttpResponse:
-        """The answer to a request whose body is still to come. Who has gone gets none, but the server counts what he is told."""
-        with self._watch.over(receive) as caller:
-            body = await _read(receive, self.surface.limits.request)
-            if body is not None:
-                caller.has_sent = True
-                return await self.surface.handle_async(request.with_body(body), deadline=caller.since + self.timeout)
+    def _unheard(self, request: HttpRequest, caller: _Caller) -> HttpResponse:
+        """The answer to a request that did not come whole. Who has gone gets none, but the server counts what he is told."""
         if not caller.is_late:
             return HttpResponse(GONE, {REQUEST_ID: request_id_of(request.headers, None)}, b"")
         error = BodyTimeout(f"the body did not come within {self.timeout:g} s")
@@ -116,11 +122,13 @@ class _Caller:
 
     def __enter__(self) -> _Caller:
         self._task = asyncio.current_task()
-        self._watch.add(self)
+        self._watch.callers[self] = None
+        if not self._watch.runs:
+            self._watch.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
-        self._watch.leave(self)
+        del self._watch.callers[self]
         if self._looking is not None:
             self._looking.cancel()
         # A cancellation of the server's, too, goes on
@@ -156,40 +164,30 @@ class _Watch:
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self._callers: dict[_Caller, None] = {}  # in the order in which they came
-        self._runs = False
+        self.callers: dict[_Caller, None] = {}  # in the order in which they came
+        self.runs = False
 
-    def over(self, receive: Receive) -> _Caller:
-        return _Caller(self, receive)
-
-    def add(self, caller: _Caller) -> None:
-        self._callers[caller] = None
-        if not self._runs:
-            self._runs = True
-            asyncio.get_running_loop().call_later(LONG, self._look)
-
-    def leave(self, caller: _Caller) -> None:
-        del self._callers[caller]
+    def start(self) -> None:
+        self.runs = True
+        asyncio.get_running_loop().call_later(LONG, self._look)
 
     def _look(self) -> None:
         long_ago = time.monotonic() - LONG
-        for caller in self._callers:
+        for caller in self.callers:
             if caller.since > long_ago:
                 break
             caller.look(self._seconds)
-        self._runs = bool(self._callers)
-        if self._runs:
-            asyncio.get_running_loop().call_later(LONG, self._look)
+        self.runs = False
+        if self.callers:
+            self.start()
 
 
-async def _read(receive: Receive, limit: int) -> bytes | None:
-    """The body; of one beyond the limit a byte more than that, which the surface refuses. None: the caller has gone.
+async def _rest(message: Message, receive: Receive, limit: int) -> bytes | None:
+    """The body of which this is the first message; of one beyond the limit a byte more than that, which the surface refuses.
+    None: the caller has gone.
 
     What is too much is thrown away, up to as much again: who sends all before he reads gets his answer.
     """
-    message = await receive()
-    if not message.get("more_body") and message["type"] == "http.request":
-        return bytes(message.get("body", b""))[: limit + 1]
     parts: list[bytes] = []
     size = 0
     while message["type"] == "http.request":
@@ -215,9 +213,9 @@ def _client(scope: Message) -> str:
     return f"forwarded for {host}" if port == 0 else host
 
 
-async def _answer(response: HttpResponse, send: Send, *, length: bool) -> None:
+def _encoded(response: HttpResponse, method: str) -> list[tuple[bytes, bytes]]:
+    """The headers. A HEAD is not told how long the body would have been."""
     headers = [(name.encode(LATIN), value.encode(LATIN)) for name, value in response.headers.items()]
-    if length:
+    if method != "HEAD":
         headers.append((b"content-length", str(len(response.body)).encode()))
-    await send({"type": "http.response.start", "status": response.status, "headers": headers})
-    await send({"type": "http.response.body", "body": response.body})
+    return headers
