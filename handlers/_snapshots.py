@@ -10,6 +10,7 @@ import gc
 from collections.abc import Callable
 
 from handlers._boot import Booted
+from triform.headers import forget_ids
 
 
 def register(booted: Booted, *forget: Callable[[], None]) -> None:
@@ -30,6 +31,7 @@ def register(booted: Booted, *forget: Callable[[], None]) -> None:
 
     def after() -> None:
         random.seed()
+        forget_ids()
         booted.telemetry.restored()
 
     register_before_snapshot(before)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain
 from typing import Final
 
 REQUEST_ID: Final = "x-request-id"
+_AT_ONCE: Final = 64  # ids
 _CLEAN_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/=+@-]{0,127}")
 
 
@@ -22,30 +22,26 @@ class Headers(tuple[tuple[str, str], ...]):
 
     def __new__(cls, pairs: Iterable[tuple[str, str]] = ()) -> Headers:
         made = super().__new__(cls, pairs)
-        made.named = _index([name.lower() for name, _ in made], [value.strip(" \t") for _, value in made])
+        named: dict[str, list[str]] = {}
+        for name, value in made:
+            named.setdefault(name.lower(), []).append(value.strip(" \t"))
+        made.named = named
         return made
 
     @classmethod
-    def of_asgi(cls, pairs: Sequence[tuple[bytes, bytes]]) -> Headers:
-        """Of an ASGI server, which gives names in lower case. All are decoded at once: one by one takes several times as long."""
-        texts = b"\0".join(chain.from_iterable(pairs)).decode("latin-1").split("\0") if pairs else []
-        if len(texts) != 2 * len(pairs):  # a NUL, which servers refuse
-            texts = [part.decode("latin-1") for part in chain.from_iterable(pairs)]
-        names, given = texts[::2], [value.strip(" \t") for value in texts[1::2]]
-        made = super().__new__(cls, zip(names, given, strict=True))
-        made.named = _index(names, given)
+    def of_asgi(cls, pairs: Iterable[tuple[bytes, bytes]]) -> Headers:
+        """Of an ASGI server, which gives names in lower case."""
+        decoded, named = [], dict[str, list[str]]()
+        for raw, value in pairs:
+            name, text = raw.decode("latin-1"), value.decode("latin-1").strip(" \t")
+            decoded.append((name, text))
+            if name in named:
+                named[name].append(text)
+            else:
+                named[name] = [text]
+        made = super().__new__(cls, decoded)
+        made.named = named
         return made
-
-
-def _index(names: Sequence[str], given: Sequence[str]) -> Mapping[str, Sequence[str]]:
-    """The values of each name."""
-    once: dict[str, Sequence[str]] = dict(zip(names, zip(given, strict=True), strict=True))
-    if len(once) == len(names):
-        return once
-    named: dict[str, list[str]] = {}
-    for name, value in zip(names, given, strict=True):
-        named.setdefault(name, []).append(value)
-    return named
 
 
 def named(headers: Iterable[tuple[str, str]]) -> Mapping[str, Sequence[str]]:
@@ -63,4 +59,26 @@ def request_id(given: Iterable[str]) -> str:
     for one in given:
         if _CLEAN_ID.fullmatch(one):
             return one
-    return os.urandom(16).hex()
+    try:
+        return _new_ids.pop()
+    except IndexError:
+        return _more_ids()
+
+
+_new_ids: Final[list[str]] = []  # taken and put by any thread: `pop` and `extend` are each done at once
+
+
+def _more_ids() -> str:
+    """One, and others for later: to ask the kernel for randomness takes longer than to read a small request."""
+    digits = os.urandom(16 * _AT_ONCE).hex()
+    first, *others = (digits[start : start + 32] for start in range(0, len(digits), 32))
+    _new_ids.extend(others)
+    return first
+
+
+def forget_ids() -> None:
+    """For a copy of a process, whose original will give the same."""
+    _new_ids.clear()
+
+
+os.register_at_fork(after_in_child=forget_ids)

@@ -10,7 +10,7 @@ from typing import Final
 
 from triform.predictor import Predictor
 
-SHORT: Final = 500e-6  # seconds of CPU time: a batch of 32 loses as much again on its way to a thread and back
+SHORT: Final = 1e-3  # seconds of CPU time: a batch of 32 loses about as much on its way to a thread and back
 _TRIED: Final = 4.0  # times as long a run in a thread may have taken for one on the loop to be tried
 _SHARE: Final = 0.125  # of the latest run in what is known of its size
 _NOISE: Final = 2.0  # times what is known counts a run at most that is no more than a few times `short`: a machine hiccups

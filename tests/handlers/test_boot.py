@@ -172,6 +172,8 @@ def test_a_snapshot_is_restored_with_chance_and_connections_of_its_own(started: 
 
     from handlers._snapshots import register
     from tests.handlers.conftest import context
+    from triform import headers
+    from triform.headers import request_id
 
     booted, dropped = started(AWS_LAMBDA_INITIALIZATION_TYPE="snap-start"), []
     before, after = list(hooks._before_snapshot_registry), list(hooks._after_restore_registry)
@@ -182,7 +184,10 @@ def test_a_snapshot_is_restored_with_chance_and_connections_of_its_own(started: 
         (drop, _, _), (seed, _, _) = hooks._before_snapshot_registry[-1], hooks._after_restore_registry[-1]
         drop()
         state = random.getstate()
+        request_id([])
+        assert headers._new_ids, "made for requests to come, here and in every copy"
         seed()
+        assert not headers._new_ids
         assert dropped == ["connections"]
         assert random.getstate() != state
         assert booted.telemetry.invocations == 0

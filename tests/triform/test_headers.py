@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import re
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
-from triform.headers import Headers, values
+from triform.headers import Headers, request_id, values
 
 PAIRS = [("Accept", " text/csv\t"), ("X-Id", "1"), ("accept", "*/*"), ("x-empty", "")]
 
@@ -37,3 +41,24 @@ def test_those_of_an_asgi_server_are_the_same(value: str) -> None:
 def test_a_request_may_have_none() -> None:
     assert not Headers.of_asgi([])
     assert not Headers.of_asgi([]).named
+
+
+def test_new_ids_are_never_the_same() -> None:
+    with ThreadPoolExecutor(4) as threads:
+        made = [*threads.map(lambda _: request_id(["not clean"]), range(1000))]
+    assert len({*made}) == 1000
+    assert all(re.fullmatch("[0-9a-f]{32}", one) for one in made)
+
+
+def test_a_forked_process_gives_other_ids() -> None:
+    request_id([])
+    reads, writes = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(writes, "".join(request_id([]) for _ in range(100)).encode())
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    its = os.read(reads, 3200).decode()
+    os.close(reads)
+    os.close(writes)
+    assert not {request_id([]) for _ in range(100)} & {its[start : start + 32] for start in range(0, 3200, 32)}

@@ -7,11 +7,13 @@ from collections.abc import Callable
 import numpy as np
 import orjson
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
-from triform.errors import InvalidInput, InvalidRequest, PayloadTooLarge
+from triform.errors import InvalidInput, InvalidRequest, PayloadTooLarge, TriformError
 from triform.models import Served
 from triform.protocols import oip
-from triform.protocols.bodies import MAX_VALUES
+from triform.protocols.bodies import MAX_VALUES, Call, convert, read_json
 
 Serve = Callable[[str], Served]
 
@@ -79,3 +81,66 @@ def test_the_texts_of_all_tensors_are_at_most_so_many(served: Serve) -> None:
     header = orjson.dumps({"inputs": [{"name": name, **texts} for name in ("carrier", "distance")]})
     with pytest.raises(PayloadTooLarge, match="more than 2,097,152 values"):
         oip.decode(header + bytes(8 * half), len(header), served("flights"))
+
+
+NUMBERS = st.sampled_from(
+    [
+        "[1,2,3]", "[ 1.5, -0.0,3e2 ]", "[[1,2,3]]", "[]", '["1",2,3]', "[1,2,1e400]", "[1,2,NaN]", "[1,2,]", "[1,[2],3]",
+        "[1,2,36893488147419103232]", "[16777217,1,2]", "[1,2,123456789012345678901]", "[true,1,2]", "[null,1,2]", '["]",1,2]',
+        "[1,2,3", "1,2,3]", "[1,2,3]]",
+    ]
+)  # fmt: skip
+
+
+def joined(members: list[str]) -> str:
+    return "{" + ",".join(members) + "}"
+
+
+@st.composite
+def bodies(draw: st.DrawFn) -> bytes:
+    """Requests for one tensor, sound or not, whose `data` may stand anywhere, twice or in a text."""
+    members = ['"name":"x"', draw(st.sampled_from(['"shape":[1,3]', '"shape":[3]', '"shape":[1, 0]'])), '"datatype":"FP32"']
+    odd = st.one_of(
+        NUMBERS.map('"data":{}'.format),
+        NUMBERS.map('"parameters":{{"data":{}}}'.format),
+        NUMBERS.map('"x\\"data":{}'.format),
+        st.sampled_from(
+            ['"x":"\\"data\\":[1,2,3]"', '"id":"7"', '"x":{"data":[4,5,6]}', '"x":"caf\\u00e9 \\ud800"', '"x":"\x01"']
+        ),
+    )
+    members += [f'"data":{draw(NUMBERS)}', *draw(st.lists(odd, max_size=1))]
+    inputs = [joined(draw(st.permutations(members))) for _ in range(draw(st.sampled_from([1, 1, 1, 2])))]
+    top = [f'"inputs":[{",".join(inputs)}]', *draw(st.lists(odd, max_size=1))]
+    top += draw(st.sampled_from([[], ['"outputs":[{"name":"y"}]'], ['"outputs":[{"name":"data"}]']]))
+    return joined(draw(st.permutations(top))).encode()
+
+
+@settings(max_examples=300, deadline=None)
+@given(bodies())
+@example(b'{"data":[1,2,3],"inputs":[{"name":"x","shape":[1,3],"datatype":"FP32","data":[]}]}')
+@example(b'{"x\\"data":[1,2,3],"inputs":[{"name":"x","shape":[1,3],"datatype":"FP32","data":[]}]}')
+def test_a_request_at_a_glance_means_what_it_means_when_read_whole(served: Serve, body: bytes) -> None:
+    linear = served("linear")
+
+    def outcome(read: Callable[[], Call]) -> object:
+        try:
+            call = read()
+        except TriformError as error:
+            return type(error), str(error)
+        arrays = {name: (array.dtype, array.shape, array.tobytes()) for name, array in call.inputs.items()}
+        return arrays, call.keys, call.encode({"y": np.array([[0.5]], np.float32)}).body
+
+    whole = outcome(lambda: oip.decode_request(convert(read_json(body), oip.InferRequest), b"", linear))
+    assert outcome(lambda: oip.decode(body, None, linear)) == whole
+    assert outcome(lambda: oip.decode(body, None, linear)) == whole, "what is around the numbers is known now"
+
+
+def test_the_usual_request_is_read_at_a_glance(served: Serve) -> None:
+    linear = served("linear")
+    body = b'{"inputs":[{"name":"x","shape":[1,3],"datatype":"FP32","data":[%b]}]}'
+    for asked in body, body.replace(b":", b": "):
+        for numbers in b"1,2,3", b"-1.5,0.25,1e3", b"7,8,9":
+            call = oip._at_a_glance(asked % numbers, linear)
+            assert call is not None
+            assert call.inputs["x"].tolist() == [orjson.loads(b"[" + numbers + b"]")]
+    assert oip._around.cache_info().hits >= 4
