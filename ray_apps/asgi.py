@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
 from urllib.parse import quote
@@ -25,6 +25,7 @@ from triform.http import HttpRequest, HttpResponse, HttpSurface, request_id_of
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+Header = tuple[bytes, bytes]
 Hook = Callable[[], Awaitable[None]]
 
 LATIN: Final = "latin-1"
@@ -76,9 +77,15 @@ class AsgiApp:
         assert response is not None  # noqa: S101 - for the type checker
         if self._told_by_server and (REQUEST_ID, response.headers[REQUEST_ID]) in headers:
             del response.headers[REQUEST_ID]
-        await send({"type": "http.response.start", "status": response.status, "headers": _encoded(response, scope["method"])})
-        await send({"type": "http.response.body", "body": response.body})
+        encoded = _encoded(response, scope["method"])
+        if not self.wrote(response, encoded, scope, send):
+            await send({"type": "http.response.start", "status": response.status, "headers": encoded})
+            await send({"type": "http.response.body", "body": response.body})
         return response.status
+
+    def wrote(self, response: HttpResponse, headers: Sequence[Header], scope: Message, send: Send) -> bool:  # noqa: ARG002
+        """Whether the answer is written: not here, but by whoever knows the server that `send` belongs to."""
+        return False
 
     def _unheard(self, request: HttpRequest, caller: _Caller) -> HttpResponse:
         """The answer to a request that did not come whole. Who has gone gets none, but the server counts what he is told."""
@@ -213,7 +220,7 @@ def _client(scope: Message) -> str:
     return f"forwarded for {host}" if port == 0 else host
 
 
-def _encoded(response: HttpResponse, method: str) -> list[tuple[bytes, bytes]]:
+def _encoded(response: HttpResponse, method: str) -> list[Header]:
     """The headers. A HEAD is not told how long the body would have been."""
     headers = [(name.encode(LATIN), value.encode(LATIN)) for name, value in response.headers.items()]
     if method != "HEAD":

@@ -1,6 +1,6 @@
 """The short way of an HTTP request from uvicorn to our application, past what Serve does for requests of any application.
 
-    uvicorn -> spared.py -> Straight -> one of the replica's places -> asgi.py -> counted where Serve counts
+    uvicorn -> spared.py -> Straight -> one of the replica's places -> asgi.py, writing.py -> counted where Serve counts
                                |
                                no place is free, Serve's own paths, a time limit of Serve's -> all of Serve's steps
 
@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 
 from ray_apps.asgi import AsgiApp
+from ray_apps.writing import Writing
 
 log = logging.getLogger(__name__)
 Asgi = Callable[[Any, Any, Any], Awaitable[None]]
@@ -39,7 +40,7 @@ class Straight:
     def __init__(self, replica: Any, app: AsgiApp) -> None:
         from ray.serve._private.common import RequestMetadata, RequestProtocol
 
-        self._app = AsgiApp(app.surface, timeout=app.timeout)  # which tells the request's id itself
+        self._app = Writing(app.surface, timeout=app.timeout)  # which tells the request's id itself
         self._replica = replica  # whose prefix may change
         self._places = replica._semaphore
         self._counts = replica._metrics_manager

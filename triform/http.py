@@ -124,9 +124,10 @@ class Received(NamedTuple):
 
     def media_type(self, *expected: str) -> tuple[str, dict[str, str]]:
         """Of the body: the type, "" where it is not said, and its parameters. Raises `UnsupportedMediaType`."""
+        given = self.named.get("content-type", ())
+        if len(given) == 1 and given[0] in expected:  # to the letter, as nearly always
+            return given[0], {}
         said = self.header("content-type") or ""
-        if said in expected:  # to the letter, as nearly always
-            return said, {}
         kind, parameters = media_type(said)
         if kind and kind not in expected:
             raise UnsupportedMediaType(f"content-type {kind[:80]!r}: expected {' or '.join(k for k in expected if k != FORM)}")
@@ -321,8 +322,9 @@ class HttpSurface:
         body = received.http.body
         if len(body) > self.limits.request:
             raise PayloadTooLarge(f"the body has more than the {self.limits.request} bytes that are allowed")
-        encoding = received.header("content-encoding")
-        return body if encoding is None else unpack(body, encoding.lower(), self.limits.unpacked)
+        if "content-encoding" not in received.named:
+            return body
+        return unpack(body, (received.header("content-encoding") or "").lower(), self.limits.unpacked)
 
     def v2_server(self, received: Received, chosen: Chosen) -> Answer:  # noqa: ARG002 - all operations are called alike
         from triform import __version__
@@ -438,9 +440,9 @@ def _version(received: Received, chosen: Chosen) -> int | None:
 
 
 def _header_length(received: Received) -> int | None:
-    text = received.header(oip.HEADER_LENGTH)
-    if text is None:
+    if oip.HEADER_LENGTH not in received.named:
         return None
+    text = received.header(oip.HEADER_LENGTH) or ""
     if not _DIGITS.fullmatch(text):
         raise InvalidRequest(f"{oip.HEADER_LENGTH}: expected a number of bytes, got {text[:40]!r}")
     return int(text)

@@ -108,6 +108,14 @@ class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tr
             for t in self.inputs
         )
 
+    @cached_property
+    def input_names(self) -> tuple[str, ...]:
+        return tuple(t.name for t in self.inputs)
+
+    @cached_property
+    def output_names(self) -> tuple[str, ...]:
+        return tuple(t.name for t in self.outputs)
+
     def validate(self, arrays: Mapping[str, Any]) -> dict[str, Array]:
         """Checks names, ranks, sizes and row counts, and casts where nothing is lost.
 
@@ -131,8 +139,8 @@ class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tr
 
     def check_names(self, names: Collection[str]) -> None:
         """Raises `InvalidInput` for a name that is no input's, and for an input that is not named."""
-        known = [name for name, *_ in self._expected]
-        if known == [*names]:
+        known = self.input_names
+        if known == (*names,):
             return
         for name in names:
             if name not in known:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import socket
 import tempfile
 import threading
 import time
@@ -15,10 +16,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import uvicorn
 
 from ray_apps.arguments import Arguments
 from ray_apps.asgi import AsgiApp
 from ray_apps.hosting import host
+from ray_apps.spared import Spared
 from tests.conformance.models import DEFAULT
 from tests.ray_apps.ports import SERVE_PORTS
 from triform.routes import LIVE
@@ -74,6 +77,18 @@ async def call_app(
     start, *rest = sent
     told = {name.decode("latin-1"): value.decode("latin-1") for name, value in start["headers"]}
     return Response(start["status"], told, b"".join(m["body"] for m in rest))
+
+
+@contextmanager
+def on_uvicorn(app: AsgiApp) -> Iterator[tuple[str, int]]:
+    """The application behind the server that Ray Serve has, and what we put before it there."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = uvicorn.Server(uvicorn.Config(Spared(app), log_level="critical", lifespan="off"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+        thread.start()
+        yield listening.getsockname()[:2]
+        server.should_exit = True
+        thread.join(30)
 
 
 @contextmanager

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import orjson
 import pytest
-import uvicorn
 from ray.serve._private.http_util import parse_disconnect_disabled_header
 
 from ray_apps.arguments import Arguments
@@ -22,7 +19,7 @@ from ray_apps.asgi import LONG, AsgiApp
 from ray_apps.hosting import host
 from ray_apps.spared import Spared
 from tests.gates import Gate
-from tests.ray_apps.hosts import RunningApp, running
+from tests.ray_apps.hosts import RunningApp, on_uvicorn, running
 from triform.api_keys import KeyRing, new_key
 from triform.batched import Batched
 from triform.errors import ConfigurationError
@@ -230,18 +227,6 @@ def test_a_request_ends_at_its_deadline(online_models: Path) -> None:
     with running(online_models, timeout_s=1e-6) as app:
         answer = app.request("POST", PREDICT, body=[BODY])
     assert (answer.status, orjson.loads(answer.body)["code"]) == (504, "deadline_exceeded")
-
-
-@contextmanager
-def on_uvicorn(app: AsgiApp) -> Iterator[tuple[str, int]]:
-    """The application behind the server that Ray Serve has, and what we put before it there."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        server = uvicorn.Server(uvicorn.Config(Spared(app), log_level="critical", lifespan="off"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
-        thread.start()
-        yield listening.getsockname()[:2]
-        server.should_exit = True
-        thread.join(30)
 
 
 @pytest.mark.parametrize("sent", [b"", BODY[:5]])

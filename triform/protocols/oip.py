@@ -193,7 +193,7 @@ def _call(request: InferRequest, served: Served, encode: Encode, arrays: dict[st
     """Of tensors. `keys`: None: those of a tensor, if one is the key column."""
     if keys is None and served.key is not None:
         keys = arrays.get(served.key)
-    wanted = _wanted(request, [t.name for t in served.signature.outputs])
+    wanted = _wanted(request, served.signature.output_names)
     say = partial(encode, manifest=served.manifest, request_id=request.id, wanted=wanted)
     return Call(arrays, say, says_version=True, keys=keys)
 
@@ -235,7 +235,7 @@ def _by_columns(request: InferRequest, tail: Bytes, served: Served, encode: Enco
         if len(flat) != given.shape[0]:
             raise InvalidInput(_name(given) + f"shape {_shown(given.shape)}, but data has {len(flat)} elements")
         columns[given.name] = flat
-    wanted = _wanted(request, [c.name for c in served.features.outputs])
+    wanted = _wanted(request, tuple(c.name for c in served.features.outputs))
     say = partial(encode, manifest=served.manifest, request_id=request.id, wanted=wanted)
     keys = columns.get(served.key) if served.key is not None else None
     return Call(from_columns(columns, served), say, served.features.to_columns, says_version=True, keys=keys)
@@ -344,10 +344,15 @@ def _raw(body: bytes, served: Served) -> Call:
     return Call({tensor.name: array}, say, says_version=True)
 
 
-def _wanted(request: InferRequest, known: Sequence[str]) -> list[Wanted]:
-    binary = _flag(request.parameters, "binary_data_output", "the request")
+@lru_cache(maxsize=256)
+def _all(known: tuple[str, ...], binary: bool) -> Sequence[Wanted]:
+    return tuple(Wanted(name, binary) for name in known)
+
+
+def _wanted(request: InferRequest, known: tuple[str, ...]) -> Sequence[Wanted]:
+    binary = request.parameters is not None and _flag(request.parameters, "binary_data_output", "the request")
     if not request.outputs:
-        return [Wanted(name, binary) for name in known]
+        return _all(known, binary)
     if len({asked.name for asked in request.outputs}) < len(request.outputs):
         raise InvalidRequest("an output is asked for twice")
     wanted = []
