@@ -67,7 +67,7 @@ class Straight:
         path: str = scope["path"][len(scope.get("root_path", "")) :]
         if not path.startswith(self._replica._route_prefix or "") or path.startswith(SERVES) or self._places.locked():
             return False
-        return all(name != TIME_LIMIT for name, _ in scope["headers"])
+        return TIME_LIMIT not in [name for name, _ in scope["headers"]]
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
         """Of a request that it takes, in the same turn of the event loop. Raises what the application does."""

@@ -383,7 +383,7 @@ def _encode(
     entries, tail = [], []
     for name, binary in wanted:
         array = outputs[name]
-        entry: dict[str, Any] = {"name": name, "shape": list(array.shape), "datatype": datatype_of(array)}
+        entry: dict[str, Any] = {"name": name, "shape": array.shape, "datatype": datatype_of(array)}
         if binary:
             tail.append(to_bytes(array))
             entry["parameters"] = {"binary_data_size": len(tail[-1])}
