@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import numpy as np
 
 from triform.errors import DeadlineExceeded, InvalidRequest, NotReady, Overloaded, TriformError
-from triform.headers import values
+from triform.headers import named
 from triform.releases import Release
 from triform.splitting import KeyRule, TrafficSplit, reassemble
 
@@ -78,6 +78,7 @@ class Split:
         self._load = load
         self._loaded: dict[int, Served] = {}
         self._rule: KeyRule | None = None
+        self._header = ""  # the rule's, in lower case
         self._cut = cut
         if not shares_keys(release) and release.shadow is not None:  # on the canary's side, and of no key
             self.traffic = TrafficSplit(release.stable, release.shadow.version, 0, release.salt.encode())
@@ -107,6 +108,7 @@ class Split:
         if self._rule is None:
             canary = self.release.canary
             self._rule = canary.key if canary and canary.key else self._load(self.traffic.stable).manifest.config.key
+            self._header = (self._rule.header or "").lower()
         return self._rule
 
     async def answer(self, answer: Answer, exchange: Exchange, headers: Any, decode: Decode, size: int) -> Encoded:
@@ -117,29 +119,43 @@ class Split:
         """
         if self.shadow is not None:
             return await self.shadow.answer(answer, exchange, headers, decode, size)
-        started, rule = time.perf_counter(), self.rule
-        named = _named(rule, headers)
-        (key,) = rule.keys(named, {}, exchange.request_id)
-        way: _ByKey
-        if named or rule.column is None:
-            version = self.traffic.choose(key)
-            exchange.served = None  # nobody's, if it cannot be loaded
-            exchange.served = self.served(version)
-            way = _ByKey(self, exchange, "canary" if version == self.traffic.canary else "stable")
-        else:
-            exchange.served = self.served(self.traffic.stable)
-            way = _ByRecord(self, exchange, rule.column, decode)
+        started, key = time.perf_counter(), self._key(headers, exchange.request_id)
+        if key is None:
+            return await self._by_record(answer, exchange, decode, size)
+        version = self.traffic.choose(key)
+        exchange.served = None  # nobody's, if it cannot be loaded
+        exchange.served = served = self.served(version)
+        try:
+            encoded = await answer(exchange, partial(decode, served), size)
+        except Exception as error:  # noqa: BLE001 - it is raised again, or stable answers
+            self.count_run(exchange)
+            return await self._failure(error, key, started, answer, exchange, decode, size)
+        side: Side = "canary" if version == self.traffic.canary else "stable"
+        execute, scores = max(0.0, exchange.stages["execute"]), _scores(exchange.outputs)
+        self.tally.answered(side, time.perf_counter() - started, exchange.batch_rows, execute, scores)
+        if side == "canary":
+            self.failures = 0
+        return encoded
+
+    def _key(self, headers: Any, request_id: str) -> bytes | None:
+        """The whole request's; None: each of its records may have one. Raises `InvalidRequest` where the header stands twice."""
+        rule = self._rule or self.rule
+        if rule.header is not None and (given := named(headers).get(self._header, ())):
+            if len(given) > 1:
+                raise InvalidRequest(f"the header {self._header} is given twice")
+            if text := given[0].strip():
+                return text.encode()
+        return None if rule.column is not None else request_id.encode()
+
+    async def _by_record(self, answer: Answer, exchange: Exchange, decode: Decode, size: int) -> Encoded:
+        """The same where each record has its key, in a column."""
+        started, column = time.perf_counter(), self.rule.column or ""
+        exchange.served = self.served(self.traffic.stable)
+        way = _ByRecord(self, exchange, column, decode)
         try:
             encoded = await answer(way, partial(decode, exchange.served), size)
-        except Exception as error:
-            if exchange.chosen.elsewhere:
-                seconds = time.perf_counter() - started
-                return await self._in_its_place(error, key, seconds, answer, exchange, decode, size)
-            failed = "execute" in exchange.stages and not isinstance(error, Overloaded)  # else it is the caller's, or the queue's
-            self.tally.request(self.side(exchange), time.perf_counter() - started, failed_by=key if failed else None)
-            if failed and self.side(exchange) == "canary" and await self._stable_answers(error, answer, exchange, decode, size):
-                self.failed(error)
-            raise
+        except Exception as error:  # noqa: BLE001 - the same
+            return await self._failure(error, exchange.request_id.encode(), started, answer, exchange, decode, size)
         side, seconds = way.side, time.perf_counter() - started
         self.tally.request(side, seconds)
         if exchange.before:  # stable has answered its rows
@@ -147,6 +163,31 @@ class Split:
         if side == "canary":
             self.failures = 0
         return encoded
+
+    async def _failure(
+        self, error: Exception, key: bytes, started: float, answer: Answer, exchange: Exchange, decode: Decode, size: int
+    ) -> Encoded:
+        """What stable answers in the place of a canary that runs elsewhere. Of any other the error is raised, and it is counted
+        whose it is."""
+        if exchange.chosen.elsewhere:
+            seconds = time.perf_counter() - started
+            return await self._in_its_place(error, key, seconds, answer, exchange, decode, size)
+        failed = "execute" in exchange.stages and not isinstance(error, Overloaded)  # else it is the caller's, or the queue's
+        side = self.side(exchange)
+        self.tally.request(side, time.perf_counter() - started, failed_by=key if failed else None)
+        if failed and side == "canary" and await self._stable_answers(error, answer, exchange, decode, size):
+            self.failed(error)
+        raise error
+
+    def count_run(self, exchange: Exchange) -> None:
+        """Of what has run, if it has, whatever becomes of the request."""
+        if not exchange.outputs:
+            return
+        side = self.side(exchange)
+        if exchange.batch_rows:  # else another request of the run tells of it
+            self.tally.ran(side, exchange.batch_rows, max(0.0, exchange.stages["execute"]))
+        if (scores := _scores(exchange.outputs)) is not None:
+            self.tally.scored(side, scores)
 
     def side(self, exchange: Exchange) -> Side:
         """Whose turn it is, or was when it ended."""
@@ -193,7 +234,7 @@ class Split:
 
 
 class _ByKey:
-    """An exchange that one version answers, and is counted. `side`: whose turn it is, or was when it ended."""
+    """An exchange whose runs are counted. `side`: whose turn it is, or was when it ended."""
 
     def __init__(self, split: Split, exchange: Exchange, side: Side | None = None) -> None:
         self.deadline = exchange.deadline
@@ -209,16 +250,9 @@ class _ByKey:
 
     async def infer_checked(self, inputs: Any) -> dict[str, Array]:
         """The outputs of the version whose turn it is."""
-        exchange, tally = self._exchange, self._split.tally
-        outputs = await exchange.infer_checked(inputs)
+        outputs = await self._exchange.infer_checked(inputs)
         self.inputs, self.outputs = inputs, outputs
-        side = self.side
-        if exchange.batch_rows:  # else another request of the run tells of it
-            tally.ran(side, exchange.batch_rows, max(0.0, exchange.stages["execute"]))
-        for array in outputs.values():
-            if array.dtype.kind == "f":
-                tally.scored(side, array)
-                break
+        self._split.count_run(self._exchange)
         return outputs
 
 
@@ -279,15 +313,12 @@ def _shadowing(split: Split, sample: float) -> Shadowing:
     return Shadowing(split, partial(_ByKey, split), sample)
 
 
-def _named(rule: KeyRule, headers: Any) -> dict[str, str]:
-    """The header of the rule, if the request has it. Raises `InvalidRequest` where it stands twice."""
-    if rule.header is None:
-        return {}
-    name = rule.header.lower()
-    given = values(headers, name)
-    if len(given) > 1:
-        raise InvalidRequest(f"the header {name} is given twice")
-    return {name: given[0]} if given and given[0] else {}
+def _scores(outputs: Mapping[str, Array]) -> Array | None:
+    """The first output of floats."""
+    for array in outputs.values():
+        if array.dtype.kind == "f":
+            return array
+    return None
 
 
 def _tally() -> Tally:

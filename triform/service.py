@@ -66,6 +66,7 @@ class Exchange:
     served: Served | None = None
     rows = 0
     batch_rows = 0  # of the run, others' rows too; 0 where another request of the run tells it
+    outputs: Mapping[str, Array] = MappingProxyType({})  # of the latest run
     dead_letters: Mapping[str, int] = MappingProxyType({})  # rows by error code, of a request that may refuse some
     instead_of: tuple[int, str] | None = None  # the version that failed the request before, and the error's code
 
@@ -105,12 +106,12 @@ class Exchange:
     def turn_to(self, served: Served) -> None:
         """The next version that answers rows of the request: the one before has answered its own."""
         self.before = (*self.before, _record(self, "ok", 0.0))
-        self.served, self.rows, self.batch_rows, self.stages = served, 0, 0, {}
+        self.served, self.rows, self.batch_rows, self.stages, self.outputs = served, 0, 0, {}, {}
 
     def fall_back(self, served: Served) -> None:
         """That version answers all of the request: what others made of it is forgotten."""
         self.before = ()
-        self.served, self.rows, self.batch_rows, self.stages = served, 0, 0, {}
+        self.served, self.rows, self.batch_rows, self.stages, self.outputs = served, 0, 0, {}, {}
 
     def again(self, served: Served) -> Exchange:
         """The same request, to be tried with that version. Nothing records it, unless `ended` is called."""
@@ -167,6 +168,7 @@ class Exchange:
             self.stages["hop"] = ran.hop
         self.stages["execute"] -= ran.queued + ran.hop
         self.rows, self.batch_rows = rows_of(inputs), ran.batch_rows if ran.first else 0
+        self.outputs = ran.outputs
         return ran.outputs
 
     def __enter__(self) -> Exchange:

@@ -103,6 +103,22 @@ class Tally:
         if len(arm.waiting) >= MOST_WAITING or len(arm.waiting_runs) >= MOST_WAITING:
             arm.fold(self.edges)
 
+    def answered(self, side: Side, seconds: float, rows: int, execute: float, scores: Floats | None) -> None:
+        """A request that one version has answered: `request`, `ran` (of no rows: another request of the run tells of it) and
+        `scored` in one."""
+        arm = self._arms[side]
+        if rows:
+            arm.waiting_runs.append((rows, execute))
+        if scores is not None:
+            if scores.size > MOST_SCORES or scores.dtype != arm.dtype:
+                self.scored(side, scores)
+            else:
+                arm.waiting_scores.append(scores.tobytes())
+        arm.requests += 1
+        arm.waiting.append(seconds)
+        if len(arm.waiting) >= MOST_WAITING:
+            arm.fold(self.edges)
+
     def shadowed(self, rows: int, disagreed: int) -> None:
         """A request that both sides have answered, with so many rows that could be compared."""
         if rows:

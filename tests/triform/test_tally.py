@@ -7,7 +7,7 @@ import pytest
 
 from triform.rollout.policy import PROBABILITY_BINS
 from triform.rollout.windows import Arm, Shadowed, Sketch, rows_bucket, score_bins
-from triform.tally import MOST_KEYS, MOST_SCORES, MOST_WAITING, Tally
+from triform.tally import MOST_KEYS, MOST_SCORES, MOST_WAITING, Side, Tally
 
 
 class Clock:
@@ -103,3 +103,18 @@ def test_it_does_not_grow_with_the_requests(rows: int) -> None:
     assert window.canary.errors == window.canary.requests, "beyond the bound each counts"
     assert len(window.canary.request_seconds.bins) == 9
     assert window.canary.execute[0].total == window.canary.requests
+
+
+def test_an_answer_at_once_is_the_same_as_its_parts() -> None:
+    whole, parts = Tally(PROBABILITY_BINS, Clock()), Tally(PROBABILITY_BINS, Clock())
+    answers = [np.array([[0.01, 0.99]], np.float32), None, np.array([[0.5]], np.float64), np.linspace(0, 1, 3 * MOST_SCORES)]
+    for number in range(3 * MOST_WAITING):
+        side: Side = "canary" if number % 3 else "stable"
+        rows, scores = number % 5, answers[number // 50 % 4]
+        whole.answered(side, 0.1 * number, rows, 0.01, scores)
+        if rows:
+            parts.ran(side, rows, 0.01)
+        if scores is not None:
+            parts.scored(side, scores)
+        parts.request(side, 0.1 * number)
+    assert whole.take() == parts.take()
