@@ -102,10 +102,12 @@ class Function:
             if time.monotonic() > deadline:
                 raise DeadlineExceeded("no time was left to deliver the answer")
             began = exchange.begin("encode")
-            said = question.call.encode(outputs).body
-            head = write_json({"message_id": message.message_id, "model": question.served.manifest.ref})
-            body = head[:-1] + b"," + said[1:]
-            exchange.end("encode", began)
+            try:
+                said = question.call.encode(outputs).body
+                head = write_json({"message_id": message.message_id, "model": question.served.manifest.ref})
+                body = head[:-1] + b"," + said[1:]
+            finally:
+                exchange.end("encode", began)
             self.results.put(message.message_id, body, group=message.attributes.get("MessageGroupId"))
             exchange.rows, exchange.batch_rows = rows_of(question.inputs), work.batch_rows
         work.answered = True

@@ -70,7 +70,7 @@ class Reporter:
         self._start_controller = lambda: start_controller(context.app_name, settings, every)
         self._controller: Any = None
         self._edges: Edges = {}
-        self._told: dict[str, str] = {}  # breakers that the controller knows of
+        self._told: set[tuple[str, int]] = set()  # breakers that the controller knows of
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -85,8 +85,8 @@ class Reporter:
         slot = int(time.time() / self._every)
         while True:
             await asyncio.sleep(min(GLANCE_SECONDS, self._every / 5))
-            now, cut = int(time.time() / self._every), self._cut()
-            if now == slot and not cut.keys() - self._told.keys():
+            now, cut = int(time.time() / self._every), self._models.splits.cuts()
+            if now == slot and not cut - self._told:
                 continue
             try:
                 if not (reports := self._reports(slot)) or await self._send(reports):
@@ -97,10 +97,6 @@ class Reporter:
                 log.exception("reporting what was counted failed")
                 await asyncio.sleep(1.0)
             slot = now
-
-    def _cut(self) -> dict[str, str]:
-        splits = self._models.splits
-        return {model: why for model in splits.names() if (why := splits.cut_off(model)) is not None}
 
     def _reports(self, slot: int) -> list[Report]:
         splits = self._models.splits

@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 
 from ray_apps.asgi import AsgiApp
-from ray_apps.writing import Writing
+from ray_apps.writing import direct
 
 log = logging.getLogger(__name__)
 Asgi = Callable[[Any, Any, Any], Awaitable[None]]
@@ -40,7 +40,7 @@ class Straight:
     def __init__(self, replica: Any, app: AsgiApp) -> None:
         from ray.serve._private.common import RequestMetadata, RequestProtocol
 
-        self._app = Writing(app.surface, timeout=app.timeout)  # which tells the request's id itself
+        self._app = direct(app)  # which tells the request's id itself
         self._replica = replica  # whose prefix may change
         self._places = replica._semaphore
         self._counts = replica._metrics_manager

@@ -60,11 +60,11 @@ class RayTelemetry:
     def record(self, inference: InferenceRecord) -> None:
         self._waiting.append(inference)
         if len(self._waiting) >= MOST_WAITING:
-            self._count_waiting()
+            self._count_waiting(wait=False)
 
-    def _count_waiting(self) -> None:
-        """Many at once, which takes a fraction of the time of one by one. Nobody waits for another thread that does."""
-        if not self._counting.acquire(blocking=False):
+    def _count_waiting(self, *, wait: bool) -> None:
+        """Many at once, which takes a fraction of the time of one by one; not again, or after it, where another thread does."""
+        if not self._counting.acquire(blocking=wait):
             return
         try:
             waiting = self._waiting[:]
@@ -107,7 +107,7 @@ class RayTelemetry:
     def tell(self) -> None:
         """Tells Ray all of it: a gauge that is not told again is forgotten. So what is said of a model that is gone is said once,
         and then of who was in flight when it went."""
-        self._count_waiting()
+        self._count_waiting(wait=True)
         with self._telling:
             for key, series in [*self._counted.items()]:
                 series.tell(self._made[key[0]])

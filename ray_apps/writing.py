@@ -7,23 +7,32 @@ a small model.
 
 What uvicorn checks is that no header breaks out of its line: ours are made by `triform.http`, and of a caller's own words they
 have none but an id that is clean (triform/headers.py). Fields: seen in uvicorn 0.54 (`RequestResponseCycle.send` in
-uvicorn/protocols/http/httptools_impl.py); of another class or version answers go by messages.
+uvicorn/protocols/http/httptools_impl.py); another version, or another parser of its, gets messages.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any, Final
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 from ray_apps.asgi import AsgiApp, Header, Message
 from triform.http import HttpResponse
 
-try:
-    from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
-except ImportError:  # it has another parser
-    STATUS_LINE, RequestResponseCycle = {}, None  # type: ignore[misc,assignment]
-
+log = logging.getLogger(__name__)
+KNOWN: Final = "0.54."  # how uvicorn's versions begin whose fields these are
 _SMALL: Final = 64 << 10  # bytes of a body that is copied beside its head
+
+
+def direct(app: AsgiApp) -> AsgiApp:
+    """The application as it tells the request's id itself, and answers at once where uvicorn is one that is known."""
+    if not uvicorn.__version__.startswith(KNOWN):
+        log.warning("uvicorn %s is not known here (%s is): it is given answers by messages", uvicorn.__version__, KNOWN)
+        return AsgiApp(app.surface, timeout=app.timeout)
+    return Writing(app.surface, timeout=app.timeout)
 
 
 class Writing(AsgiApp):
@@ -38,6 +47,7 @@ class Writing(AsgiApp):
             or cycle.response_started
             or cycle.disconnected
             or cycle.flow.write_paused
+            or (cycle.access_log and cycle.access_logger.isEnabledFor(logging.INFO))
             or scope["method"] == "HEAD"
             or "connection" in response.headers
         ):

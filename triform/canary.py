@@ -127,9 +127,14 @@ class Split:
         exchange.served = served = self.served(version)
         try:
             encoded = await answer(exchange, partial(decode, served), size)
-        except Exception as error:  # noqa: BLE001 - it is raised again, or stable answers
+        except BaseException as error:
             self.count_run(exchange)
-            return await self._failure(error, key, started, answer, exchange, decode, size)
+            if not isinstance(error, Exception):
+                raise
+            instead = await self._instead(error, key, started, answer, exchange, decode, size)
+            if instead is None:
+                raise
+            return instead
         side: Side = "canary" if version == self.traffic.canary else "stable"
         execute, scores = max(0.0, exchange.stages["execute"]), _scores(exchange.outputs)
         self.tally.answered(side, time.perf_counter() - started, exchange.batch_rows, execute, scores)
@@ -154,8 +159,11 @@ class Split:
         way = _ByRecord(self, exchange, column, decode)
         try:
             encoded = await answer(way, partial(decode, exchange.served), size)
-        except Exception as error:  # noqa: BLE001 - the same
-            return await self._failure(error, exchange.request_id.encode(), started, answer, exchange, decode, size)
+        except Exception as error:
+            instead = await self._instead(error, exchange.request_id.encode(), started, answer, exchange, decode, size)
+            if instead is None:
+                raise
+            return instead
         side, seconds = way.side, time.perf_counter() - started
         self.tally.request(side, seconds)
         if exchange.before:  # stable has answered its rows
@@ -164,11 +172,11 @@ class Split:
             self.failures = 0
         return encoded
 
-    async def _failure(
+    async def _instead(
         self, error: Exception, key: bytes, started: float, answer: Answer, exchange: Exchange, decode: Decode, size: int
-    ) -> Encoded:
-        """What stable answers in the place of a canary that runs elsewhere. Of any other the error is raised, and it is counted
-        whose it is."""
+    ) -> Encoded | None:
+        """What stable answers in the place of a canary that runs elsewhere. None: the error is the caller's answer, and it is
+        counted whose it is."""
         if exchange.chosen.elsewhere:
             seconds = time.perf_counter() - started
             return await self._in_its_place(error, key, seconds, answer, exchange, decode, size)
@@ -177,7 +185,7 @@ class Split:
         self.tally.request(side, time.perf_counter() - started, failed_by=key if failed else None)
         if failed and side == "canary" and await self._stable_answers(error, answer, exchange, decode, size):
             self.failed(error)
-        raise error
+        return None
 
     def count_run(self, exchange: Exchange) -> None:
         """Of what has run, if it has, whatever becomes of the request."""
@@ -236,10 +244,10 @@ class Split:
 class _ByKey:
     """An exchange whose runs are counted. `side`: whose turn it is, or was when it ended."""
 
-    def __init__(self, split: Split, exchange: Exchange, side: Side | None = None) -> None:
+    def __init__(self, split: Split, exchange: Exchange) -> None:
         self.deadline = exchange.deadline
         self.begin, self.end = exchange.begin, exchange.end
-        self.side = side or split.side(exchange)
+        self.side = split.side(exchange)
         self.inputs: Mapping[str, Array] = {}
         self.outputs: Mapping[str, Array] = {}
         self._split = split

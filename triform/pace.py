@@ -13,7 +13,6 @@ from triform.predictor import Predictor
 SHORT: Final = 1e-3  # seconds of CPU time: a batch of 32 loses about as much on its way to a thread and back
 _TRIED: Final = 4.0  # times as long a run in a thread may have taken for one on the loop to be tried
 _SHARE: Final = 0.125  # of the latest run in what is known of its size
-_NOISE: Final = 2.0  # times what is known counts a run at most that is no more than a few times `short`: a machine hiccups
 _FORGETS: Final = 0.97  # of what is known of a size that goes to threads, with each run
 _LONG: Final = 2.0  # times `short` that one counts as at least which was not: it is not tried again for 23 runs
 
@@ -41,8 +40,7 @@ class Pace:
         key = rows.bit_length(), size.bit_length()
         known = self._known.get(key, seconds if here else 0.0)
         if here:
-            noisy = seconds < self._short * _TRIED
-            known += ((min(seconds, known * _NOISE) if noisy else seconds) - known) * _SHARE
+            known += (seconds - known) * _SHARE
             self._known[key] = known if known < self._short else max(known, self._short * _LONG)
         elif not 0.0 < known < self._short:
             self._known[key] = max(seconds / _TRIED, known * _FORGETS)

@@ -127,7 +127,7 @@ class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tr
         checked: dict[str, Array] = {}
         for name, dtype, row_shape, tensor in self._expected:
             array = arrays[name]
-            if type(array) is not np.ndarray or array.dtype != dtype:
+            if type(array) is not np.ndarray or dtype is None or array.dtype != dtype:
                 array = cast(array, tensor, booleans=False)
             if array.ndim == 0 or array.shape[1:] != row_shape:
                 _check_shape(array.shape, tensor, sizes)

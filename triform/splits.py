@@ -78,10 +78,9 @@ class Splits:
         """The models that have something to collect."""
         return list(self._all)
 
-    def cut_off(self, model: str) -> str | None:
-        """Why the model's canary gets no more keys here, if it does not."""
-        split = self._all.get(model)
-        return split.cut_off if split is not None else None
+    def cuts(self) -> set[tuple[str, int]]:
+        """The models whose canary gets no more keys here, with the revision that it has no more keys of."""
+        return {(model, split.release.revision) for model, split in [*self._all.items()] if split.cut_off is not None}
 
     def collect(self, model: str, step: int = 0, edges: Sequence[float] | None = None) -> Collected | None:
         """What has been counted of a model's split since it was last collected; None where it has none. `step`: of the window;

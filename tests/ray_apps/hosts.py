@@ -83,7 +83,7 @@ async def call_app(
 def on_uvicorn(app: AsgiApp) -> Iterator[tuple[str, int]]:
     """The application behind the server that Ray Serve has, and what we put before it there."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        server = uvicorn.Server(uvicorn.Config(Spared(app), log_level="critical", lifespan="off"))
+        server = uvicorn.Server(uvicorn.Config(Spared(app), log_level="critical", lifespan="off", access_log=False))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()
         yield listening.getsockname()[:2]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from ray.util import metrics
 
-from ray_apps.telemetry import RayTelemetry
+from ray_apps.telemetry import MOST_WAITING, RayTelemetry
 from triform.telemetry import FREED, InferenceRecord, LoadRecord
 
 MODEL: Mapping[str, Any] = {"form": "serve", "model": "m"}
@@ -35,6 +36,30 @@ def telemetry(monkeypatch: pytest.MonkeyPatch) -> RayTelemetry:
     monkeypatch.setattr(metrics, "Counter", Told)
     monkeypatch.setattr("ray_apps.telemetry.EVERY_SECONDS", 3600)
     return RayTelemetry()
+
+
+def test_requests_of_many_threads_are_each_counted_once(telemetry: RayTelemetry) -> None:
+    def ask(number: int) -> None:
+        for _ in range(MOST_WAITING + 7):
+            telemetry.record(InferenceRecord(**MODEL, version=1 + number % 2, seconds=0.01))
+            if number == 0:
+                telemetry.tell()
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(ask, range(8)))
+    telemetry.tell()
+    counted = [value for name, _, value in Told.seen if name == "triform_requests_total"]
+    assert sum(counted) == 8 * (MOST_WAITING + 7)
+
+
+def test_the_last_telling_waits_for_what_is_being_counted(telemetry: RayTelemetry) -> None:
+    telemetry.record(InferenceRecord(**MODEL, version=1, seconds=0.01))
+    with ThreadPoolExecutor(1) as threads:
+        with telemetry._counting:
+            telling = threads.submit(telemetry.tell)
+            assert not telling.done()
+        telling.result(30)
+    assert ("triform_requests_total", "1", 1.0) in Told.seen
 
 
 def versions(telemetry: RayTelemetry, name: str | None = None) -> list[str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import socket
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 
 from ray_apps.asgi import AsgiApp, Header, Message
-from ray_apps.writing import Writing
+from ray_apps.writing import Writing, direct
 from tests.ray_apps.hosts import on_uvicorn, running
 from triform.http import HttpResponse, HttpSurface
 from triform.service import InferenceService
@@ -36,11 +38,15 @@ class Noted(Writing):
         return self.at_once[-1]
 
 
-def exchange(address: tuple[str, int], sent: bytes) -> bytes:
-    """All that comes back until the server closes the connection, but the date."""
+def exchange(address: tuple[str, int], sent: bytes, seconds: float = 0.0) -> bytes:
+    """All that comes back until the server closes the connection, but the date; nothing is read for so many seconds."""
     with socket.create_connection(address, timeout=30) as connection:
-        connection.sendall(sent)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+        sending = threading.Thread(target=connection.sendall, args=(sent,))
+        sending.start()
+        time.sleep(seconds)
         answers = b"".join(iter(lambda: connection.recv(1 << 16), b""))
+        sending.join()
     return re.sub(rb"\r\ndate: [^\r]+", b"", answers)
 
 
@@ -80,9 +86,23 @@ def test_it_is_the_same(servers: tuple[tuple[str, int], tuple[str, int], Noted],
 
 
 def test_who_reads_slowly_gets_all_of_it(servers: tuple[tuple[str, int], tuple[str, int], Noted]) -> None:
-    sent = (HEAD + b"content-length: %d\r\n\r\n" % len(LARGE) + LARGE) * 20 + HEAD + CLOSED + b"\r\n"
-    sending, written, _ = servers
-    assert exchange(written, sent) == exchange(sending, sent)
+    """What is written to him at once fills the buffers; from then on uvicorn waits for him."""
+    sent = (HEAD + b"content-length: %d\r\n\r\n" % len(LARGE) + LARGE) * 60 + HEAD + CLOSED + b"\r\n"
+    sending, written, noted = servers
+    noted.at_once.clear()
+    assert exchange(written, sent, seconds=1.0) == exchange(sending, sent)
+    assert noted.at_once[0] is True
+    assert False in noted.at_once[:-1]
+
+
+def test_an_unknown_uvicorn_gets_messages(
+    servers: tuple[tuple[str, int], tuple[str, int], Noted], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    *_, noted = servers
+    assert type(direct(noted)) is Writing
+    monkeypatch.setattr("uvicorn.__version__", "0.99.1")
+    assert type(direct(noted)) is AsgiApp
+    assert "uvicorn 0.99.1 is not known here" in caplog.text
 
 
 def test_another_server_gets_messages(online_models: Path) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
-from collections.abc import Mapping
+import weakref
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,12 +18,14 @@ import pytest
 from tests.calls import calls_of
 from tests.canaries import USERS, Released, answers, build, records, take
 from triform import testing
-from triform.canary import IN_A_ROW, Split
+from triform.canary import IN_A_ROW, Split, Way
 from triform.errors import DeadlineExceeded, DigestMismatch, TriformError
-from triform.http import HttpRequest, HttpResponse, HttpSurface
+from triform.http import HttpRequest, HttpResponse, HttpSurface, at_once
 from triform.models import Models, Served
 from triform.packaging import package_model
 from triform.predictor import Predictor
+from triform.protocols import tfs
+from triform.protocols.bodies import Call, Encoded
 from triform.releases import Canary, ReleaseLog
 from triform.service import Execute, InferenceService, Ran, run_here
 from triform.signature import Array
@@ -314,6 +319,55 @@ def test_a_caller_who_goes_away_is_no_failure(released: Released) -> None:
     assert "lookup" in here.models.splits.live
 
 
+def test_what_has_run_counts_though_its_caller_has_gone(here: Host, released: Released) -> None:
+    async def run_and_go_away(way: Way, decode: Callable[[], Call], size: int) -> Encoded:
+        await way.infer_checked(way.read(decode)[1])
+        raise asyncio.CancelledError
+
+    (key,) = released.keys_of(2, "lookup", wanted=1)
+    exchange = InferenceService(here.models).exchange(key)
+    exchange.choose("lookup")
+    with pytest.raises(asyncio.CancelledError), exchange:
+        at_once(
+            here.models.splits.live["lookup"].answer(
+                run_and_go_away, exchange, (), partial(tfs.decode, b'{"instances": [5]}'), 18
+            )
+        )
+    collected = here.models.splits.collect("lookup")
+    assert collected is not None
+    assert (collected.window.canary.requests, collected.window.canary.execute[0].total) == (0, 1)
+
+
+@pytest.mark.parametrize("model", ["lookup", "scored"])
+def test_a_failure_leaves_nothing_to_the_garbage_collector(released: Released, model: str) -> None:
+    """Else the bodies of failed requests stay in memory for as long as it likes."""
+    errors: list[weakref.ref[Exception]] = []
+
+    class Fault(TriformError):
+        """One of its own for each request."""
+
+    def noted() -> Fault:
+        error = Fault("once more")
+        errors.append(weakref.ref(error))
+        return error
+
+    async def fail(served: Served, inputs: Mapping[str, Array], deadline: float | None) -> Ran:
+        if served.manifest.version == 1:
+            return await run_here(served, inputs, deadline)
+        raise noted()  # without a name here, which would hold it
+
+    here, (key,) = host(released, fail), released.keys_of(2, model, wanted=1)
+    rows = [5] if model == "lookup" else records([key])
+    logging.disable()  # the test's log would keep them
+    gc.disable()
+    try:
+        assert here.predict(model, rows, x_request_id=key).status == 500
+        assert [error() for error in errors] == [None]
+    finally:
+        gc.enable()
+        logging.disable(logging.NOTSET)
+
+
 def test_a_window_has_what_both_sides_were_given(here: Host, released: Released) -> None:
     stable, canary = released.keys_of(1, "lookup", wanted=4), released.keys_of(2, "lookup", wanted=3)
     for key in stable * 2:
@@ -355,7 +409,9 @@ def test_why_a_canary_was_cut_off_is_collected_until_the_next_revision(here: Hos
         collected = here.models.splits.collect("lookup")
         assert collected is not None
         assert str(collected.cut_off).startswith("it has failed 3 requests in a row")
+        assert here.models.splits.cuts() == {("lookup", collected.revision)}
     take(here.models, released, "lookup")
+    assert here.models.splits.cuts() == set()
     collected = here.models.splits.collect("lookup")
     assert collected is not None
     assert collected.cut_off is None

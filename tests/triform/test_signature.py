@@ -151,6 +151,14 @@ def test_an_array_that_fits_is_not_copied() -> None:
     assert Signature((tensor("FP32", 2),), ()).validate({"x": array})["x"] is array
 
 
+def test_an_array_of_numbers_is_no_text() -> None:
+    signature = Signature((TensorMetadata("x", "BYTES", ("rows",)),), ())
+    for array in np.array([1.5]), np.array([1]), np.array([True]):  # numpy's default dtype among them
+        with pytest.raises(InvalidInput, match="expected BYTES"):
+            signature.validate({"x": array})
+    assert signature.validate({"x": np.array(["a"], dtype=object)})["x"].tolist() == ["a"]
+
+
 AGREEING = Signature((tensor("FP32", "n", "n", name="a"), tensor("FP32", "n", 3, name="b"), tensor("FP32", -1, name="c")), ())
 
 

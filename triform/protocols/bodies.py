@@ -92,8 +92,7 @@ def read_json(body: bytes, what: str = "the body") -> Any:
     Raises `InvalidRequest` that says where it is no JSON, which key stands twice or which integer is too large, and
     `PayloadTooLarge`.
     """
-    if len(body) > MAX_VALUES:
-        check_count(body, IN_JSON)
+    check_count(body, IN_JSON)
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError as error:

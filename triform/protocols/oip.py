@@ -43,7 +43,7 @@ EXTENSIONS: Final = ("binary_tensor_data",)
 Size = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 Datatype = Annotated[str, msgspec.Meta(extra_json_schema={"enum": list(BY_OIP)})]
 Parameters = dict[str, Any]
-_DATA: Final = re.compile(rb'"data": ?\[')
+_DATA: Final = re.compile(rb'"data": ?\[(?=[ \t\r\n]*[-0-9])')
 _ID: Final = b'"id"'
 _FEW: Final = 8 << 10  # bytes of few numbers
 _AROUND: Final = 1 << 10  # bytes around them, at most, that are remembered
@@ -160,7 +160,7 @@ def decode_request(request: InferRequest, tail: Bytes, served: Served, encode: E
     """The same of a request that is read already. `encode`: says the outputs, where it is not JSON with the binary extension."""
     encode = encode or _encode
     _check_parameters(request.parameters, "the request")
-    arrays = None if tail else _as_expected(request.inputs, served.signature)
+    arrays = _in_bytes(request.inputs, tail, served.signature) if tail else _as_expected(request.inputs, served.signature)
     if arrays is not None:
         return _call(request, served, encode, arrays)
     named = {given.name for given in request.inputs}
@@ -187,6 +187,27 @@ def _as_expected(inputs: Sequence[RequestInput], signature: Signature, data: Any
             return None
         arrays[given.name] = array.reshape(given.shape)
     return arrays
+
+
+def _in_bytes(inputs: Sequence[RequestInput], tail: Bytes, signature: Signature) -> dict[str, Array] | None:
+    """The same where their bytes follow the header, one tensor's after another's."""
+    arrays, at = {}, 0
+    if len(inputs) != len(signature.inputs):
+        return None
+    for given, tensor in zip(inputs, signature.inputs, strict=True):
+        parameters = given.parameters
+        if given.name != tensor.name or given.datatype != tensor.datatype or given.datatype == "BYTES" or given.data is not None:
+            return None
+        size = parameters.get("binary_data_size") if parameters is not None and len(parameters) == 1 else None
+        if (
+            type(size) is not int
+            or not 0 < size <= len(tail) - at
+            or size != math.prod(given.shape) * WIRE[given.datatype].itemsize
+        ):
+            return None
+        arrays[given.name] = _from_bytes(tail[at : at + size], given).reshape(given.shape)
+        at += size
+    return arrays if at == len(tail) else None
 
 
 def _call(request: InferRequest, served: Served, encode: Encode, arrays: dict[str, Array], keys: Array | None = None) -> Call:

@@ -14,6 +14,7 @@ from triform.errors import InvalidInput, InvalidRequest, PayloadTooLarge, Trifor
 from triform.models import Served
 from triform.protocols import oip
 from triform.protocols.bodies import MAX_VALUES, Call, convert, read_json
+from triform.signature import Array
 
 Serve = Callable[[str], Served]
 
@@ -144,3 +145,48 @@ def test_the_usual_request_is_read_at_a_glance(served: Serve) -> None:
             assert call is not None
             assert call.inputs["x"].tolist() == [orjson.loads(b"[" + numbers + b"]")]
     assert oip._around.cache_info().hits >= 4
+    tried = oip._around.cache_info()
+    assert oip._at_a_glance(body % b" [1,2,3]", linear) is None
+    assert oip._around.cache_info() == tried, "what is nested is read whole, and not before that"
+
+
+def test_a_header_of_binary_tensors_is_read_once(served: Serve) -> None:
+    linear = served("linear")
+    header = b'{"inputs":[{"name":"x","shape":[1,3],"datatype":"FP32","parameters":{"binary_data_size":12}}]}'
+    before = oip._header.cache_info().misses
+    for values in [1, 2, 3], [4, 5, 6]:
+        call = oip.decode(header + np.array(values, np.float32).tobytes(), len(header), linear)
+        assert call.inputs["x"].tolist() == [values]
+    assert oip._header.cache_info().misses == before + 1
+    with pytest.raises(InvalidRequest, match="do not add up"):
+        oip.decode(header + b" " * 13, len(header), linear)
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "more", "told"),
+    [
+        ([1, 3], 12, b"", None),
+        ([2, 3], 24, b"", None),
+        ([1, 3], 12, b"x", "do not add up"),
+        ([1, 3], 8, b"", "means 12 bytes"),
+        ([1, 3], 16, b"", "12 bytes are left"),
+        ([1, 3], True, b"", "expected a number of bytes"),
+        ([0, 2**40, 2**40], 0, b"", "too large|expected x"),
+    ],
+)
+def test_tensors_in_binary_say_what_is_wrong_with_them(
+    served: Serve, shape: list[int], size: int, more: bytes, told: str | None
+) -> None:
+    asked = {"name": "x", "shape": shape, "datatype": "FP32", "parameters": {"binary_data_size": size}}
+    header = orjson.dumps({"inputs": [asked]})
+    rows = np.arange(3 * shape[0], dtype=np.float32)
+
+    def read() -> Array:
+        call = oip.decode(header + rows.tobytes() + more, len(header), served("linear"))
+        return served("linear").signature.validate(call.inputs)["x"]
+
+    if told is None:
+        assert read().tolist() == rows.reshape(shape).tolist()
+    else:
+        with pytest.raises(InvalidRequest, match=told):
+            read()
