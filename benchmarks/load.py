@@ -99,34 +99,44 @@ def open_loop(address: tuple[str, int], ask: Ask, due: Sequence[float], *, conne
     or does not come within ten seconds after the last was due.
     """
     raw = ask.raw(f"{address[0]}:{address[1]}")
-    free: list[Connection] = []
-    busy: dict[socket.socket, tuple[Connection, float]] = {}
+    free: dict[int, Connection] = {}  # by file descriptor
+    busy: dict[int, tuple[Connection, float]] = {}  # the same, with when it was due
     waiting: deque[float] = deque()
     latencies: list[float] = []
     following = 0
     started = time.perf_counter()
-    try:
-        while following < len(due) or waiting or busy:
-            now = time.perf_counter() - started
-            if now > due[-1] + GRACE:
-                raise LoadFailed(f"{len(waiting) + len(busy)} of {len(due)} requests are still not answered")
-            while following < len(due) and due[following] <= now:
-                waiting.append(due[following])
-                following += 1
-            while waiting and (free or len(busy) < connections):
-                connection = free.pop() if free else Connection(address)
-                busy[connection.socket] = connection, waiting.popleft()
-                connection.send(raw)
-            pause = min(1.0, max(0.0, due[following] - (time.perf_counter() - started))) if following < len(due) else 1.0
-            for readable in select.select(busy, [], [], pause)[0]:  # unlike poll and epoll it counts microseconds
-                connection, scheduled = busy[readable]
-                if connection.receive():
-                    latencies.append(time.perf_counter() - started - scheduled)
-                    del busy[readable]
-                    free.append(connection)
-    finally:
-        for connection in [*free, *(one for one, _ in busy.values())]:
-            connection.socket.close()
+    with select.epoll() as ready:
+        try:
+            while following < len(due) or waiting or busy:
+                now = time.perf_counter() - started
+                if now > due[-1] + GRACE:
+                    raise LoadFailed(f"{len(waiting) + len(busy)} of {len(due)} requests are still not answered")
+                while following < len(due) and due[following] <= now:
+                    waiting.append(due[following])
+                    following += 1
+                while waiting and (free or len(busy) < connections):
+                    if free:
+                        _, connection = free.popitem()
+                    else:
+                        connection = Connection(address)
+                        ready.register(connection.socket, select.EPOLLIN)
+                    busy[connection.socket.fileno()] = connection, waiting.popleft()
+                    connection.send(raw)
+                pause = min(1.0, max(0.0, due[following] - (time.perf_counter() - started))) if following < len(due) else 1.0
+                if not select.select([ready], [], [], pause)[0]:  # unlike epoll itself it counts microseconds
+                    continue
+                for descriptor, _ in ready.poll(0):
+                    if descriptor in free:  # which the server has no patience with any more
+                        free.pop(descriptor).socket.close()
+                        continue
+                    connection, scheduled = busy[descriptor]
+                    if connection.receive():
+                        latencies.append(time.perf_counter() - started - scheduled)
+                        del busy[descriptor]
+                        free[descriptor] = connection
+        finally:
+            for connection in [*free.values(), *(one for one, _ in busy.values())]:
+                connection.socket.close()
     return _load(latencies, time.perf_counter() - started)
 
 
@@ -160,7 +170,7 @@ class Connection:
 
     def receive(self) -> bool:
         """Takes what has come; whether it is all of the answer. Raises `LoadFailed` for one that is no 200."""
-        part = self.socket.recv(1 << 20)
+        part = self.socket.recv(1 << 16)  # a larger buffer is mapped anew for each answer
         self._got += part
         head, ended, body = self._got.partition(b"\r\n\r\n")
         if not part:
