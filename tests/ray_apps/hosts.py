@@ -83,6 +83,7 @@ async def call_app(
 def on_uvicorn(app: AsgiApp) -> Iterator[tuple[str, int]]:
     """The application behind the server that Ray Serve has, and what we put before it there."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 14)  # whoever reads slowly is soon waited for
         server = uvicorn.Server(uvicorn.Config(Spared(app), log_level="critical", lifespan="off", access_log=False))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()
