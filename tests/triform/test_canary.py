@@ -343,11 +343,8 @@ def test_a_failure_leaves_nothing_to_the_garbage_collector(released: Released, m
     """Else the bodies of failed requests stay in memory for as long as it likes."""
     errors: list[weakref.ref[Exception]] = []
 
-    class Fault(TriformError):
-        """One of its own for each request."""
-
-    def noted() -> Fault:
-        error = Fault("once more")
+    def noted() -> TriformError:
+        error = TriformError("once more")
         errors.append(weakref.ref(error))
         return error
 
