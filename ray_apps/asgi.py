@@ -63,18 +63,18 @@ class AsgiApp:
         headers = Headers.of_asgi(scope["headers"])
         query = scope.get("query_string", b"").decode(LATIN)
         greeted = self.surface.greet(HttpRequest(scope["method"], _path(scope), headers, b"", query, _client(scope)))
-        response = None if isinstance(greeted, HttpRequest) else greeted
         if isinstance(greeted, HttpRequest):
+            answered = None
             with _Caller(self._watch, receive) as caller:
                 message = await receive()
                 whole = message["type"] == "http.request" and not message.get("more_body")
                 body = message.get("body", b"") if whole else await _rest(message, receive, self.surface.limits.request)
                 if body is not None:
                     caller.has_sent = True
-                    response = await self.surface.handle_async(greeted.with_body(body), deadline=caller.since + self.timeout)
-            if response is None:
-                response = self._unheard(greeted, caller)
-        assert response is not None  # noqa: S101 - for the type checker
+                    answered = await self.surface.handle_async(greeted.with_body(body), deadline=caller.since + self.timeout)
+            response = answered or self._unheard(greeted, caller)
+        else:
+            response = greeted
         if self._told_by_server and (REQUEST_ID, response.headers[REQUEST_ID]) in headers:
             del response.headers[REQUEST_ID]
         encoded = _encoded(response, scope["method"])

@@ -143,7 +143,10 @@ class Split:
         return encoded
 
     def _key(self, headers: Any, request_id: str) -> bytes | None:
-        """The whole request's; None: each of its records may have one. Raises `InvalidRequest` where the header stands twice."""
+        """As `KeyRule.keys`: the whole request's; None: each of its records may have one.
+
+        Raises `InvalidRequest` where the header stands twice.
+        """
         rule = self._rule or self.rule
         if rule.header is not None and (given := named(headers).get(self._header, ())):
             if len(given) > 1:

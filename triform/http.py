@@ -15,7 +15,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple, TypeVar
-from urllib.parse import unquote as decoded
+from urllib.parse import unquote
 
 import msgspec
 
@@ -217,8 +217,7 @@ class HttpSurface:
 
     def _answer(self, received: Received) -> Awaitable[Answer]:
         """What is awaited for the answer: for the usual request no more than the operation itself."""
-        http, access = received.http, self.access
-        path = unquote(http.path)
+        http, access, path = received.http, self.access, unquote(received.http.path)
         if access is None or path in EVERYBODYS:
             return self._operate(received, *find(http.method, path), http)
         if http.greeted:
@@ -378,11 +377,6 @@ BEFORE: Final = (Unauthenticated, Forbidden, RouteNotFound, MethodNotAllowed, Un
 
 async def _ready(answer: Answer) -> Answer:
     return answer
-
-
-def unquote(path: str) -> str:
-    """Percent-decoded."""
-    return decoded(path) if "%" in path else path
 
 
 def at_once(answer: Coroutine[Any, Any, T]) -> T:
