@@ -1,14 +1,16 @@
 """A canary on Ray Serve: what stable's callers notice of it, and how soon a bad one has no callers left.
 
-    python -m benchmarks.canary_serve [--rounds 5] [--seconds 4] [--markdown FILE]
+    python -m benchmarks.canary_serve [--rounds 30] [--seconds 1] [--breaks 5] [--markdown FILE]
 
-    each placement, each round: no canary -> wrk; a canary at 10% -> wrk, in the same replica -> their ratios
+    each placement: two servers, of which one has a canary at 10% ──► wrk, by turns ──► their ratios
+                    then the other one has it, so that no server's own pace counts
     a rollout of a canary that always fails, two replicas: its first failure -> the last, and the decision to take it off
 
 The tiny model of `benchmarks/serving.py`, JSON, a row a request, one worker and 32 clients. *stable's*: each request has a key
 that is stable's. *all*: each request has another key, so that a tenth is the canary's. *the canary's*: each has a key that is
-the canary's, and is compared with the same requests when stable answered them. Medians; spread: largest minus smallest of the
-rounds' ratios, over their median.
+the canary's, and is compared with the same requests when stable answered them. Medians over the rounds, each of them one load on
+either server (of the latter two every fourth), with the 95% confidence interval of the median ratio: from its order statistics,
+so of any distribution.
 """
 
 from __future__ import annotations
@@ -16,14 +18,16 @@ from __future__ import annotations
 import argparse
 import datetime
 import http.client
+import math
 import shutil
 import statistics
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -34,6 +38,7 @@ from onnx import helper, numpy_helper
 from benchmarks.load import Ask, Load, closed_loop
 from benchmarks.report import Report
 from benchmarks.servers.models import TINY, example, packaged
+from benchmarks.servers.running import Running
 from benchmarks.servers.ways import MODEL, WAYS, Place
 from triform.packaging import package_model
 from triform.releases import Canary, Release, ReleaseLog
@@ -49,20 +54,32 @@ PLACEMENTS: Final[Mapping[str, dict[str, Any]]] = {"in-process": {}, "isolated":
 POLL_SECONDS: Final = 1.0  # between two looks at the release log
 CALLERS: Final = 8
 FAILS: Final = 3  # what a bad canary's first input must not be
+STABLES: Final = "stable's"
+OTHERS: Final = 4  # rounds, of which one has the other keys too
+WARM_UP: Final = 8  # seconds: the first canary starts the controller's process
 WAIT_SECONDS: Final = 60.0  # for a revision to be taken up
 
 
-class Round(NamedTuple):
-    """Loads by whose keys they are; `before`: without a canary."""
+class Seen(NamedTuple):
+    """`cpu`: seconds of the server's processes for one request."""
 
-    before: dict[str, Load]
-    beside: dict[str, Load]
+    load: Load
+    cpu: float
+
+
+class Host(NamedTuple):
+    """A server, the log of the model that it has, and a request."""
+
+    server: Running
+    log: ReleaseLog
+    ask: Ask
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=int, default=4, help="of each measurement")
+    parser.add_argument("--rounds", type=int, default=30, help="with either server's canary")
+    parser.add_argument("--seconds", type=int, default=1, help="of each measurement")
+    parser.add_argument("--breaks", type=int, default=5, help="canaries that fail")
     parser.add_argument("--root", type=Path, default=Path("build"), help="where models go")
     parser.add_argument("--markdown", type=Path, help="also write the tables to this file")
     options = parser.parse_args()
@@ -76,48 +93,77 @@ def main() -> None:
 
 
 def compare(options: argparse.Namespace, work: Path, report: Report) -> None:
-    model, repository = packaged(options.root, "tiny", TINY)
-    models = Path(shutil.copytree(repository, work / "models"))
-    package_model(model, name=MODEL, repository=open_repository(models), config=model.with_suffix(".toml"))
-    log = ReleaseLog(open_repository(models), MODEL)
-    x, y = example(model)
-    ask = WAYS["triform"].encodings["JSON"].ask(x)
     rows = []
     for placement, args in PLACEMENTS.items():
-        log.set(stable=1)
-        place = Place(model, models, work, {"poll_s": POLL_SECONDS, **args})
-        with WAYS["triform"].started(sys.executable, place, x, y) as server:
-            rounds = []
-            for number in range(options.rounds):
-                order = (True, False) if number % 2 else (False, True)
-                seen = {beside: loads(server.address, log, ask, options.seconds, work, beside=beside) for beside in order}
-                rounds.append(Round(seen[False], seen[True]))
-                print(f"{placement}, round {number + 1} of {options.rounds}", flush=True)
-        rows += [[placement, whose, *told([(r.before[whose], r.beside[whose]) for r in rounds])] for whose in rounds[0].before]
-    columns = ["canary", "keys", "none: req/s", "p50 ms", "at 10%: req/s", "p50 ms"]
-    columns += ["req/s, times", "spread", "p50, times", "spread"]
+        with ExitStack() as stack:
+            hosts = [stack.enter_context(hosted(options.root, work / f"{placement[:2]}{i}", args)) for i in range(2)]
+            pairs: dict[str, list[tuple[Seen, Seen]]] = {}
+            for beside, alone in (hosts, hosts[::-1]):
+                keyed = shared(beside, alone)
+                for host in hosts:  # after what a change of releases brings with it
+                    measured(host, host.ask, WARM_UP, work)
+                for number in range(options.rounds):
+                    for whose, ask in keyed.items():
+                        if whose != STABLES and number % OTHERS:
+                            continue
+                        order = (0, 1) if number % 2 else (1, 0)
+                        seen = {i: measured((alone, beside)[i], ask, options.seconds, work) for i in order}
+                        pairs.setdefault(whose, []).append((seen[0], seen[1]))
+                    if number % 10 == 9:
+                        print(f"{placement}, round {number + 1} of {options.rounds}", flush=True)
+        rows += [[placement, whose, *told(seen)] for whose, seen in pairs.items()]
+    columns = ["canary", "keys", "none: req/s", "p50 ms", "CPU us", "at 10%: req/s", "p50 ms", "CPU us"]
+    columns += ["req/s, times", "95%", "p50, times", "95%", "CPU, times", "95%"]
     report.table(f"A canary at 10% beside none, {CLIENTS} clients", columns, rows)
 
 
-def loads(address: tuple[str, int], log: ReleaseLog, ask: Ask, seconds: int, work: Path, *, beside: bool) -> dict[str, Load]:
-    """With a canary, or (`beside=False`) the same requests without: then stable answers all of them."""
-    release = log.set(canary=Canary(2, WEIGHT, RULE))  # whose keys these are
-    keyed = {"stable's": with_key(ask, release, 1), "all": ask, "the canary's": with_key(ask, release, 2)}
-    if not beside:
-        log.set()
-    until_answered_by(address, keyed["the canary's"], 2 if beside else 1)
-    return {whose: closed_loop(address, it, clients=CLIENTS, seconds=seconds, work=work) for whose, it in keyed.items()}
+@contextmanager
+def hosted(root: Path, work: Path, args: Mapping[str, Any]) -> Iterator[Host]:
+    """A server with two versions of the model."""
+    model, repository = packaged(root, "tiny", TINY)
+    models = Path(shutil.copytree(repository, work / "models"))
+    package_model(model, name=MODEL, repository=open_repository(models), config=model.with_suffix(".toml"))
+    log = ReleaseLog(open_repository(models), MODEL)
+    log.set(stable=1)
+    x, y = example(model)
+    with WAYS["triform"].started(sys.executable, Place(model, models, work, {"poll_s": POLL_SECONDS, **args}), x, y) as server:
+        yield Host(server, log, WAYS["triform"].encodings["JSON"].ask(x))
 
 
-def told(pairs: list[tuple[Load, Load]]) -> list[str]:
+def shared(beside: Host, alone: Host) -> dict[str, Ask]:
+    """Requests by whose they are, once one server has a canary that answers its keys, and the other has none."""
+    alone.log.set()
+    release, ask = beside.log.set(canary=Canary(2, WEIGHT, RULE)), beside.ask
+    keyed = {STABLES: with_key(ask, release, 1), "all": ask, "the canary's": with_key(ask, release, 2)}
+    for host, version in (beside, 2), (alone, 1):
+        until_answered_by(host.server.address, keyed["the canary's"], version)
+    return keyed
+
+
+def measured(host: Host, ask: Ask, seconds: int, work: Path) -> Seen:
+    load, cpu = host.server.measured(partial(closed_loop, host.server.address, ask, clients=CLIENTS, seconds=seconds, work=work))
+    return Seen(load, cpu / load.requests)
+
+
+def told(pairs: list[tuple[Seen, Seen]]) -> list[str]:
+    """Medians of either side, then of the ratios, each with its interval."""
     cells = []
     for side in 0, 1:
-        cells.append(f"{statistics.median(pair[side].rate for pair in pairs):,.0f}")
-        cells.append(f"{statistics.median(pair[side].p50 for pair in pairs) * 1e3:.2f}")
-    for ratios in [b.rate / a.rate for a, b in pairs], [b.p50 / a.p50 for a, b in pairs]:
-        middle = statistics.median(ratios)
-        cells += [f"{middle:.3f}", f"{(max(ratios) - min(ratios)) / middle:.0%}"]
+        cells.append(f"{statistics.median(pair[side].load.rate for pair in pairs):,.0f}")
+        cells.append(f"{statistics.median(pair[side].load.p50 for pair in pairs) * 1e3:.2f}")
+        cells.append(f"{statistics.median(pair[side].cpu for pair in pairs) * 1e6:,.0f}")
+    of_rate, of_p50 = [b.load.rate / a.load.rate for a, b in pairs], [b.load.p50 / a.load.p50 for a, b in pairs]
+    for ratios in of_rate, of_p50, [b.cpu / a.cpu for a, b in pairs]:
+        low, high = interval(ratios)
+        cells += [f"{statistics.median(ratios):.3f}", f"{low:.3f} to {high:.3f}"]
     return cells
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """In which the median is with 95% confidence: the ranks that leave 2.5% of a fair coin's throws out on either side."""
+    out = max(0, math.floor(len(values) / 2 - 0.98 * math.sqrt(len(values))))
+    ranked = sorted(values)
+    return ranked[out], ranked[-1 - out]
 
 
 def with_key(ask: Ask, release: Release, version: int) -> Ask:
@@ -158,7 +204,7 @@ def break_in(options: argparse.Namespace, work: Path, report: Report) -> None:
     failed, back = [], []
     place = Place(model, work / "models", work, {"poll_s": POLL_SECONDS, "num_replicas": 2, "num_cpus": 0})
     with WAYS["triform"].started(sys.executable, place, x, y) as server:
-        for number in range(options.rounds):
+        for number in range(options.breaks):
             rollout = rollouts.start(policy, 2)
             callers = Callers(server.address, with_key(ask, rollouts.releases.in_force(), 2))
             with callers.asking():
@@ -171,12 +217,12 @@ def break_in(options: argparse.Namespace, work: Path, report: Report) -> None:
             failed.append(max(callers.failures) - min(callers.failures))
             ended = datetime.datetime.fromisoformat(rollout.entries[-1].at).timestamp()
             back.append(ended - min(callers.failures))
-            print(f"a bad canary, round {number + 1} of {options.rounds}: {len(callers.failures)} failures", flush=True)
+            print(f"a bad canary, round {number + 1} of {options.breaks}: {len(callers.failures)} failures", flush=True)
     rows = [
         [until, *(f"{1e3 * of(seconds):.0f}" for of in (statistics.median, max))]
         for until, seconds in (("the last failure", failed), ("the decision to take it off", back))
     ]
-    title = f"A canary that always fails: from the first failure on, {options.rounds} times, two replicas, {CALLERS} callers"
+    title = f"A canary that always fails: from the first failure on, {options.breaks} times, two replicas, {CALLERS} callers"
     report.table(title, ["until", "median ms", "longest ms"], rows)
 
 

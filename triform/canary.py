@@ -36,9 +36,11 @@ if TYPE_CHECKING:  # models.py has the splits
     from triform.shadow import Shadowing
     from triform.signature import Array
     from triform.tally import Side, Tally
+    from triform.telemetry import InferenceRecord
 
 log = logging.getLogger(__name__)
 
+MOST_USERS: Final = 10_000  # whose version is remembered
 IN_A_ROW: Final = 3  # failures of the canary alone, none of its answers between them
 
 Decode = Callable[["Served"], "Call"]
@@ -72,14 +74,16 @@ class Split:
         self.release = release
         self.traffic = TrafficSplit.of(release)
         self.shadow: Shadowing | None = None
-        self.failures = 0  # in a row
+        self._failures = 0  # in a row, when it had answered so many
+        self._answers = 0
         self.cut_off: str | None = None  # why, where it is
-        self.tally = _tally()
+        self.tally = _tally(self.traffic.canary)
         self._load = load
         self._loaded: dict[int, Served] = {}
         self._rule: KeyRule | None = None
         self._header = ""  # the rule's, in lower case
         self._cut = cut
+        self._users: dict[str, Served] = {}  # by the header as it came
         if not shares_keys(release) and release.shadow is not None:  # on the canary's side, and of no key
             self.traffic = TrafficSplit(release.stable, release.shadow.version, 0, release.salt.encode())
             self.shadow = _shadowing(self, release.shadow.sample)
@@ -111,6 +115,28 @@ class Split:
             self._header = (self._rule.header or "").lower()
         return self._rule
 
+    def gives(self, exchange: Exchange, headers: Any) -> bool:
+        """Gives the exchange the version that answers all of the request, if its key says which. A user who comes again is known.
+
+        Raises `InvalidRequest`, and what loading the version raises.
+        """
+        if self.shadow is not None:
+            return False
+        given = named(headers).get(self._header, ())
+        if len(given) == 1 and (known := self._users.get(given[0])) is not None:
+            exchange.served, exchange.counts = known, self.ended
+            return True
+        key = self._key(headers, exchange.request_id)
+        if key is None:
+            return False
+        exchange.served = None  # nobody's, if it cannot be loaded
+        exchange.served, exchange.counts = self.served(self.traffic.choose(key)), self.ended
+        if given and given[0]:
+            if len(self._users) >= MOST_USERS:
+                self._users.clear()
+            self._users[given[0]] = exchange.served
+        return True
+
     async def answer(self, answer: Answer, exchange: Exchange, headers: Any, decode: Decode, size: int) -> Encoded:
         """The answer of the version that the request's key means, or of both. Raises as `HttpSurface.answer`.
 
@@ -119,28 +145,24 @@ class Split:
         """
         if self.shadow is not None:
             return await self.shadow.answer(answer, exchange, headers, decode, size)
-        started, key = time.perf_counter(), self._key(headers, exchange.request_id)
-        if key is None:
-            return await self._by_record(answer, exchange, decode, size)
-        version = self.traffic.choose(key)
-        exchange.served = None  # nobody's, if it cannot be loaded
-        exchange.served = served = self.served(version)
+        whole = self.gives(exchange, headers)
+        if not whole:
+            exchange.served = self.served(self.traffic.stable)
         try:
-            encoded = await answer(exchange, partial(decode, served), size)
-        except BaseException as error:
-            self.count_run(exchange)
-            if not isinstance(error, Exception):
-                raise
-            instead = await self._instead(error, key, started, answer, exchange, decode, size)
-            if instead is None:
+            if not whole:
+                return await self._by_record(answer, exchange, decode, size)
+            return await answer(exchange, partial(decode, exchange.chosen), size)
+        except Exception as error:
+            if (instead := await self.instead(error, answer, exchange, headers, decode, size)) is None:
                 raise
             return instead
-        side: Side = "canary" if version == self.traffic.canary else "stable"
-        execute, scores = max(0.0, exchange.stages["execute"]), _scores(exchange.outputs)
-        self.tally.answered(side, time.perf_counter() - started, exchange.batch_rows, execute, scores)
-        if side == "canary":
-            self.failures = 0
-        return encoded
+
+    def ended(self, exchange: Exchange, record: InferenceRecord) -> None:
+        """Counts a request that one version was to answer."""
+        if record.code == "ok":
+            self.tally.answered(record, exchange.outputs)
+        else:
+            self.count_run(exchange)
 
     def _key(self, headers: Any, request_id: str) -> bytes | None:
         """As `KeyRule.keys`: the whole request's; None: each of its records may have one.
@@ -156,36 +178,32 @@ class Split:
         return None if rule.column is not None else request_id.encode()
 
     async def _by_record(self, answer: Answer, exchange: Exchange, decode: Decode, size: int) -> Encoded:
-        """The same where each record has its key, in a column."""
-        started, column = time.perf_counter(), self.rule.column or ""
-        exchange.served = self.served(self.traffic.stable)
-        way = _ByRecord(self, exchange, column, decode)
-        try:
-            encoded = await answer(way, partial(decode, exchange.served), size)
-        except Exception as error:
-            instead = await self._instead(error, exchange.request_id.encode(), started, answer, exchange, decode, size)
-            if instead is None:
-                raise
-            return instead
-        side, seconds = way.side, time.perf_counter() - started
+        """The same where each record has its key, in a column. The exchange is stable's."""
+        way = _ByRecord(self, exchange, self.rule.column or "", decode)
+        encoded = await answer(way, partial(decode, exchange.chosen), size)
+        side, seconds = way.side, time.perf_counter() - exchange.started
         self.tally.request(side, seconds)
         if exchange.before:  # stable has answered its rows
             self.tally.request("stable", seconds)
         if side == "canary":
-            self.failures = 0
+            self._failures = 0
         return encoded
 
-    async def _instead(
-        self, error: Exception, key: bytes, started: float, answer: Answer, exchange: Exchange, decode: Decode, size: int
+    async def instead(
+        self, error: Exception, answer: Answer, exchange: Exchange, headers: Any, decode: Decode, size: int
     ) -> Encoded | None:
         """What stable answers in the place of a canary that runs elsewhere. None: the error is the caller's answer, and it is
         counted whose it is."""
+        if exchange.counts is not None:  # else what has run is counted already
+            exchange.counts = None
+            self.count_run(exchange)
+        seconds, key = time.perf_counter() - exchange.started, self._key(headers, exchange.request_id)
+        key = exchange.request_id.encode() if key is None else key
         if exchange.chosen.elsewhere:
-            seconds = time.perf_counter() - started
             return await self._in_its_place(error, key, seconds, answer, exchange, decode, size)
         failed = "execute" in exchange.stages and not isinstance(error, Overloaded)  # else it is the caller's, or the queue's
         side = self.side(exchange)
-        self.tally.request(side, time.perf_counter() - started, failed_by=key if failed else None)
+        self.tally.request(side, seconds, failed_by=key if failed else None)
         if failed and side == "canary" and await self._stable_answers(error, answer, exchange, decode, size):
             self.failed(error)
         return None
@@ -196,7 +214,7 @@ class Split:
             return
         side = self.side(exchange)
         if exchange.batch_rows:  # else another request of the run tells of it
-            self.tally.ran(side, exchange.batch_rows, max(0.0, exchange.stages["execute"]))
+            self.tally.ran(side, exchange.batch_rows, exchange.stages["execute"])
         if (scores := _scores(exchange.outputs)) is not None:
             self.tally.scored(side, scores)
 
@@ -237,11 +255,18 @@ class Split:
             return False
         return True
 
+    @property
+    def failures(self) -> int:
+        """Of the canary alone, since it has last answered."""
+        if (answers := self.tally.answers_of_canary()) != self._answers:
+            self._answers, self._failures = answers, 0
+        return self._failures
+
     def failed(self, error: Exception) -> None:
         """Counts a failure of the canary's own."""
-        self.failures += 1
-        if self.failures >= IN_A_ROW:
-            self.cut(f"it has failed {self.failures} requests in a row that stable could answer, the last with {_code(error)}")
+        self._failures = failures = self.failures + 1
+        if failures >= IN_A_ROW:
+            self.cut(f"it has failed {failures} requests in a row that stable could answer, the last with {_code(error)}")
 
 
 class _ByKey:
@@ -332,11 +357,11 @@ def _scores(outputs: Mapping[str, Array]) -> Array | None:
     return None
 
 
-def _tally() -> Tally:
+def _tally(canary: int) -> Tally:
     from triform.rollout.policy import PROBABILITY_BINS  # a function that starts without a canary does not wait for these
     from triform.tally import Tally
 
-    return Tally(PROBABILITY_BINS)
+    return Tally(PROBABILITY_BINS, canary)
 
 
 def _code(error: Exception) -> str:

@@ -44,7 +44,7 @@ from triform.protocols import invocations, oip, tfs
 from triform.protocols.bodies import JSON, Call, Encoded, write_json
 from triform.repository import VERSION
 from triform.routes import EVERYBODYS, Chosen, Route, find
-from triform.service import LARGE, InferenceService
+from triform.service import LARGE, Exchange, InferenceService
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -272,16 +272,39 @@ class HttpSurface:
             size = len(received.http.body)
             if "content-encoding" in received.named:
                 size = max(size, min(size * _UNPACKED, LARGE))  # large, if it may unpack to as much
-            if exchange.models.splits.live and version is None and alias is None and (split := exchange.models.splits.of(served)):
-                try:
-                    return 200, await split.answer(
-                        self.answer, exchange, received.http.headers, lambda served: decode(self._body(received), served), size
-                    )
-                finally:
-                    if exchange.served is not served or exchange.before:
-                        received.told[MODEL] = exchange.refs or received.told[MODEL]
-            encoded = await self.answer(exchange, lambda: decode(self._body(received), served), size)
-        return 200, encoded
+            split = None
+            if exchange.models.splits.live and version is None and alias is None:
+                split = exchange.models.splits.of(served)
+            if split is not None:
+                if not split.gives(exchange, received.http.headers):
+                    return 200, await self._shared(split.answer, received, exchange, decode, size)
+                served = exchange.chosen
+                received.told[MODEL] = served.manifest.ref
+            try:
+                return 200, await self.answer(exchange, lambda: decode(self._body(received), served), size)
+            except Exception as error:
+                if split is None:
+                    raise
+                instead = await self._shared(partial(split.instead, error), received, exchange, decode, size)
+                if instead is None:
+                    raise
+                return 200, instead
+
+    async def _shared(
+        self,
+        answer: Callable[..., Awaitable[T]],
+        received: Received,
+        exchange: Exchange,
+        decode: Callable[[bytes, Served], Call],
+        size: int,
+    ) -> T:
+        """What a split answers; the headers name who has."""
+        try:
+            return await answer(
+                self.answer, exchange, received.http.headers, lambda served: decode(self._body(received), served), size
+            )
+        finally:
+            received.told[MODEL] = exchange.refs or received.told[MODEL]
 
     async def answer(self, exchange: Way, decode: Callable[[], Call], size: int = 0) -> Encoded:
         """The way of a request whose version is chosen, whatever its protocol. No step is begun after the deadline.

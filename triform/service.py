@@ -60,7 +60,8 @@ async def run_here(served: Served, inputs: Mapping[str, Array], deadline: float 
 
 
 class Exchange:
-    """One request on its way, for the block that it is entered for: what it came to is recorded when that is left."""
+    """One request on its way, for the block that it is entered for: what it came to is recorded when that is left. `started`: a
+    `time.perf_counter()`."""
 
     before: tuple[InferenceRecord, ...] = ()  # of the versions that have answered their rows already, where several do
     served: Served | None = None
@@ -68,6 +69,7 @@ class Exchange:
     batch_rows = 0  # of the run, others' rows too; 0 where another request of the run tells it
     outputs: Mapping[str, Array] = MappingProxyType({})  # of the latest run
     dead_letters: Mapping[str, int] = MappingProxyType({})  # rows by error code, of a request that may refuse some
+    counts: Callable[[Exchange, InferenceRecord], None] | None = None  # who else is told what it came to
     instead_of: tuple[int, str] | None = None  # the version that failed the request before, and the error's code
 
     def __init__(
@@ -80,7 +82,7 @@ class Exchange:
         started: float = 0.0,
     ) -> None:
         self.models = models
-        self._started = started
+        self.started = started
         self._execute = execute
         self.request_id = request_id
         self.caller = caller
@@ -121,7 +123,10 @@ class Exchange:
 
     def ended(self, code: str, seconds: float) -> None:
         """Records what it came to: "ok" or an error's code."""
-        self.models.telemetry.record(_record(self, code, seconds))
+        record = _record(self, code, seconds)
+        self.models.telemetry.record(record)
+        if self.counts is not None:
+            self.counts(self, record)
 
     def read(self, decode: Callable[[], Call]) -> tuple[Call, dict[str, Array]]:
         """The call, and its inputs as the chosen version takes them."""
@@ -175,7 +180,7 @@ class Exchange:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        told, seconds = error, time.perf_counter() - self._started
+        told, seconds = error, time.perf_counter() - self.started
         code = "ok"
         if error is not None:
             told = _told(error)

@@ -3,19 +3,22 @@
     a request: failed or not, its time    a run: its rows and time    an answer: its scores  ->  Tally  ->  windows.Window
     a request that a shadow answered, too: its rows, and those that disagree
 
-Numbers wait in lists until there are some to be put into bins together: a request pays for no more than an `append`. Belongs to
-who answers requests: on an event loop to that loop.
+Records and numbers wait in lists until there are some to be put into bins together: a request pays for no more than an `append`.
+Belongs to who answers requests: on an event loop to that loop.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, Final, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 
 from triform.rollout.windows import Arm, Shadowed, Sketch, Window, bins_of, rows_bucket, score_bins
+
+if TYPE_CHECKING:
+    from triform.telemetry import InferenceRecord
 
 Side = Literal["stable", "canary"]
 Floats = np.ndarray[Any, np.dtype[np.floating[Any]]]
@@ -44,7 +47,7 @@ class _Arm:
         _count(self._seconds, self.waiting)
         runs: dict[int, list[float]] = {}
         for rows, seconds in self.waiting_runs:
-            runs.setdefault(rows_bucket(rows), []).append(seconds)
+            runs.setdefault(rows_bucket(rows), []).append(max(0.0, seconds))
         for bucket, times in runs.items():
             _count(self._execute.setdefault(bucket, {}), times)
         if self.waiting_scores:
@@ -63,15 +66,22 @@ class _Arm:
         )
 
 
-class Tally:
-    """`edges`: of the bins of scores, the policy's. `clock` is monotonic."""
+# Of a request that one version has answered: its scores as bytes, which keep nothing else in memory.
+Answered = tuple["InferenceRecord", "np.dtype[Any] | None", bytes]
 
-    def __init__(self, edges: Sequence[float], clock: Callable[[], float] = time.monotonic) -> None:
+
+class Tally:
+    """`edges`: of the bins of scores, the policy's; `canary`: its version. `clock` is monotonic."""
+
+    def __init__(self, edges: Sequence[float], canary: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.edges = edges
+        self._canary = canary
         self._clock = clock
         self._began = clock()
         self._arms = {"stable": _Arm(), "canary": _Arm()}
         self._shadowed = dict(NOTHING)
+        self._answered: list[Answered] = []
+        self._by_canary = 0
 
     def ran(self, side: Side, rows: int, seconds: float) -> None:
         """A run of the model with so many rows."""
@@ -79,13 +89,15 @@ class Tally:
 
     def scored(self, side: Side, values: Floats) -> None:
         """The scores of an answer; of a large one every n-th, so that nobody waits for the rest."""
+        few = _few(values)
+        self._score(side, few.dtype, few.tobytes())  # a copy: the answer is not kept
+
+    def _score(self, side: Side, dtype: np.dtype[Any], scores: bytes) -> None:
         arm = self._arms[side]
-        if values.dtype != arm.dtype:
+        if dtype != arm.dtype:
             arm.fold(self.edges)
-            arm.dtype = values.dtype
-        if values.size > MOST_SCORES:
-            values = values.ravel()[:: 1 + values.size // MOST_SCORES]
-        arm.waiting_scores.append(values.tobytes())  # a copy: the answer is not kept
+            arm.dtype = dtype
+        arm.waiting_scores.append(scores)
         if len(arm.waiting_scores) > MOST_WAITING:  # of requests whose callers went away
             arm.fold(self.edges)
 
@@ -103,21 +115,35 @@ class Tally:
         if len(arm.waiting) >= MOST_WAITING or len(arm.waiting_runs) >= MOST_WAITING:
             arm.fold(self.edges)
 
-    def answered(self, side: Side, seconds: float, rows: int, execute: float, scores: Floats | None) -> None:
-        """A request that one version has answered: `request`, `ran` (of no rows: another request of the run tells of it) and
-        `scored` in one."""
-        arm = self._arms[side]
-        if rows:
-            arm.waiting_runs.append((rows, execute))
-        if scores is not None:
-            if scores.size > MOST_SCORES or scores.dtype != arm.dtype:
-                self.scored(side, scores)
-            else:
-                arm.waiting_scores.append(scores.tobytes())
-        arm.requests += 1
-        arm.waiting.append(seconds)
-        if len(arm.waiting) >= MOST_WAITING:
-            arm.fold(self.edges)
+    def answered(self, record: InferenceRecord, outputs: Mapping[str, np.ndarray[Any, Any]]) -> None:
+        """A request that one version has answered with these: `request`, `ran` and `scored` in one. The first output of floats
+        has the scores."""
+        for scores in outputs.values():
+            if scores.dtype.kind == "f":
+                few = scores if scores.size <= MOST_SCORES else _few(scores)
+                self._answered.append((record, few.dtype, few.tobytes()))
+                break
+        else:
+            self._answered.append((record, None, b""))
+        if len(self._answered) >= MOST_WAITING:
+            self._settle()
+
+    def answers_of_canary(self) -> int:
+        """How many requests `answered` was told of that the canary has, so far."""
+        self._settle()
+        return self._by_canary
+
+    def _settle(self) -> None:
+        """Gives to each side what it has answered."""
+        answered, self._answered = self._answered, []
+        for record, dtype, scores in answered:
+            side: Side = "canary" if record.version == self._canary else "stable"
+            self._by_canary += side == "canary"
+            if record.batch_rows:  # else another request of the run tells of it
+                self.ran(side, record.batch_rows, record.stages["execute"])
+            if dtype is not None:
+                self._score(side, dtype, scores)
+            self.request(side, record.seconds)
 
     def shadowed(self, rows: int, disagreed: int) -> None:
         """A request that both sides have answered, with so many rows that could be compared."""
@@ -128,6 +154,7 @@ class Tally:
 
     def take(self, step: int = 0, edges: Sequence[float] | None = None) -> Window:
         """What has been counted since the last time; the next window begins. `edges`: of its bins, from then on."""
+        self._settle()
         now = self._clock()
         window = Window(
             step=step,
@@ -139,6 +166,10 @@ class Tally:
         self._began, self._arms, self._shadowed = now, {"stable": _Arm(), "canary": _Arm()}, dict(NOTHING)
         self.edges = self.edges if edges is None else edges
         return window
+
+
+def _few(values: Floats) -> Floats:
+    return values if values.size <= MOST_SCORES else values.ravel()[:: 1 + values.size // MOST_SCORES]
 
 
 def _count(bins: dict[int, int], times: Sequence[float]) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import pytest
 
 from triform.rollout.policy import PROBABILITY_BINS
 from triform.rollout.windows import Arm, Shadowed, Sketch, rows_bucket, score_bins
 from triform.tally import MOST_KEYS, MOST_SCORES, MOST_WAITING, Side, Tally
+from triform.telemetry import InferenceRecord
+
+CANARY = 2
 
 
 class Clock:
@@ -20,7 +25,7 @@ class Clock:
 
 def test_a_window_is_what_was_counted_since_the_last_one() -> None:
     clock = Clock()
-    tally = Tally(PROBABILITY_BINS, clock)
+    tally = Tally(PROBABILITY_BINS, CANARY, clock)
     for seconds in 0.1, 0.2, 0.2:
         tally.request("stable", seconds)
     tally.request("canary", 0.4, failed_by=b"ann")
@@ -48,7 +53,7 @@ def test_a_window_is_what_was_counted_since_the_last_one() -> None:
 
 
 def test_a_key_that_fails_again_is_one_failure_of_the_window() -> None:
-    tally = Tally(PROBABILITY_BINS)
+    tally = Tally(PROBABILITY_BINS, CANARY)
     for _ in range(2):
         for key in b"ann", b"ann", b"bob":
             tally.request("canary", 0.1, failed_by=key)
@@ -58,7 +63,7 @@ def test_a_key_that_fails_again_is_one_failure_of_the_window() -> None:
 
 
 def test_other_bins_are_those_of_the_next_window() -> None:
-    tally = Tally((0.5,))
+    tally = Tally((0.5,), CANARY)
     tally.scored("stable", np.array([0.1, 0.9, 0.9]))
     assert tally.take(edges=(0.2, 0.4)).stable.scores == (1, 2, 0)
     tally.scored("stable", np.array([0.1, 0.3, 0.9]))
@@ -66,7 +71,7 @@ def test_other_bins_are_those_of_the_next_window() -> None:
 
 
 def test_of_a_large_answer_some_scores_are_taken() -> None:
-    tally = Tally(PROBABILITY_BINS)
+    tally = Tally(PROBABILITY_BINS, CANARY)
     tally.scored("stable", np.linspace(0, 1, 100 * MOST_SCORES))
     scores = tally.take().stable.scores
     assert MOST_SCORES / 2 < sum(scores) <= MOST_SCORES
@@ -74,7 +79,7 @@ def test_of_a_large_answer_some_scores_are_taken() -> None:
 
 
 def test_a_shadow_is_counted_as_the_canary_whose_callers_there_are_not() -> None:
-    tally = Tally(PROBABILITY_BINS, Clock())
+    tally = Tally(PROBABILITY_BINS, CANARY, Clock())
     for number in range(3 * MOST_WAITING):
         tally.ran("canary", 1, 0.1)
         tally.request("canary", None, failed_by=b"ann" if number == 0 else None)
@@ -89,7 +94,7 @@ def test_a_shadow_is_counted_as_the_canary_whose_callers_there_are_not() -> None
 
 @pytest.mark.parametrize("rows", [0, 1, 1000])
 def test_it_does_not_grow_with_the_requests(rows: int) -> None:
-    tally = Tally(PROBABILITY_BINS)
+    tally = Tally(PROBABILITY_BINS, CANARY)
     values = np.linspace(0, 1, rows)
     for i in range(2 * MOST_KEYS):
         tally.ran("canary", 1, 0.1)
@@ -106,15 +111,29 @@ def test_it_does_not_grow_with_the_requests(rows: int) -> None:
 
 
 def test_an_answer_at_once_is_the_same_as_its_parts() -> None:
-    whole, parts = Tally(PROBABILITY_BINS, Clock()), Tally(PROBABILITY_BINS, Clock())
+    whole, parts = Tally(PROBABILITY_BINS, CANARY, Clock()), Tally(PROBABILITY_BINS, CANARY, Clock())
     answers = [np.array([[0.01, 0.99]], np.float32), None, np.array([[0.5]], np.float64), np.linspace(0, 1, 3 * MOST_SCORES)]
     for number in range(3 * MOST_WAITING):
         side: Side = "canary" if number % 3 else "stable"
-        rows, scores = number % 5, answers[number // 50 % 4]
-        whole.answered(side, 0.1 * number, rows, 0.01, scores)
+        rows, scores, stages = number % 5, answers[number // 50 % 4], {"execute": 0.01 * (number % 2)}
+        version = CANARY if number % 3 else 1
+        record = InferenceRecord(form="serve", version=version, seconds=0.1 * number, batch_rows=rows, stages=stages)
+        whole.answered(record, {"label": np.array(["a"])} if scores is None else {"label": np.array([7]), "score": scores})
         if rows:
-            parts.ran(side, rows, 0.01)
+            parts.ran(side, rows, stages["execute"])
         if scores is not None:
             parts.scored(side, scores)
         parts.request(side, 0.1 * number)
+        assert len(whole._answered) < MOST_WAITING
+    assert whole.answers_of_canary() == 2 * MOST_WAITING
     assert whole.take() == parts.take()
+    assert whole.answers_of_canary() == 2 * MOST_WAITING, "of all windows"
+
+
+def test_an_answer_that_waits_keeps_nothing_else_in_memory() -> None:
+    tally, batch = Tally(PROBABILITY_BINS, CANARY), np.zeros((1024, 1), np.float32)
+    gone = weakref.ref(batch)
+    tally.answered(InferenceRecord(form="serve", version=1, stages={"execute": 0.1}, batch_rows=1024), {"score": batch[:1]})
+    del batch
+    assert gone() is None
+    assert sum(tally.take().stable.scores) == 1

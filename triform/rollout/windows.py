@@ -156,7 +156,7 @@ def score_bins(values: Iterable[float], edges: Sequence[float]) -> tuple[int, ..
     """Counts below the first of `edges`, between each two, from the last on, and of NaN."""
     import numpy as np
 
-    scores = np.asarray(list(values), dtype=np.float64)
+    scores = np.asarray(values if isinstance(values, np.ndarray) else list(values), dtype=np.float64)
     nan = np.isnan(scores)
     counts = np.bincount(np.searchsorted(np.asarray(edges), scores[~nan], side="right"), minlength=len(edges) + 1)
     return (*counts.tolist(), int(nan.sum()))
