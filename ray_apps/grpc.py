@@ -27,7 +27,7 @@ from triform.errors import (
     Unauthenticated,
     UnsupportedMethod,
 )
-from triform.headers import Headers, values
+from triform.headers import Headers, named, values
 from triform.http import HttpRequest, HttpSurface, request_id_of, told, version_of
 from triform.models import Served
 from triform.package import Manifest
@@ -178,8 +178,9 @@ class OpenInference:
             if all(given.datatype != "BYTES" for given in request.inputs):  # numbers that are raw are not read one by one
                 size -= sum(map(len, request.raw_input_contents))
             answer = self.surface.answer
-            if exchange.models.splits.live and version is None and (split := exchange.models.splits.of(served)) is not None:
-                encoded = await split.answer(answer, exchange, http.headers, partial(decode, request), size)
+            split = exchange.models.splits.live.get(served.manifest.name) if version is None else None
+            if split is not None:
+                encoded = await split.answer(answer, exchange, named(http.headers), partial(decode, request), size)
             else:
                 encoded = await answer(exchange, partial(decode, request, served), size)
         return Serialized(encoded.body)

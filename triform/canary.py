@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import numpy as np
 
 from triform.errors import DeadlineExceeded, InvalidRequest, NotReady, Overloaded, TriformError
-from triform.headers import named
+from triform.headers import Named
 from triform.releases import Release
 from triform.splitting import KeyRule, TrafficSplit, reassemble
 
@@ -36,7 +36,6 @@ if TYPE_CHECKING:  # models.py has the splits
     from triform.shadow import Shadowing
     from triform.signature import Array
     from triform.tally import Side, Tally
-    from triform.telemetry import InferenceRecord
 
 log = logging.getLogger(__name__)
 
@@ -115,29 +114,29 @@ class Split:
             self._header = (self._rule.header or "").lower()
         return self._rule
 
-    def gives(self, exchange: Exchange, headers: Any) -> bool:
+    def gives(self, exchange: Exchange, headers: Named) -> bool:
         """Gives the exchange the version that answers all of the request, if its key says which. A user who comes again is known.
 
         Raises `InvalidRequest`, and what loading the version raises.
         """
         if self.shadow is not None:
             return False
-        given = named(headers).get(self._header, ())
+        given = headers.get(self._header, ())
         if len(given) == 1 and (known := self._users.get(given[0])) is not None:
-            exchange.served, exchange.counts = known, self.ended
+            exchange.served, exchange.tally = known, self.tally
             return True
         key = self._key(headers, exchange.request_id)
         if key is None:
             return False
         exchange.served = None  # nobody's, if it cannot be loaded
-        exchange.served, exchange.counts = self.served(self.traffic.choose(key)), self.ended
+        exchange.served, exchange.tally = self.served(self.traffic.choose(key)), self.tally
         if given and given[0]:
             if len(self._users) >= MOST_USERS:
                 self._users.clear()
             self._users[given[0]] = exchange.served
         return True
 
-    async def answer(self, answer: Answer, exchange: Exchange, headers: Any, decode: Decode, size: int) -> Encoded:
+    async def answer(self, answer: Answer, exchange: Exchange, headers: Named, decode: Decode, size: int) -> Encoded:
         """The answer of the version that the request's key means, or of both. Raises as `HttpSurface.answer`.
 
         The canary's error is the caller's answer; whether it is the canary's fault, too, is found out before he gets it. What one
@@ -152,25 +151,18 @@ class Split:
             if not whole:
                 return await self._by_record(answer, exchange, decode, size)
             return await answer(exchange, partial(decode, exchange.chosen), size)
-        except Exception as error:
+        except BaseException as error:
             if (instead := await self.instead(error, answer, exchange, headers, decode, size)) is None:
                 raise
             return instead
 
-    def ended(self, exchange: Exchange, record: InferenceRecord) -> None:
-        """Counts a request that one version was to answer."""
-        if record.code == "ok":
-            self.tally.answered(record, exchange.outputs)
-        else:
-            self.count_run(exchange)
-
-    def _key(self, headers: Any, request_id: str) -> bytes | None:
+    def _key(self, headers: Named, request_id: str) -> bytes | None:
         """As `KeyRule.keys`: the whole request's; None: each of its records may have one.
 
         Raises `InvalidRequest` where the header stands twice.
         """
         rule = self._rule or self.rule
-        if rule.header is not None and (given := named(headers).get(self._header, ())):
+        if rule.header is not None and (given := headers.get(self._header, ())):
             if len(given) > 1:
                 raise InvalidRequest(f"the header {self._header} is given twice")
             if text := given[0].strip():
@@ -190,13 +182,15 @@ class Split:
         return encoded
 
     async def instead(
-        self, error: Exception, answer: Answer, exchange: Exchange, headers: Any, decode: Decode, size: int
+        self, error: BaseException, answer: Answer, exchange: Exchange, headers: Named, decode: Decode, size: int
     ) -> Encoded | None:
         """What stable answers in the place of a canary that runs elsewhere. None: the error is the caller's answer, and it is
-        counted whose it is."""
-        if exchange.counts is not None:  # else what has run is counted already
-            exchange.counts = None
+        counted whose it is. What has run counts though its caller has gone."""
+        if exchange.tally is not None:  # else what has run is counted already
+            exchange.tally = None
             self.count_run(exchange)
+        if not isinstance(error, Exception):
+            return None
         seconds, key = time.perf_counter() - exchange.started, self._key(headers, exchange.request_id)
         key = exchange.request_id.encode() if key is None else key
         if exchange.chosen.elsewhere:

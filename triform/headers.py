@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
+Named = Mapping[str, Sequence[str]]  # the values of each header, by its name in lower case
 REQUEST_ID: Final = "x-request-id"
 _AT_ONCE: Final = 64  # ids
 _CLEAN_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/=+@-]{0,127}")
@@ -18,7 +19,7 @@ class Headers(tuple[tuple[str, str], ...]):
     `named`: the values by name, in lower case, without the blanks around them; not to be changed.
     """
 
-    named: Mapping[str, Sequence[str]]
+    named: Named
 
     def __new__(cls, pairs: Iterable[tuple[str, str]] = ()) -> Headers:
         made = super().__new__(cls, pairs)
@@ -44,7 +45,7 @@ class Headers(tuple[tuple[str, str], ...]):
         return made
 
 
-def named(headers: Iterable[tuple[str, str]]) -> Mapping[str, Sequence[str]]:
+def named(headers: Iterable[tuple[str, str]]) -> Named:
     """As `Headers.named`, of any."""
     return headers.named if isinstance(headers, Headers) else Headers(headers).named
 

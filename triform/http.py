@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import unquote
@@ -38,7 +38,7 @@ from triform.errors import (
     UnsupportedMethod,
     VersionNotFound,
 )
-from triform.headers import REQUEST_ID, Headers, request_id, values
+from triform.headers import REQUEST_ID, Headers, Named, request_id, values
 from triform.models import Served
 from triform.protocols import invocations, oip, tfs
 from triform.protocols.bodies import JSON, Call, Encoded, write_json
@@ -99,7 +99,7 @@ class Received(NamedTuple):
     will be."""
 
     http: HttpRequest
-    named: Mapping[str, Sequence[str]]
+    named: Named
     request_id: str
     deadline: float | None
     started: float
@@ -272,17 +272,17 @@ class HttpSurface:
             size = len(received.http.body)
             if "content-encoding" in received.named:
                 size = max(size, min(size * _UNPACKED, LARGE))  # large, if it may unpack to as much
-            split = None
-            if exchange.models.splits.live and version is None and alias is None:
-                split = exchange.models.splits.of(served)
+            splits, split = exchange.models.splits.live, None
+            if splits and version is None and alias is None:
+                split = splits.get(served.manifest.name)
             if split is not None:
-                if not split.gives(exchange, received.http.headers):
+                if not split.gives(exchange, received.named):
                     return 200, await self._shared(split.answer, received, exchange, decode, size)
                 served = exchange.chosen
                 received.told[MODEL] = served.manifest.ref
             try:
                 return 200, await self.answer(exchange, lambda: decode(self._body(received), served), size)
-            except Exception as error:
+            except BaseException as error:
                 if split is None:
                     raise
                 instead = await self._shared(partial(split.instead, error), received, exchange, decode, size)
@@ -300,9 +300,7 @@ class HttpSurface:
     ) -> T:
         """What a split answers; the headers name who has."""
         try:
-            return await answer(
-                self.answer, exchange, received.http.headers, lambda served: decode(self._body(received), served), size
-            )
+            return await answer(self.answer, exchange, received.named, lambda served: decode(self._body(received), served), size)
         finally:
             received.told[MODEL] = exchange.refs or received.told[MODEL]
 

@@ -24,6 +24,7 @@ from triform.telemetry import UNKNOWN, InferenceRecord
 
 if TYPE_CHECKING:  # which know what is served
     from triform.protocols.bodies import Call
+    from triform.tally import Tally
 
 CANCELLED: Final = "cancelled"  # a record's code where the caller, or the process, gave the request up
 
@@ -69,7 +70,7 @@ class Exchange:
     batch_rows = 0  # of the run, others' rows too; 0 where another request of the run tells it
     outputs: Mapping[str, Array] = MappingProxyType({})  # of the latest run
     dead_letters: Mapping[str, int] = MappingProxyType({})  # rows by error code, of a request that may refuse some
-    counts: Callable[[Exchange, InferenceRecord], None] | None = None  # who else is told what it came to
+    tally: Tally | None = None  # that counts it, too, if it ends well
     instead_of: tuple[int, str] | None = None  # the version that failed the request before, and the error's code
 
     def __init__(
@@ -125,8 +126,8 @@ class Exchange:
         """Records what it came to: "ok" or an error's code."""
         record = _record(self, code, seconds)
         self.models.telemetry.record(record)
-        if self.counts is not None:
-            self.counts(self, record)
+        if self.tally is not None and code == "ok":
+            self.tally.answered(record, self.outputs)
 
     def read(self, decode: Callable[[], Call]) -> tuple[Call, dict[str, Array]]:
         """The call, and its inputs as the chosen version takes them."""

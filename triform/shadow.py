@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from triform.errors import Overloaded, TriformError
-from triform.headers import values
+from triform.headers import Named
 from triform.protocols.bodies import Call, Encoded
 from triform.rollout.agreement import apart, recorded, widest
 from triform.signature import Array
@@ -81,7 +81,7 @@ class Shadowing:
         self._bytes = 0
         self._task: asyncio.Task[None] | None = None
 
-    async def answer(self, answer: Answer, exchange: Exchange, headers: Any, decode: Decode, size: int) -> Encoded:
+    async def answer(self, answer: Answer, exchange: Exchange, headers: Named, decode: Decode, size: int) -> Encoded:
         """Stable's answer, as if there were no shadow. Raises as `HttpSurface.answer`."""
         started, now = time.perf_counter(), time.monotonic()
         way, tally, key = self._way(exchange), self._split.tally, self._key(headers, exchange)
@@ -97,10 +97,10 @@ class Shadowing:
         self.offer(Asked(key, exchange, answer, decode, size, way.outputs, kept, seconds))
         return encoded
 
-    def _key(self, headers: Any, exchange: Exchange) -> bytes:
+    def _key(self, headers: Named, exchange: Exchange) -> bytes:
         """Who asks, if the rollout has a header for that: to count a failure of his once."""
         header = self._split.rule.header
-        given = values(headers, header.lower()) if header else []
+        given = headers.get(header.lower(), ()) if header else ()
         return (given[0] if given and given[0] else exchange.request_id).encode()
 
     def offer(self, asked: Asked) -> None:

@@ -42,10 +42,6 @@ class Splits:
         self._telemetry = telemetry
         self._sharing = threading.Lock()
 
-    def of(self, served: Served) -> Split | None:
-        """What shares out the keys of a request that would be this version's otherwise."""
-        return self.live.get(served.manifest.name)
-
     def share(self, model: str, release: Release | None, load: Callable[[int], Served]) -> None:
         """Shares the model's keys anew as the release says; None, or one without a canary: stable has them all. A shadow is asked
         where no canary has keys: both would be counted on one side."""

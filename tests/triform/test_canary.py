@@ -267,7 +267,7 @@ def test_without_a_canary_nothing_of_this_is_done(released: Released, tmp_path: 
     def ask() -> None:
         assert here.predict("scored", records(USERS), x_user="ann").status == 200
 
-    assert calls_of(type(models.splits).of, ask) == calls_of(Split.answer, ask) == calls_of(KeyRule.keys, ask) == 0
+    assert calls_of(Split.gives, ask) == calls_of(Split.answer, ask) == calls_of(KeyRule.keys, ask) == 0
 
 
 def test_a_canary_without_weight_shares_nothing(released: Released) -> None:
@@ -330,7 +330,7 @@ def test_what_has_run_counts_though_its_caller_has_gone(here: Host, released: Re
     with pytest.raises(asyncio.CancelledError), exchange:
         at_once(
             here.models.splits.live["lookup"].answer(
-                run_and_go_away, exchange, (), partial(tfs.decode, b'{"instances": [5]}'), 18
+                run_and_go_away, exchange, {}, partial(tfs.decode, b'{"instances": [5]}'), 18
             )
         )
     collected = here.models.splits.collect("lookup")
