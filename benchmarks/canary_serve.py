@@ -2,15 +2,15 @@
 
     python -m benchmarks.canary_serve [--rounds 30] [--seconds 1] [--breaks 5] [--markdown FILE]
 
-    each placement: two servers, of which one has a canary at 10% ──► wrk, by turns ──► their ratios
-                    then the other one has it, so that no server's own pace counts
+    each placement, twice: two fresh servers, of which one has a canary at 10% ──► wrk, by turns ──► their ratios
+                           the second time the other one has it, so that no server's own pace counts
     a rollout of a canary that always fails, two replicas: its first failure -> the last, and the decision to take it off
 
-The tiny model of `benchmarks/serving.py`, JSON, a row a request, one worker and 32 clients. *stable's*: each request has a key
-that is stable's. *all*: each request has another key, so that a tenth is the canary's. *the canary's*: each has a key that is
-the canary's, and is compared with the same requests when stable answered them. Medians over the rounds, each of them one load on
-either server (of the latter two every fourth), with the 95% confidence interval of the median ratio: from its order statistics,
-so of any distribution.
+The tiny model of `benchmarks/serving.py`, JSON, a row a request, one worker and 32 clients. *stable's*: each request has the key
+of one user who is stable's, and whom the server knows after his first request. *all*: each request has another key, so that a
+tenth is the canary's. *the canary's*: the key of one user who is the canary's, compared with the same requests when stable
+answers them. Ratios are geometric means of a round of both times, of which the median is shown with its 95% confidence interval,
+from order statistics (the rounds are not quite independent of each other). *All* and *the canary's* are every fourth round.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -67,6 +67,11 @@ class Seen(NamedTuple):
     cpu: float
 
 
+class Pair(NamedTuple):
+    alone: Seen
+    beside: Seen
+
+
 class Host(NamedTuple):
     """A server, the log of the model that it has, and a request."""
 
@@ -95,26 +100,32 @@ def main() -> None:
 def compare(options: argparse.Namespace, work: Path, report: Report) -> None:
     rows = []
     for placement, args in PLACEMENTS.items():
-        with ExitStack() as stack:
-            hosts = [stack.enter_context(hosted(options.root, work / f"{placement[:2]}{i}", args)) for i in range(2)]
-            pairs: dict[str, list[tuple[Seen, Seen]]] = {}
-            for beside, alone in (hosts, hosts[::-1]):
-                keyed = shared(beside, alone)
-                for host in hosts:  # after what a change of releases brings with it
-                    measured(host, host.ask, WARM_UP, work)
-                for number in range(options.rounds):
-                    for whose, ask in keyed.items():
-                        if whose != STABLES and number % OTHERS:
-                            continue
-                        order = (0, 1) if number % 2 else (1, 0)
-                        seen = {i: measured((alone, beside)[i], ask, options.seconds, work) for i in order}
-                        pairs.setdefault(whose, []).append((seen[0], seen[1]))
-                    if number % 10 == 9:
-                        print(f"{placement}, round {number + 1} of {options.rounds}", flush=True)
-        rows += [[placement, whose, *told(seen)] for whose, seen in pairs.items()]
+        passes = [by_turns(options, work / f"{placement[:2]}{number}", args, number) for number in range(2)]
+        rows += [[placement, whose, *told(passes[0][whose], passes[1][whose])] for whose in passes[0]]
     columns = ["canary", "keys", "none: req/s", "p50 ms", "CPU us", "at 10%: req/s", "p50 ms", "CPU us"]
     columns += ["req/s, times", "95%", "p50, times", "95%", "CPU, times", "95%"]
     report.table(f"A canary at 10% beside none, {CLIENTS} clients", columns, rows)
+
+
+def by_turns(options: argparse.Namespace, work: Path, args: Mapping[str, Any], first: int) -> dict[str, list[Pair]]:
+    """Two fresh servers, of which the one that was started `first` (0 or 1) has a canary: what was seen, by whose keys."""
+    pairs: dict[str, list[Pair]] = {}
+    with ExitStack() as stack:
+        hosts = [stack.enter_context(hosted(options.root, work / str(number), args)) for number in range(2)]
+        alone, beside = hosts[1 - first], hosts[first]
+        keyed = shared(beside, alone)
+        for host in hosts:  # after what a change of releases brings with it
+            measured(host, host.ask, WARM_UP, work)
+        for number in range(options.rounds):
+            for whose, ask in keyed.items():
+                if whose != STABLES and number % OTHERS:
+                    continue
+                had = pairs.setdefault(whose, [])
+                order = (0, 1) if len(had) % 2 else (1, 0)
+                seen = {i: measured((alone, beside)[i], ask, options.seconds, work) for i in order}
+                had.append(Pair(seen[0], seen[1]))
+            print(f"round {number + 1} of {options.rounds}", flush=True)
+    return pairs
 
 
 @contextmanager
@@ -145,25 +156,32 @@ def measured(host: Host, ask: Ask, seconds: int, work: Path) -> Seen:
     return Seen(load, cpu / load.requests)
 
 
-def told(pairs: list[tuple[Seen, Seen]]) -> list[str]:
+def told(first: list[Pair], second: list[Pair]) -> list[str]:
     """Medians of either side, then of the ratios, each with its interval."""
     cells = []
-    for side in 0, 1:
-        cells.append(f"{statistics.median(pair[side].load.rate for pair in pairs):,.0f}")
-        cells.append(f"{statistics.median(pair[side].load.p50 for pair in pairs) * 1e3:.2f}")
-        cells.append(f"{statistics.median(pair[side].cpu for pair in pairs) * 1e6:,.0f}")
-    of_rate, of_p50 = [b.load.rate / a.load.rate for a, b in pairs], [b.load.p50 / a.load.p50 for a, b in pairs]
-    for ratios in of_rate, of_p50, [b.cpu / a.cpu for a, b in pairs]:
-        low, high = interval(ratios)
-        cells += [f"{statistics.median(ratios):.3f}", f"{low:.3f} to {high:.3f}"]
+    for side in "alone", "beside":
+        seen: list[Seen] = [getattr(pair, side) for pair in first + second]
+        cells.append(f"{statistics.median(one.load.rate for one in seen):,.0f}")
+        cells.append(f"{statistics.median(one.load.p50 for one in seen) * 1e3:.2f}")
+        cells.append(f"{statistics.median(one.cpu for one in seen) * 1e6:,.0f}")
+    values: list[Callable[[Seen], float]] = [lambda one: one.load.rate, lambda one: one.load.p50, lambda one: one.cpu]
+    for value in values:
+        both = [[value(pair.beside) / value(pair.alone) for pair in pairs] for pairs in (first, second)]
+        ratios = [math.sqrt(a * b) for a, b in zip(*both, strict=True)]
+        cells += [f"{statistics.median(ratios):.3f}", interval(ratios)]
     return cells
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """In which the median is with 95% confidence: the ranks that leave 2.5% of a fair coin's throws out on either side."""
-    out = max(0, math.floor(len(values) / 2 - 0.98 * math.sqrt(len(values))))
-    ranked = sorted(values)
-    return ranked[out], ranked[-1 - out]
+def interval(values: Sequence[float]) -> str:
+    """In which the median is with 95% confidence, if there are enough: the ranks that a fair coin's throws leave out on either
+    side with 2.5% at most."""
+    ranked, below, out = sorted(values), 0.0, -1
+    for k in range(len(values)):
+        below += math.comb(len(values), k) / 2 ** len(values)
+        if below > 0.025:
+            break
+        out = k
+    return "" if out < 0 else f"{ranked[out]:.3f} to {ranked[-1 - out]:.3f}"
 
 
 def with_key(ask: Ask, release: Release, version: int) -> Ask:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -39,7 +39,8 @@ if TYPE_CHECKING:  # models.py has the splits
 
 log = logging.getLogger(__name__)
 
-MOST_USERS: Final = 10_000  # whose version is remembered
+MOST_USERS: Final = 10_000  # whose version is remembered, each by so many characters at most
+LONGEST_USER: Final = 200
 IN_A_ROW: Final = 3  # failures of the canary alone, none of its answers between them
 
 Decode = Callable[["Served"], "Call"]
@@ -73,7 +74,7 @@ class Split:
         self.release = release
         self.traffic = TrafficSplit.of(release)
         self.shadow: Shadowing | None = None
-        self._failures = 0  # in a row, when it had answered so many
+        self._failures = 0  # in a row, after so many answers of the canary's:
         self._answers = 0
         self.cut_off: str | None = None  # why, where it is
         self.tally = _tally(self.traffic.canary)
@@ -121,20 +122,27 @@ class Split:
         """
         if self.shadow is not None:
             return False
-        given = headers.get(self._header, ())
-        if len(given) == 1 and (known := self._users.get(given[0])) is not None:
-            exchange.served, exchange.tally = known, self.tally
-            return True
+        if self._header:
+            given = headers.get(self._header, ())
+            if len(given) == 1 and (known := self._users.get(given[0])) is not None:
+                exchange.served, exchange.tally = known, self.tally
+                return True
         key = self._key(headers, exchange.request_id)
         if key is None:
             return False
         exchange.served = None  # nobody's, if it cannot be loaded
-        exchange.served, exchange.tally = self.served(self.traffic.choose(key)), self.tally
-        if given and given[0]:
+        exchange.served = served = self.served(self.traffic.choose(key))
+        exchange.tally = self.tally
+        if self._header:
+            self._remember(headers.get(self._header, ()), served)
+        return True
+
+    def _remember(self, given: Sequence[str], served: Served) -> None:
+        """Whose header is blank is nobody: his key is the request's id."""
+        if given and given[0].strip() and len(given[0]) <= LONGEST_USER:
             if len(self._users) >= MOST_USERS:
                 self._users.clear()
-            self._users[given[0]] = exchange.served
-        return True
+            self._users[given[0]] = served
 
     async def answer(self, answer: Answer, exchange: Exchange, headers: Named, decode: Decode, size: int) -> Encoded:
         """The answer of the version that the request's key means, or of both. Raises as `HttpSurface.answer`.

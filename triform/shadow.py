@@ -83,15 +83,15 @@ class Shadowing:
 
     async def answer(self, answer: Answer, exchange: Exchange, headers: Named, decode: Decode, size: int) -> Encoded:
         """Stable's answer, as if there were no shadow. Raises as `HttpSurface.answer`."""
-        started, now = time.perf_counter(), time.monotonic()
+        now = time.monotonic()
         way, tally, key = self._way(exchange), self._split.tally, self._key(headers, exchange)
         try:
             encoded = await answer(way, partial(decode, exchange.chosen), size)
         except Exception as error:
             failed = "execute" in exchange.stages and not isinstance(error, Overloaded)
-            tally.request("stable", time.perf_counter() - started, failed_by=key if failed else None)
+            tally.request("stable", time.perf_counter() - exchange.started, failed_by=key if failed else None)
             raise
-        tally.request("stable", time.perf_counter() - started)
+        tally.request("stable", time.perf_counter() - exchange.started)
         kept = max(size, sum(array.nbytes for array in way.inputs.values())) + _kept(way.outputs)
         seconds = SECONDS if exchange.deadline is None else exchange.deadline - now
         self.offer(Asked(key, exchange, answer, decode, size, way.outputs, kept, seconds))

@@ -3,8 +3,9 @@
     a request: failed or not, its time    a run: its rows and time    an answer: its scores  ->  Tally  ->  windows.Window
     a request that a shadow answered, too: its rows, and those that disagree
 
-Records and numbers wait in lists until there are some to be put into bins together: a request pays for no more than an `append`.
-Belongs to who answers requests: on an event loop to that loop.
+Records, scores (copied) and numbers wait in lists until there are some to be put into bins together. A request's time is that of
+its record, from where the host began it: HTTP before it asks who the caller is, gRPC after. Belongs to who answers requests: on
+an event loop to that loop.
 """
 
 from __future__ import annotations

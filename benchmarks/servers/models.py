@@ -66,13 +66,14 @@ def run_seconds(session: Any, rows: int, seconds: float) -> float:
 
 def lasting(root: Path, rows: int, seconds: float) -> tuple[Path, Path]:
     """A model, packaged, that takes about so long for so many rows on this machine: with as many layers as that needs."""
-    had = root / "bench/lasting/widths.json"
+    name = f"lasting-{rows}"
+    had = root / "bench" / name / "widths.json"
     widths = json.loads(had.read_text()) if had.exists() else [WIDTH] * (LAYERS + 1)
-    files = packaged(root, "lasting", widths)
+    files = packaged(root, name, widths)
     took = run_seconds(open_session(files[0]), rows, 2.0)
     if 0.75 < took / seconds < 1.25:
         return files
-    return packaged(root, "lasting", [WIDTH] * (round((len(widths) - 1) * seconds / took) + 1))
+    return packaged(root, name, [WIDTH] * (round((len(widths) - 1) * seconds / took) + 1))
 
 
 def packaged(root: Path, name: str, widths: Sequence[int]) -> tuple[Path, Path]:

@@ -6,7 +6,8 @@ import asyncio
 import gc
 import logging
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,9 +19,9 @@ import pytest
 from tests.calls import calls_of
 from tests.canaries import USERS, Released, answers, build, records, take
 from triform import testing
-from triform.canary import IN_A_ROW, Split, Way
+from triform.canary import IN_A_ROW, LONGEST_USER, Split, Way
 from triform.errors import DeadlineExceeded, DigestMismatch, TriformError
-from triform.http import HttpRequest, HttpResponse, HttpSurface, at_once
+from triform.http import HttpRequest, HttpResponse, HttpSurface, Limits, at_once
 from triform.models import Models, Served
 from triform.packaging import package_model
 from triform.predictor import Predictor
@@ -29,7 +30,7 @@ from triform.protocols.bodies import Call, Encoded
 from triform.releases import Canary, ReleaseLog
 from triform.service import Execute, InferenceService, Ran, run_here
 from triform.signature import Array
-from triform.splitting import KeyRule
+from triform.splitting import KeyRule, TrafficSplit
 from triform.testing import RecordingTelemetry
 
 
@@ -101,6 +102,65 @@ def test_the_override_and_aliases_pass_the_split_by(here: Host, released: Releas
 def test_a_header_that_stands_twice_is_no_key(here: Host) -> None:
     twice = HttpRequest("POST", "/v1/models/scored:predict", [("x-user", "a"), ("X-User", "b")], b'{"instances": []}')
     assert orjson.loads(here.surface.handle(twice).body)["error"] == "the header x-user is given twice"
+
+
+def test_who_comes_again_is_known(here: Host, released: Released) -> None:
+    users = {version: released.keys_of(version, wanted=1)[0] for version in (1, 2)}
+
+    def ask() -> None:
+        for version, user in users.items():
+            answer = here.predict("scored", records(["somebody"]), x_user=user)
+            assert orjson.loads(answer.body)["predictions"] == answers(["somebody"], [version])
+            assert answer.headers["x-triform-model"] == f"scored/{version}"
+
+    assert [calls_of(TrafficSplit.choose, ask) for _ in range(3)] == [2, 0, 0]
+    headers = [("x-user", users[2]), ("x-user", users[2])]
+    assert here.surface.handle(HttpRequest("POST", "/v1/models/scored:predict", headers, b'{"instances": []}')).status == 400
+    collected = here.models.splits.collect("scored")
+    assert collected is not None
+    assert (collected.window.stable.requests, collected.window.canary.requests) == (3, 3)
+
+
+def test_one_who_is_known_is_no_longer_the_canarys_once_it_is_cut_off(released: Released) -> None:
+    with keyed_by(released, KeyRule("x-user")):
+        here, (user,) = host(released), released.keys_of(2, "lookup", wanted=1)
+        assert [here.predict("lookup", [x], x_user=user).status for x in (5, *[50] * IN_A_ROW)] == [200, *[422] * IN_A_ROW]
+        assert here.predict("lookup", [50], x_user=user).headers["x-triform-model"] == "lookup/1"
+
+
+def test_a_blank_header_is_nobodys(released: Released) -> None:
+    """Whatever counts as blank: else the first of them would choose for all."""
+    with keyed_by(released, KeyRule("x-user")):
+        here, split = host(released), released.split("lookup")
+        for key in [*released.keys_of(1, "lookup", wanted=3), *released.keys_of(2, "lookup", wanted=3)]:
+            for blank in ("", " ", "\t", "\xa0", "\x85"):
+                answer = here.predict("lookup", [5], x_user=blank, x_request_id=key)
+                assert answer.headers["x-triform-model"] == f"lookup/{split.choose(key.encode())}"
+
+
+def test_the_known_are_few_and_short(released: Released, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("triform.canary.MOST_USERS", 5)
+    with keyed_by(released, KeyRule("x-user")):
+        here, split = host(released), released.split("lookup")
+        for user in [*USERS, *(long := "u" * (LONGEST_USER + 1)), *USERS]:
+            answer = here.predict("lookup", [5], x_user=user)
+            assert answer.headers["x-triform-model"] == f"lookup/{split.choose(user.encode())}"
+            assert len(here.models.splits.live["lookup"]._users) <= 5
+        here.predict("lookup", [5], x_user=long)
+        assert long not in here.models.splits.live["lookup"]._users
+
+
+@contextmanager
+def keyed_by(released: Released, rule: KeyRule) -> Iterator[None]:
+    """A rollout of `lookup` with that key, and then the one that there was."""
+    log = released.log("lookup")
+    before = log.current()
+    assert before is not None
+    log.set(canary=Canary(2, 0.5, rule))
+    try:
+        yield
+    finally:
+        log.set(canary=before.canary)
 
 
 def test_the_rollouts_own_key_stands_before_the_models(released: Released) -> None:
@@ -317,6 +377,15 @@ def test_a_caller_who_goes_away_is_no_failure(released: Released) -> None:
     asyncio.run(go_away())
     assert [r.code for r in here.telemetry.records] == ["cancelled"] * IN_A_ROW
     assert "lookup" in here.models.splits.live
+
+
+def test_what_has_run_counts_though_nobody_gets_it(here: Host, released: Released) -> None:
+    (key,) = released.keys_of(2, "lookup", wanted=1)
+    tight = here._replace(surface=HttpSurface(here.surface.service, Limits(response=1)))
+    assert tight.look_up(key, 5) == 413
+    collected = here.models.splits.collect("lookup")
+    assert collected is not None
+    assert (collected.window.canary.requests, collected.window.canary.execute[0].total) == (1, 1)
 
 
 def test_what_has_run_counts_though_its_caller_has_gone(here: Host, released: Released) -> None:
