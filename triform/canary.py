@@ -150,15 +150,24 @@ class Split:
         The canary's error is the caller's answer; whether it is the canary's fault, too, is found out before he gets it. What one
         that runs elsewhere does not answer stable does.
         """
+        if not self.gives(exchange, headers):
+            return await self.otherwise(answer, exchange, headers, decode, size)
+        encoding = answer(exchange, partial(decode, exchange.chosen), size)
+        return await self._or_instead(encoding, answer, exchange, headers, decode, size)
+
+    async def otherwise(self, answer: Answer, exchange: Exchange, headers: Named, decode: Decode, size: int) -> Encoded:
+        """The same where `gives` has none to give: a shadow is to be asked, too, or each record has a key of its own."""
         if self.shadow is not None:
             return await self.shadow.answer(answer, exchange, headers, decode, size)
-        whole = self.gives(exchange, headers)
-        if not whole:
-            exchange.served = self.served(self.traffic.stable)
+        exchange.served = self.served(self.traffic.stable)
+        encoding = self._by_record(answer, exchange, decode, size)
+        return await self._or_instead(encoding, answer, exchange, headers, decode, size)
+
+    async def _or_instead(
+        self, encoding: Awaitable[Encoded], answer: Answer, exchange: Exchange, headers: Named, decode: Decode, size: int
+    ) -> Encoded:
         try:
-            if not whole:
-                return await self._by_record(answer, exchange, decode, size)
-            return await answer(exchange, partial(decode, exchange.chosen), size)
+            return await encoding
         except BaseException as error:
             if (instead := await self.instead(error, answer, exchange, headers, decode, size)) is None:
                 raise
@@ -217,8 +226,7 @@ class Split:
         side = self.side(exchange)
         if exchange.batch_rows:  # else another request of the run tells of it
             self.tally.ran(side, exchange.batch_rows, exchange.stages["execute"])
-        if (scores := _scores(exchange.outputs)) is not None:
-            self.tally.scored(side, scores)
+        self.tally.scored(side, exchange.outputs)
 
     def side(self, exchange: Exchange) -> Side:
         """Whose turn it is, or was when it ended."""
@@ -349,14 +357,6 @@ def _shadowing(split: Split, sample: float) -> Shadowing:
     from triform.shadow import Shadowing  # as for `_tally`
 
     return Shadowing(split, partial(_ByKey, split), sample)
-
-
-def _scores(outputs: Mapping[str, Array]) -> Array | None:
-    """The first output of floats."""
-    for array in outputs.values():
-        if array.dtype.kind == "f":
-            return array
-    return None
 
 
 def _tally(canary: int) -> Tally:

@@ -277,7 +277,7 @@ class HttpSurface:
                 split = splits.get(served.manifest.name)
             if split is not None:
                 if not split.gives(exchange, received.named):
-                    return 200, await self._shared(split.answer, received, exchange, decode, size)
+                    return 200, await self._shared(split.otherwise, received, exchange, decode, size)
                 served = exchange.chosen
                 received.told[MODEL] = served.manifest.ref
             try:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from triform.telemetry import InferenceRecord
 
 Side = Literal["stable", "canary"]
-Floats = np.ndarray[Any, np.dtype[np.floating[Any]]]
+Outputs = Mapping[str, np.ndarray[Any, Any]]
 MOST_KEYS: Final = 1000  # of failures, whose repetition is not counted; every one beyond them is
 MOST_WAITING: Final = 256  # requests, whose numbers wait for their bins
 MOST_SCORES: Final = 4096  # of one answer
@@ -88,10 +88,11 @@ class Tally:
         """A run of the model with so many rows."""
         self._arms[side].waiting_runs.append((rows, seconds))
 
-    def scored(self, side: Side, values: Floats) -> None:
-        """The scores of an answer; of a large one every n-th, so that nobody waits for the rest."""
-        few = _few(values)
-        self._score(side, few.dtype, few.tobytes())  # a copy: the answer is not kept
+    def scored(self, side: Side, outputs: Outputs) -> None:
+        """The scores of an answer."""
+        dtype, scores = _scores(outputs)
+        if dtype is not None:
+            self._score(side, dtype, scores)
 
     def _score(self, side: Side, dtype: np.dtype[Any], scores: bytes) -> None:
         arm = self._arms[side]
@@ -116,16 +117,9 @@ class Tally:
         if len(arm.waiting) >= MOST_WAITING or len(arm.waiting_runs) >= MOST_WAITING:
             arm.fold(self.edges)
 
-    def answered(self, record: InferenceRecord, outputs: Mapping[str, np.ndarray[Any, Any]]) -> None:
-        """A request that one version has answered with these: `request`, `ran` and `scored` in one. The first output of floats
-        has the scores."""
-        for scores in outputs.values():
-            if scores.dtype.kind == "f":
-                few = scores if scores.size <= MOST_SCORES else _few(scores)
-                self._answered.append((record, few.dtype, few.tobytes()))
-                break
-        else:
-            self._answered.append((record, None, b""))
+    def answered(self, record: InferenceRecord, outputs: Outputs) -> None:
+        """A request that one version has answered with these: `request`, `ran` and `scored` in one."""
+        self._answered.append((record, *_scores(outputs)))
         if len(self._answered) >= MOST_WAITING:
             self._settle()
 
@@ -169,8 +163,13 @@ class Tally:
         return window
 
 
-def _few(values: Floats) -> Floats:
-    return values if values.size <= MOST_SCORES else values.ravel()[:: 1 + values.size // MOST_SCORES]
+def _scores(outputs: Outputs) -> tuple[np.dtype[Any] | None, bytes]:
+    """A copy of the first output of floats, if there is one; of a large one every n-th, so that nobody waits for the rest."""
+    for values in outputs.values():
+        if values.dtype.kind == "f":
+            few = values if values.size <= MOST_SCORES else values.ravel()[:: 1 + values.size // MOST_SCORES]
+            return few.dtype, few.tobytes()
+    return None, b""
 
 
 def _count(bins: dict[int, int], times: Sequence[float]) -> None:

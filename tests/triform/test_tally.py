@@ -32,8 +32,8 @@ def test_a_window_is_what_was_counted_since_the_last_one() -> None:
     tally.ran("stable", 3, 0.01)
     tally.ran("stable", 4, 0.02)
     tally.ran("canary", 1, 0.5)
-    tally.scored("canary", np.array([[0.01, 0.99]], np.float32))
-    tally.scored("canary", np.array([[np.nan], [0.5]], np.float64))
+    tally.scored("canary", {"y": np.array([[0.01, 0.99]], np.float32)})
+    tally.scored("canary", {"y": np.array([[np.nan], [0.5]], np.float64)})
     clock.now += 5.0
     window = tally.take(step=2)
     assert (window.step, window.seconds, window.fault(), window.complete) == (2, 5.0, None, True)
@@ -64,15 +64,15 @@ def test_a_key_that_fails_again_is_one_failure_of_the_window() -> None:
 
 def test_other_bins_are_those_of_the_next_window() -> None:
     tally = Tally((0.5,), CANARY)
-    tally.scored("stable", np.array([0.1, 0.9, 0.9]))
+    tally.scored("stable", {"y": np.array([0.1, 0.9, 0.9])})
     assert tally.take(edges=(0.2, 0.4)).stable.scores == (1, 2, 0)
-    tally.scored("stable", np.array([0.1, 0.3, 0.9]))
+    tally.scored("stable", {"y": np.array([0.1, 0.3, 0.9])})
     assert tally.take().stable.scores == (1, 1, 1, 0)
 
 
 def test_of_a_large_answer_some_scores_are_taken() -> None:
     tally = Tally(PROBABILITY_BINS, CANARY)
-    tally.scored("stable", np.linspace(0, 1, 100 * MOST_SCORES))
+    tally.scored("stable", {"y": np.linspace(0, 1, 100 * MOST_SCORES)})
     scores = tally.take().stable.scores
     assert MOST_SCORES / 2 < sum(scores) <= MOST_SCORES
     assert max(scores[:-1]) - min(scores[:-1]) < 0.02 * sum(scores), "from all of it"
@@ -98,7 +98,7 @@ def test_it_does_not_grow_with_the_requests(rows: int) -> None:
     values = np.linspace(0, 1, rows)
     for i in range(2 * MOST_KEYS):
         tally.ran("canary", 1, 0.1)
-        tally.scored("canary", values)
+        tally.scored("canary", {"y": values})
         tally.request("canary", 10.0 ** (i % 9 - 6), failed_by=str(i).encode())
         arm = tally._arms["canary"]
         assert max(map(len, (arm.waiting, arm.waiting_runs, arm.waiting_scores))) <= MOST_WAITING
@@ -122,7 +122,7 @@ def test_an_answer_at_once_is_the_same_as_its_parts() -> None:
         if rows:
             parts.ran(side, rows, stages["execute"])
         if scores is not None:
-            parts.scored(side, scores)
+            parts.scored(side, {"score": scores})
         parts.request(side, 0.1 * number)
         assert len(whole._answered) < MOST_WAITING
     assert whole.answers_of_canary() == 2 * MOST_WAITING
