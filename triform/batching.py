@@ -4,10 +4,10 @@
                                                                                  (or here, if it is shorter than that takes)
 
 It conserves work: a request that finds a free slot runs in this turn of the event loop, beside those that came in it; while all
-slots are busy the queue grows, and the slot that is free next takes as much of it as fits. So batches grow with the load, and no
-window of time has to be chosen. A run that raises is tried again request by request, so that only the request at fault gets the
-error. Requests are never cut apart: one that is larger than `max_rows` runs alone. Rows of a `dependent` model are never run
-beside a stranger's.
+slots are busy the queue grows, and the slot that is free next takes as much of it as fits: the very thread whose run has ended,
+before anybody is told. So batches grow with the load, and no window of time has to be chosen. A run that raises is tried again
+request by request, so that only the request at fault gets the error. Requests are never cut apart: one that is larger than
+`max_rows` runs alone. Rows of a `dependent` model are never run beside a stranger's.
 
 Runs are in threads, so that the event loop goes on, but for those that take no longer than the way to a thread and back: they are
 made on the loop itself, one a turn and model (pace.py). One that takes long after all is ended and made again in a thread.
@@ -19,13 +19,13 @@ from __future__ import annotations
 
 import asyncio
 import math
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Executor, Future
-from contextlib import suppress
 from functools import partial
-from typing import Final
+from typing import Final, NamedTuple
 
 from triform.errors import DeadlineExceeded, Overloaded, TriformError
 from triform.pace import SHORT, Pace
@@ -37,7 +37,15 @@ from triform.signature import Array
 MAX_ROWS: Final = 128  # of one run, where nothing else is said
 MAX_QUEUE_ROWS: Final = 4096
 MAX_QUEUE_BYTES: Final = 256 << 20
+IN_A_ROW: Final = 16  # runs of one model by one thread, before others that wait for one have their turn
 LONGEST: Final = 0.02  # seconds that a run may keep the event loop, should it take longer than it was known for
+
+
+class Taken(NamedTuple):
+    """Who is run together, and who was passed over: their callers have gone, or their time is up."""
+
+    batch: list[Pending]
+    passed: list[Pending]
 
 
 class DynamicBatcher:
@@ -69,6 +77,7 @@ class DynamicBatcher:
         self._executor = executor
         self._slots = self._free = slots
         self._queue: deque[Pending] = deque()
+        self._taking = threading.Lock()  # who takes from the queue has it
         self._fresh: list[Pending] = []  # who came in this turn of the event loop
         self._drained: asyncio.Future[None] | None = None
         self._clock = clock
@@ -127,7 +136,8 @@ class DynamicBatcher:
     @property
     def waiting_seconds(self) -> float:
         """How long the head of the queue has waited; 0 where nobody waits."""
-        return self._clock() - self._queue[0].since if self._queue else 0.0
+        with self._taking:
+            return self._clock() - self._queue[0].since if self._queue else 0.0
 
     async def drain(self) -> None:
         """Waits until nothing waits or runs."""
@@ -161,7 +171,7 @@ class DynamicBatcher:
 
     def _fill_slots(self, *, here: bool = True) -> None:
         """One run of them at most on the event loop itself, if at all; other slots have their turn after it."""
-        while self._free and (batch := self._take()):
+        while self._free and (batch := self._took(self._take())):
             self._free -= 1
             if here and self._pace.is_short(*size_of(batch)):
                 self._run_here(batch)
@@ -170,21 +180,31 @@ class DynamicBatcher:
         self._watch()
         self._tell_if_drained()
 
-    def _take(self) -> list[Pending]:
-        """The requests at the head of the queue that fit in one run. Those whose caller has gone are passed over."""
-        batch: list[Pending] = []
+    def _take(self) -> Taken:
+        """The requests at the head of the queue that fit in one run. In any thread; `_took` follows on the event loop."""
+        batch, passed = list[Pending](), list[Pending]()
         rows, now = 0, self._clock()
-        while self._queue:
-            head = self._queue[0]
-            wanted = _is_wanted(head, now)
-            if batch and wanted and not self._fits(head, batch[0], rows):
-                break
-            self._queue.popleft()
-            self._leave(head)
-            if wanted:
-                batch.append(head)
+        with self._taking:
+            while self._queue:
+                head = self._queue[0]
+                if not _is_wanted(head, now):
+                    passed.append(self._queue.popleft())
+                    continue
+                if batch and not self._fits(head, batch[0], rows):
+                    break
+                batch.append(self._queue.popleft())
+                head.taken = True
                 rows += head.rows
-        return batch
+        return Taken(batch, passed)
+
+    def _took(self, taken: Taken) -> list[Pending]:
+        """They wait no longer. The batch."""
+        for pending in taken.passed:
+            expire(pending)
+            self._leave(pending)
+        for pending in taken.batch:
+            self._leave(pending)
+        return taken.batch
 
     def _leave(self, pending: Pending) -> None:
         """It waits no longer, taken or given up: its rows make room at once; one given up is passed over when its turn comes."""
@@ -192,7 +212,7 @@ class DynamicBatcher:
             pending.waits = False
             self.queued_rows -= pending.weight
             self.queued_bytes -= pending.bytes
-            if pending.future.done():
+            if pending.future.done() and not pending.taken:
                 pending.inputs = {}
 
     def _fits(self, head: Pending, first: Pending, rows: int) -> bool:
@@ -205,24 +225,52 @@ class DynamicBatcher:
         No task waits for the run and no future of the event loop stands for it: each would cost all of the batch another turn
         of the loop.
         """
-        loop = asyncio.get_running_loop()
+        loop, goes_on = asyncio.get_running_loop(), threading.Event()
         try:
-            run = self._executor.submit(self._run, batch)
+            run = self._executor.submit(self._runs, loop, batch, goes_on)
         except RuntimeError as error:  # the threads are no more
             loop.call_soon(self._end, batch, rest, _failed(error))
             return
-        run.add_done_callback(partial(_tell, loop, partial(self._end, batch, rest)))
+        if not rest:
+            goes_on.set()
+        run.add_done_callback(partial(_call, loop, self._end, batch, rest))
+
+    def _runs(self, loop: asyncio.AbstractEventLoop, batch: Sequence[Pending], goes_on: threading.Event) -> Run:
+        """In a thread: the run, then one of those who wait by now, and so on; returns the last, of the others the loop is told.
+
+        So the next run waits neither until this one is answered nor for its turn to have the interpreter. It goes on if the slot
+        is known to be its own (`submit` may raise and run all the same), and is not kept for those of a run that failed.
+        """
+        run = self._run(batch)
+        for _ in range(IN_A_ROW - 1):
+            if not goes_on.is_set() or run.error is not None or self._pace.is_short(*size_of(run.batch)):
+                break
+            taken = self._take()
+            if not taken.batch and taken.passed:
+                _call(loop, self._took, taken)
+            if not taken.batch or not _call(loop, self._went_on, run, taken):
+                break
+            run = self._run(taken.batch)
+        return run
+
+    def _went_on(self, run: Run, taken: Taken) -> None:
+        """The thread of this run goes on with those."""
+        self._took(taken)
+        self._answer(run)
 
     def _run(self, batch: Sequence[Pending], most: float = math.inf) -> Run:
         """In any thread, for so many seconds at most. Who has gone meanwhile is left out."""
-        began, cpu = self._clock(), time.thread_time()
-        wanted, answers, error = [pending for pending in batch if not pending.future.done()], [], None
+        began, cpu, here = self._clock(), time.thread_time(), most < math.inf
+        wanted, answers = [pending for pending in batch if not pending.future.done()], list[dict[str, Array]]()
+        error: BaseException | None = None
         try:
             if wanted:
                 answers = together(self.predictor, wanted, most)
-        except Exception as raised:  # noqa: BLE001 - it is each request's
+        except BaseException as raised:  # it is each request's
+            if here and not isinstance(raised, Exception):
+                raise
             error = raised
-        return Run(wanted, answers, error, began, time.thread_time() - cpu, here=most < math.inf)
+        return Run(wanted, answers, error, began, time.thread_time() - cpu, here=here)
 
     def _end(self, batch: Sequence[Pending], rest: deque[Pending], ran: Future[Run]) -> None:
         """Of a run in a thread: the slot is free again, if none of `rest` needs it."""
@@ -257,7 +305,7 @@ class DynamicBatcher:
             for pending in run.batch:
                 fail(pending, run.error)
         while rest and not _is_wanted(rest[0], self._clock()):
-            rest.popleft()
+            expire(rest.popleft())
         if rest:
             self._begin([rest.popleft()], rest)
             return False
@@ -279,15 +327,16 @@ class DynamicBatcher:
 
 
 def _is_wanted(pending: Pending, now: float) -> bool:
-    if pending.deadline is not None and now >= pending.deadline:
-        expire(pending)
-    return not pending.future.done()
+    return not pending.future.done() and (pending.deadline is None or now < pending.deadline)
 
 
-def _tell(loop: asyncio.AbstractEventLoop, end: Callable[[Future[Run]], None], ran: Future[Run]) -> None:
-    """From the run's thread. Where the loop is closed nobody is left to be told."""
-    with suppress(RuntimeError):
-        loop.call_soon_threadsafe(end, ran)
+def _call(loop: asyncio.AbstractEventLoop, call: Callable[..., object], *arguments: object) -> bool:
+    """From a run's thread; False where the loop is closed, and nobody is left to be told."""
+    try:
+        loop.call_soon_threadsafe(call, *arguments)
+    except RuntimeError:
+        return False
+    return True
 
 
 def _failed(error: Exception) -> Future[Run]:

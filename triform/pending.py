@@ -28,7 +28,7 @@ Shapes = tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...]
 class Pending:
     """A request in the queue or under way."""
 
-    __slots__ = ("bytes", "deadline", "expiry", "future", "inputs", "rows", "shapes", "since", "waits", "weight")
+    __slots__ = ("bytes", "deadline", "expiry", "future", "inputs", "rows", "shapes", "since", "taken", "waits", "weight")
 
     def __init__(self, inputs: Mapping[str, Array], deadline: float | None, since: float, future: asyncio.Future[Ran]) -> None:
         self.inputs = inputs
@@ -39,6 +39,7 @@ class Pending:
         self.since = since
         self.future = future
         self.waits = True
+        self.taken = False  # by a run, whose thread may read `inputs` at any time
         self.expiry: asyncio.TimerHandle | None = None
         shapes = []  # in the signature's order, as its `validate` gives them
         for name, array in inputs.items():

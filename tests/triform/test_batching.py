@@ -138,7 +138,7 @@ def test_who_is_cancelled_or_late_is_never_run_and_harms_nobody(lookup: Predicto
                 await task
         with pytest.raises(DeadlineExceeded):
             await batcher.infer(x(1), deadline=149.0)
-        assert (gate.began, batcher.queued_rows) == (2, 0)
+        assert batcher.queued_rows == 0
 
     within(test())
 
@@ -275,8 +275,7 @@ def test_who_gives_up_makes_room_at_once(lookup: Predictor, gate: Gate) -> None:
         assert batcher.queued_rows == 0
         later = asyncio.create_task(batcher.infer(x(5)))
         gate.open.set()
-        assert [y(a) for a in await asyncio.gather(running, later)] == [[10.0], [50.0]]
-        assert gate.began == 2
+        assert [(y(a), a.batch_rows) for a in await asyncio.gather(running, later)] == [([10.0], 1), ([50.0], 1)]
 
     within(test())
 
@@ -336,7 +335,11 @@ class Watched(np.ndarray[Any, np.dtype[Any]]):
         return super().__array_function__(*args)  # type: ignore[no-untyped-call]
 
 
-def test_a_run_that_nobody_waits_for_any_more_is_not_begun(lookup: Predictor, gate: Gate) -> None:
+def test_a_run_that_nobody_waits_for_any_more_is_not_begun(
+    lookup: Predictor, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batching, "IN_A_ROW", 1)
+
     async def test() -> None:
         batcher = DynamicBatcher(lookup, gate)
         tasks = await one_by_one(batcher.infer({"x": np.array([i]).view(Watched)}) for i in range(3))
@@ -354,6 +357,145 @@ def test_a_run_that_nobody_waits_for_any_more_is_not_begun(lookup: Predictor, ga
         assert y(await batcher.infer(x(2))) == [20.0], "its slot is free again"
 
     within(test())
+
+
+def watched(*values: int) -> dict[str, Array]:
+    return {"x": np.array(values).view(Watched)}
+
+
+def hold_the_loop_until(condition: Callable[[], bool]) -> None:
+    """For ten seconds at most, in which nothing else happens there."""
+    until = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.001)
+
+
+def test_a_thread_goes_on_with_who_waits_while_the_event_loop_is_busy(lookup: Predictor, gate: Gate) -> None:
+    async def test() -> None:
+        batcher = DynamicBatcher(lookup, gate, max_rows=2)
+        tasks = await one_by_one(batcher.infer(watched(i)) for i in range(6))
+        assert (gate.began, batcher.queued_rows) == (1, 5)
+        gate.open.set()
+        hold_the_loop_until(lambda: len(Watched.stacked) == 2)  # one alone, two together, and two; the last alone again
+        assert not any(task.done() for task in tasks)
+        answers = await asyncio.gather(*tasks)
+        assert [(y(a), a.batch_rows, a.first) for a in answers] == [
+            ([0.0], 1, True), ([10.0], 2, True), ([20.0], 2, False), ([30.0], 2, True), ([40.0], 2, False), ([50.0], 1, True),
+        ]  # fmt: skip
+        await batcher.drain()
+        assert (gate.began, batcher.queued_rows, batcher.queued_bytes) == (1, 0, 0)
+
+    Watched.stacked.clear()
+    within(test())
+
+
+@pytest.mark.parametrize("others", [0, 2])
+def test_a_thread_passes_over_who_has_gone(lookup: Predictor, gate: Gate, others: int) -> None:
+    async def test() -> None:
+        now = 100.0
+        batcher = DynamicBatcher(lookup, gate, clock=lambda: now)
+        first = asyncio.create_task(batcher.infer(x(0)))
+        await settle()
+        gone, late = [asyncio.create_task(batcher.infer(watched(9), deadline=deadline)) for deadline in (None, 130.0)]
+        kept = [asyncio.create_task(batcher.infer(watched(1))) for _ in range(others)]
+        await settle()
+        gone.cancel()
+        now = 150.0
+        gate.open.set()
+        if others:
+            hold_the_loop_until(lambda: len(Watched.stacked) == 1)
+        assert [(y(a), a.batch_rows) for a in await asyncio.gather(*kept)] == [([10.0], 2)] * others
+        with pytest.raises(DeadlineExceeded):
+            await late
+        with pytest.raises(asyncio.CancelledError):
+            await gone
+        assert y(await first) == [0.0]
+        await batcher.drain()
+        assert (gate.began, batcher.queued_rows, batcher.queued_bytes) == (1, 0, 0)
+
+    Watched.stacked.clear()
+    within(test())
+
+
+class Held(dict[str, Array]):
+    """The inputs of a request, which who reads them waits for."""
+
+    def __init__(self, *values: int) -> None:
+        super().__init__(x(*values))
+        self.read, self.open = threading.Event(), threading.Event()
+
+    def __getitem__(self, name: str) -> Array:
+        self.read.set()
+        assert self.open.wait(10)
+        return super().__getitem__(name)
+
+
+def test_who_gives_up_while_rows_are_stacked_harms_nobody(lookup: Predictor, gate: Gate) -> None:
+    async def test() -> None:
+        batcher = DynamicBatcher(lookup, gate)
+        held = Held(1)
+        first, kept, gone = await one_by_one(batcher.infer(inputs) for inputs in (x(0), held, x(2)))
+        gate.open.set()
+        hold_the_loop_until(held.read.is_set)
+        gone.cancel()
+        await settle()
+        assert batcher.queued_rows == 0
+        held.open.set()
+        assert [y(a) for a in await asyncio.gather(first, kept)] == [[0.0], [10.0]]
+
+    within(test())
+
+
+def test_those_who_wait_come_after_each_of_a_failed_run(lookup: Predictor, gate: Gate) -> None:
+    async def test() -> None:
+        ended: list[int] = []
+        batcher = DynamicBatcher(lookup, gate, max_rows=2)
+        failing = [asyncio.create_task(batcher.infer(x(i))) for i in (5, BAD)]
+        await settle()
+        waiting = [asyncio.create_task(batcher.infer(x(i))) for i in range(4)]
+        for i, task in enumerate([*failing, *waiting]):
+            task.add_done_callback(lambda _, i=i: ended.append(i))  # type: ignore[misc]
+        await settle()
+        gate.open.set()
+        answers = await asyncio.gather(*failing, *waiting, return_exceptions=True)
+        assert [type(a) for a in answers] == [Ran, RunFailed] + [Ran] * 4
+        assert ended == [*range(6)]
+        await batcher.drain()
+
+    within(test())
+
+
+def test_a_busy_model_leaves_threads_to_others(lookup: Predictor, predictors: Callable[[str], Predictor]) -> None:
+    async def test() -> None:
+        with ThreadPoolExecutor(1) as threads:
+            busy, other = (DynamicBatcher(predictor, threads, max_rows=1) for predictor in (lookup, predictors("wide")))
+            (tensor,) = other.predictor.signature.inputs
+            many = [asyncio.create_task(busy.infer(x(i % 10))) for i in range(20 * batching.IN_A_ROW)]
+            await settle()
+            await other.infer({tensor.name: np.ones((1, 1), np.float32)})
+            assert sum(task.done() for task in many) < 3 * batching.IN_A_ROW
+            await asyncio.gather(*many)
+            await busy.drain()
+
+    within(test())
+
+
+def test_a_thread_ends_where_the_event_loop_is_no_more(lookup: Predictor) -> None:
+    threads = Gate(1)
+
+    async def test() -> None:
+        batcher = DynamicBatcher(lookup, threads)
+        for i in range(3):
+            batcher.submit(watched(i), None)
+            await settle()
+
+    Watched.stacked.clear()
+    within(test())
+    threads.open.set()
+    assert threads.submit(lambda: "another's").result(10) == "another's"
+    assert Watched.stacked == [], "nobody waits for the other two"
+    threads.shutdown()
 
 
 def test_threads_that_are_no_more_are_told_of(lookup: Predictor) -> None:
@@ -420,6 +562,22 @@ def test_what_is_short_runs_on_the_event_loop(lookup: Predictor, gate: Gate) -> 
         assert batcher.idle
 
     Watched.stacked.clear()
+    within(test())
+
+
+def test_a_thread_does_not_go_on_with_what_is_short(lookup: Predictor, gate: Gate) -> None:
+    async def test() -> None:
+        batcher = batching.DynamicBatcher(lookup, gate, max_rows=2, max_queue_rows=4, short=60.0)
+        gate.open.set()
+        await asyncio.gather(*(batcher.infer(x(i)) for i in range(2)))
+        gate.open.clear()
+        Watched.stacked.clear()
+        tasks = [asyncio.create_task(batcher.infer(watched(i))) for i in range(5)]  # the fifth makes the first two begin at once
+        await settle()
+        gate.open.set()
+        assert [y(a) for a in await asyncio.gather(*tasks)] == [[10.0 * i] for i in range(5)]
+        assert [name.rpartition("_")[0] for name in Watched.stacked] == ["gate", ""]
+
     within(test())
 
 
