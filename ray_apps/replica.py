@@ -8,12 +8,13 @@ from typing import Any, Final
 
 from ray_apps.arguments import Arguments
 from ray_apps.autoscaling import QUEUE
+from ray_apps.latencies import tell_latencies
 from ray_apps.logs import log_as_json
 from ray_apps.telemetry import Logged, RayTelemetry
 from triform.telemetry import Telemetry
 
-# Seconds for which a thread may be kept from Python by another. A run that has ended waits for the event loop, and the next run
-# for it: with Python's 5 ms that is a quarter of the time, where a run takes 10 ms (benchmarks/serving.py --batching).
+# Seconds for which a thread may be kept from Python by another. A run that has ended waits until the event loop lets go of it, as
+# does the next: with Python's 5 ms, a quarter of the time where a run takes 10 ms (benchmarks/serving.py --batching).
 SWITCH: Final = 0.0003
 
 
@@ -29,11 +30,12 @@ class Replica:
     hosted: Any
 
     def begin(self, arguments: Arguments) -> Telemetry:
-        """Sets up the log; who is to be told what is counted."""
+        """Sets up the log; who is to be told what is counted, by us and by Serve."""
         log_as_json()
         gc.set_threshold(GARBAGE)
         sys.setswitchinterval(SWITCH)
         self.counted = RayTelemetry()
+        tell_latencies(self.counted)
         return self.counted if arguments.log_requests == "none" else Logged(self.counted, arguments.log_requests)
 
     async def check_health(self) -> None:

@@ -45,6 +45,7 @@ class RayTelemetry:
 
     To Ray each number costs microseconds, and each one of a histogram tens of them in the node's agent, which records them one by
     one. So a histogram is told as Prometheus has it: `_bucket` with the label `le`, `_sum` and `_count`, which are gauges to Ray.
+    Serve's own are told the same way (latencies.py).
     """
 
     def __init__(self) -> None:
@@ -54,7 +55,7 @@ class RayTelemetry:
         self._waiting: list[InferenceRecord] = []
         self._counting = threading.Lock()
         self._telling = threading.Lock()
-        self._made: Mapping[str, Any] = {metric.name: _made(metric) for metric in VOCABULARY}
+        self._made: dict[str, Any] = {metric.name: _made(metric) for metric in VOCABULARY}
         threading.Thread(target=self._tell_again, name="triform-metrics", daemon=True).start()
 
     def record(self, inference: InferenceRecord) -> None:
@@ -80,7 +81,7 @@ class RayTelemetry:
         if counted_in is None:
             with self._telling:  # none is let go of meanwhile
                 counted_in = self._by_shape[kind] = [
-                    self._series(metric, labels).add for metric, labels, _ in observations(inference)
+                    self.series(metric, labels).add for metric, labels, _ in observations(inference)
                 ]
         for add, value in zip(counted_in, observed(inference)):  # noqa: B905 - of one shape they are as many
             add(value)
@@ -94,7 +95,7 @@ class RayTelemetry:
             if len(self._gone) > REMEMBERED:
                 del self._gone[next(iter(self._gone))]
         for metric, labels, value in of_load(load):
-            self._series(metric, labels).add(value)
+            self.series(metric, labels).add(value)
         self.tell()
 
     def ran(self, run: RunRecord) -> None:
@@ -102,7 +103,7 @@ class RayTelemetry:
 
     def shared(self, split: SplitRecord) -> None:
         for metric, labels, value in of_split(split):
-            self._series(metric, labels).add(value)
+            self.series(metric, labels).add(value)
 
     def tell(self) -> None:
         """Tells Ray all of it: a gauge that is not told again is forgotten. So what is said of a model that is gone is said once,
@@ -120,7 +121,10 @@ class RayTelemetry:
             time.sleep(EVERY_SECONDS)
             self.tell()
 
-    def _series(self, metric: Metric, labels: Mapping[str, str]) -> _Series:
+    def series(self, metric: Metric, labels: Mapping[str, str]) -> _Series:
+        """Whose `add` counts; of a metric of the vocabulary, or of another, by all of its labels in their order."""
+        if metric.name not in self._made:
+            self._made[metric.name] = _made(metric)
         key = (metric.name, *labels.values())
         series = self._counted.get(key)
         return series or self._counted.setdefault(key, _SERIES[metric.kind](metric, labels))

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pickle
 import queue
+import re
+import time
+import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
@@ -175,3 +178,18 @@ def test_load_and_unload_are_not_for_anonymous_callers(client: Any) -> None:
         with pytest.raises(triton.InferenceServerException, match="operate") as refusal:
             call("linear")
         assert refusal.value.status() == "StatusCode.UNAUTHENTICATED"
+
+
+def test_serve_counts_calls(stub: Any, ray_cluster: Any) -> None:
+    """Its histogram of them comes by the way of ours, in gauges."""
+    for _ in range(3):
+        stub.ModelInfer(asked(), timeout=30)
+    page = f"http://127.0.0.1:{ray_cluster._private.worker._global_node.metrics_export_port}/metrics"
+    told, deadline = (
+        re.compile(r"^ray_serve_grpc_request_latency_ms_count\{[^}]*ModelInfer[^}]*\} (\S+)$", re.M),
+        time.monotonic() + 90,
+    )
+    while sum(map(float, told.findall(text := urllib.request.urlopen(page, timeout=10).read().decode()))) < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    assert "# TYPE ray_serve_grpc_request_latency_ms_bucket gauge" in text

@@ -112,16 +112,31 @@ def test_who_finds_no_place_waits_as_serve_has_it(address: tuple[str, int]) -> N
     assert went_straight(ask(address, PREFIX + PREDICT)[1]), "places are free again"
 
 
-def counted(port: int) -> float:
-    """What Serve says it has answered of this application, in all its replicas."""
+COUNTS = (
+    "ray_serve_deployment_request_counter_total{",
+    "ray_serve_deployment_processing_latency_ms_count{",
+    'ray_serve_deployment_processing_latency_ms_bucket{le="+Inf"',
+    "ray_serve_num_http_requests_total{",
+    "ray_serve_http_request_latency_ms_count{",
+    'ray_serve_http_request_latency_ms_bucket{le="+Inf"',
+)
+
+
+def counted(port: int) -> dict[str, float]:
+    """What Serve says it has answered of this application's predictions, in all its replicas."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as page:
         lines = page.read().decode().splitlines()
-    ours = [
-        line
-        for line in lines
-        if line.startswith("ray_serve_deployment_request_counter_total{") and 'application="straight"' in line
-    ]
-    return sum(float(line.rpartition(" ")[2]) for line in ours)
+    assert "# TYPE ray_serve_deployment_processing_latency_ms histogram" not in lines, "an agent takes long for each number"
+    found = dict.fromkeys(COUNTS, 0.0)
+    for line in lines:
+        labels = dict(re.findall(r'(\w+)="([^"]*)"', line))
+        if labels.get("application") != "straight" or labels.get("method", "POST") != "POST":
+            continue
+        for name in COUNTS:
+            metric, _, le = name.partition("{")
+            if line.startswith(metric + "{") and (not le or labels["le"] == "+Inf"):
+                found[name] += float(line.rpartition(" ")[2])
+    return found
 
 
 def test_serve_counts_them(address: tuple[str, int], ray_cluster: Any) -> None:
@@ -129,7 +144,7 @@ def test_serve_counts_them(address: tuple[str, int], ray_cluster: Any) -> None:
     for headers in [None] * 20 + [LIMIT] * 3:
         assert ask(address, PREFIX + PREDICT, headers)[0] == 200
     port, deadline = ray_cluster._private.worker._global_node.metrics_export_port, time.monotonic() + 90
-    while (now := counted(port)) != len(ASKED):
+    while (now := counted(port)) != dict.fromkeys(COUNTS, float(len(ASKED))):
         assert time.monotonic() < deadline, f"{now} of {len(ASKED)}"
         time.sleep(0.5)
 
