@@ -36,6 +36,7 @@ from triform.repository import open_repository
 ROWS, SECONDS = 16, 0.010  # of a run
 CLIENTS = 3 * ROWS  # a run's worth is being run, another waits, the third is on its way
 SHARE = 0.7
+DEADLINE = 30.0  # seconds that the batcher alone has for a request, as servers give them one
 REPLICAS = (1, 2)
 ARGS = {"overrides": {MODEL: {"max_rows": ROWS}}}
 
@@ -88,7 +89,7 @@ def batched(options: argparse.Namespace, report: Report, rows: int) -> None:
             due = poisson(SHARE * ROWS / before, options.seconds, seed=number)
             opened = open_loop(server.address, ask, due)
         run = (before + run_seconds(session, ROWS, options.seconds / 2)) / 2
-        rounds.append(Round(one, run, by_itself, closed, opened, ideal(due, one, before)))
+        rounds.append(Round(one, run, by_itself, closed, opened, ideal(due, one * run / before, run)))
         print(f"round {number + 1} of {options.rounds}: {rounds[-1].share:.2f} of raw", flush=True)
     run = _median(rounds, "run")
     shares = [one.share for one in rounds]
@@ -102,7 +103,7 @@ def batched(options: argparse.Namespace, report: Report, rows: int) -> None:
         ["p50, p99 with these clients", _latency([one.closed for one in rounds]), ""],
         [f"p50, p99 of arrivals at {SHARE:.0%} of the raw rows/s", _latency([one.open for one in rounds]), ""],
         [f"that p99, in runs of {ROWS}", _spread(late), "< 2"],
-        ["the same, were there nothing but the raw runs", _spread([one.ideal / one.run for one in rounds]), ""],
+        ["the same, were there raw runs alone, each of the same length", _spread([one.ideal / one.run for one in rounds]), ""],
     ]
     report.table(
         f"A model of {SECONDS * 1e3:.0f} ms for {rows} row{'s' * (rows > 1)}, {ROWS} rows a run at most",
@@ -121,7 +122,7 @@ def alone(repository: Path, seconds: float) -> float:
     async def caller(batcher: DynamicBatcher, ends: float) -> None:
         nonlocal answered
         while time.perf_counter() < ends:
-            await batcher.infer(x)
+            await batcher.infer(x, deadline=time.monotonic() + DEADLINE)
             answered += 1
 
     async def callers() -> None:

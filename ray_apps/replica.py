@@ -14,7 +14,7 @@ from ray_apps.telemetry import Logged, RayTelemetry
 from triform.telemetry import Telemetry
 
 # Seconds for which a thread may be kept from Python by another. A run that has ended waits until the event loop lets go of it, as
-# does the next: with Python's 5 ms, a quarter of the time where a run takes 10 ms (benchmarks/serving.py --batching).
+# does the next: with Python's own number that may be 5 ms each time.
 SWITCH: Final = 0.0003
 
 

@@ -119,7 +119,10 @@ class RayTelemetry:
     def _tell_again(self) -> None:
         while True:
             time.sleep(EVERY_SECONDS)
-            self.tell()
+            try:
+                self.tell()
+            except Exception:  # the next telling says all of it
+                log.exception("Ray could not be told what was counted")
 
     def series(self, metric: Metric, labels: Mapping[str, str]) -> _Series:
         """Whose `add` counts; of a metric of the vocabulary, or of another, by all of its labels in their order."""

@@ -219,8 +219,9 @@ class DynamicBatcher:
         """Whether the request may run beside those that are taken, which have so many rows."""
         return not self._alone and rows + head.rows <= self.max_rows and head.shapes == first.shapes
 
-    def _begin(self, batch: Sequence[Pending], rest: deque[Pending]) -> None:
-        """One run in a thread, in a slot that is taken already; `rest` have it afterwards, one by one.
+    def _begin(self, batch: list[Pending], rest: deque[Pending]) -> None:
+        """One run in a thread, in a slot that is taken already; `rest` have it afterwards, one by one. `batch`: in it are always
+        those whom the thread has at the time.
 
         No task waits for the run and no future of the event loop stands for it: each would cost all of the batch another turn
         of the loop.
@@ -235,11 +236,12 @@ class DynamicBatcher:
             goes_on.set()
         run.add_done_callback(partial(_call, loop, self._end, batch, rest))
 
-    def _runs(self, loop: asyncio.AbstractEventLoop, batch: Sequence[Pending], goes_on: threading.Event) -> Run:
+    def _runs(self, loop: asyncio.AbstractEventLoop, batch: list[Pending], goes_on: threading.Event) -> Run:
         """In a thread: the run, then one of those who wait by now, and so on; returns the last, of the others the loop is told.
 
-        So the next run waits neither until this one is answered nor for its turn to have the interpreter. It goes on if the slot
-        is known to be its own (`submit` may raise and run all the same), and is not kept for those of a run that failed.
+        So the next run waits neither until this one is answered nor until another thread begins it. It ends after a run that
+        failed, as the slot is then for each of its requests alone, and goes on only if the slot is known to be its own: `submit`
+        may raise and run all the same.
         """
         run = self._run(batch)
         for _ in range(IN_A_ROW - 1):
@@ -250,7 +252,9 @@ class DynamicBatcher:
                 _call(loop, self._took, taken)
             if not taken.batch or not _call(loop, self._went_on, run, taken):
                 break
-            run = self._run(taken.batch)
+            batch[:] = taken.batch
+            del run, taken  # which would keep in memory what is answered
+            run = self._run(batch)
         return run
 
     def _went_on(self, run: Run, taken: Taken) -> None:

@@ -67,12 +67,13 @@ class Counts:
     """A replica's metrics manager, as far as that."""
 
     def __init__(self) -> None:
+        self.tracker = "processing_latency_tracker"
         self._processing_latency_tracker = histogram("serve_deployment_ms")
         self._ingress_metrics: dict[str, Any] = {}
         self._add_ingress_metrics("HTTP")
 
     def _add_ingress_metrics(self, protocol: str) -> None:
-        self._ingress_metrics[protocol] = SimpleNamespace(processing_latency_tracker=histogram(f"serve_{protocol}_ms"))
+        self._ingress_metrics[protocol] = SimpleNamespace(**{self.tracker: histogram(f"serve_{protocol}_ms")})
 
 
 def test_all_of_a_replica_are_told_so_and_those_of_grpc_that_are_made_later(telemetry: RayTelemetry) -> None:
@@ -96,3 +97,15 @@ def test_where_serve_has_changed_it_tells_them_itself(telemetry: RayTelemetry, c
     with pytest.raises(AttributeError):
         tell_latencies_of(counts, telemetry)
     assert counts._ingress_metrics["HTTP"].processing_latency_tracker is made
+    assert "_add_ingress_metrics" not in vars(counts)
+
+
+def test_where_serve_counts_calls_in_another_way_it_starts_all_the_same(
+    telemetry: RayTelemetry, caplog: pytest.LogCaptureFixture
+) -> None:
+    counts = Counts()
+    tell_latencies_of(counts, telemetry)
+    assert caplog.text == ""
+    counts.tracker = "another_name"
+    counts._add_ingress_metrics("GRPC")
+    assert "its agent is told of each request" in caplog.text

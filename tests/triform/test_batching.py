@@ -397,11 +397,11 @@ def test_a_thread_passes_over_who_has_gone(lookup: Predictor, gate: Gate, others
         batcher = DynamicBatcher(lookup, gate, clock=lambda: now)
         first = asyncio.create_task(batcher.infer(x(0)))
         await settle()
-        gone, late = [asyncio.create_task(batcher.infer(watched(9), deadline=deadline)) for deadline in (None, 130.0)]
+        gone, late = [asyncio.create_task(batcher.infer(watched(9), deadline=deadline)) for deadline in (None, 10_000.0)]
         kept = [asyncio.create_task(batcher.infer(watched(1))) for _ in range(others)]
         await settle()
         gone.cancel()
-        now = 150.0
+        now = 20_000.0
         gate.open.set()
         if others:
             hold_the_loop_until(lambda: len(Watched.stacked) == 1)
@@ -443,6 +443,43 @@ def test_who_gives_up_while_rows_are_stacked_harms_nobody(lookup: Predictor, gat
         assert batcher.queued_rows == 0
         held.open.set()
         assert [y(a) for a in await asyncio.gather(first, kept)] == [[0.0], [10.0]]
+
+    within(test())
+
+
+def test_a_thread_that_goes_on_keeps_nothing_of_those_it_has_answered(lookup: Predictor, gate: Gate) -> None:
+    async def test() -> None:
+        batcher = DynamicBatcher(lookup, gate)
+        held, array = Held(1), np.array([0])
+        kept = weakref.ref(array)
+        tasks = await one_by_one(batcher.infer(inputs) for inputs in ({"x": array}, held, x(2)))
+        del array
+        gate.open.set()
+        hold_the_loop_until(held.read.is_set)
+        answer = await tasks[0]
+        answered = weakref.ref(answer.outputs["y"])
+        assert y(answer) == [0.0]
+        del answer
+        tasks.pop(0)
+        await settle()
+        assert (kept(), answered()) == (None, None)
+        held.open.set()
+        assert [y(a) for a in await asyncio.gather(*tasks)] == [[10.0], [20.0]]
+
+    within(test())
+
+
+def test_a_later_run_of_a_thread_may_fail(lookup: Predictor, gate: Gate) -> None:
+    async def test() -> None:
+        batcher = DynamicBatcher(lookup, gate, max_rows=2)
+        tasks = await one_by_one(batcher.infer(x(i)) for i in (0, 1, 2, 3, BAD, 5, BAD, 7))
+        gate.open.set()
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [y(a) if isinstance(a, Ran) else type(a) for a in answers] == [
+            [0.0], [10.0], [20.0], [30.0], RunFailed, [50.0], RunFailed, [70.0],
+        ]  # fmt: skip
+        await batcher.drain()
+        assert (batcher.queued_rows, batcher.queued_bytes) == (0, 0)
 
     within(test())
 
