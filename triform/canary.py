@@ -67,17 +67,23 @@ class Split:
     """Of a model's keys between its stable version and its canary, or a shadow in its place that gets none, as one revision says.
     Belongs to who answers requests.
 
-    `load`: the versions by number; `cut`: takes the split away, saying why.
+    `load`: the versions by number; `cut`: takes the split away, saying why; `edges`: of the bins of scores, as in `Tally`.
     """
 
-    def __init__(self, release: Release, load: Callable[[int], Served], cut: Callable[[Split, str], None]) -> None:
+    def __init__(
+        self,
+        release: Release,
+        load: Callable[[int], Served],
+        cut: Callable[[Split, str], None],
+        edges: Sequence[float] | None = None,
+    ) -> None:
         self.release = release
         self.traffic = TrafficSplit.of(release)
         self.shadow: Shadowing | None = None
         self._failures = 0  # in a row, after so many answers of the canary's:
         self._answers = 0
         self.cut_off: str | None = None  # why, where it is
-        self.tally = _tally(self.traffic.canary)
+        self.tally = _tally(self.traffic.canary, edges)
         self._load = load
         self._loaded: dict[int, Served] = {}
         self._rule: KeyRule | None = None
@@ -115,27 +121,27 @@ class Split:
             self._header = (self._rule.header or "").lower()
         return self._rule
 
-    def gives(self, exchange: Exchange, headers: Named) -> bool:
+    def gives(self, exchange: Exchange, headers: Named) -> Served | None:
         """Gives the exchange the version that answers all of the request, if its key says which. A user who comes again is known.
 
         Raises `InvalidRequest`, and what loading the version raises.
         """
         if self.shadow is not None:
-            return False
+            return None
         if self._header:
             given = headers.get(self._header, ())
             if len(given) == 1 and (known := self._users.get(given[0])) is not None:
                 exchange.served, exchange.tally = known, self.tally
-                return True
+                return known
         key = self._key(headers, exchange.request_id)
         if key is None:
-            return False
+            return None
         exchange.served = None  # nobody's, if it cannot be loaded
         exchange.served = served = self.served(self.traffic.choose(key))
         exchange.tally = self.tally
         if self._header:
             self._remember(headers.get(self._header, ()), served)
-        return True
+        return served
 
     def _remember(self, given: Sequence[str], served: Served) -> None:
         """Whose header is blank is nobody: his key is the request's id."""
@@ -150,9 +156,9 @@ class Split:
         The canary's error is the caller's answer; whether it is the canary's fault, too, is found out before he gets it. What one
         that runs elsewhere does not answer stable does.
         """
-        if not self.gives(exchange, headers):
+        if (served := self.gives(exchange, headers)) is None:
             return await self.otherwise(answer, exchange, headers, decode, size)
-        encoding = answer(exchange, partial(decode, exchange.chosen), size)
+        encoding = answer(exchange, partial(decode, served), size)
         return await self._or_instead(encoding, answer, exchange, headers, decode, size)
 
     async def otherwise(self, answer: Answer, exchange: Exchange, headers: Named, decode: Decode, size: int) -> Encoded:
@@ -268,7 +274,7 @@ class Split:
     @property
     def failures(self) -> int:
         """Of the canary alone, since it has last answered."""
-        if (answers := self.tally.answers_of_canary()) != self._answers:
+        if (answers := self.tally.answers_of_canary) != self._answers:
             self._answers, self._failures = answers, 0
         return self._failures
 
@@ -359,11 +365,11 @@ def _shadowing(split: Split, sample: float) -> Shadowing:
     return Shadowing(split, partial(_ByKey, split), sample)
 
 
-def _tally(canary: int) -> Tally:
+def _tally(canary: int, edges: Sequence[float] | None) -> Tally:
     from triform.rollout.policy import PROBABILITY_BINS  # a function that starts without a canary does not wait for these
     from triform.tally import Tally
 
-    return Tally(PROBABILITY_BINS, canary)
+    return Tally(PROBABILITY_BINS if edges is None else edges, canary)
 
 
 def _code(error: Exception) -> str:

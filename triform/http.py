@@ -276,9 +276,9 @@ class HttpSurface:
             if splits and version is None and alias is None:
                 split = splits.get(served.manifest.name)
             if split is not None:
-                if not split.gives(exchange, received.named):
+                if (given := split.gives(exchange, received.named)) is None:
                     return 200, await self._shared(split.otherwise, received, exchange, decode, size)
-                served = exchange.chosen
+                served = given
                 received.told[MODEL] = served.manifest.ref
             try:
                 return 200, await self.answer(exchange, lambda: decode(self._body(received), served), size)

@@ -49,8 +49,8 @@ class Splits:
             before = self._all.pop(model, None)
             others = {name: split for name, split in self.live.items() if name != model}
             if release is not None and (shares_keys(release) or self._has_shadow(release)):
-                split = others[model] = self._all[model] = Split(release, load, partial(self._cut, model))
-                split.tally.edges = self._edges.get(model, split.tally.edges)
+                split = Split(release, load, partial(self._cut, model), self._edges.get(model))
+                others[model] = self._all[model] = split
             if release is not None and release.canary is not None and shares_keys(release):
                 self._tell(model, others[model], release.canary.weight)
             elif before is not None and before.shadow is None:

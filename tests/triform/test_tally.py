@@ -84,7 +84,7 @@ def test_a_shadow_is_counted_as_the_canary_whose_callers_there_are_not() -> None
         tally.ran("canary", 1, 0.1)
         tally.request("canary", None, failed_by=b"ann" if number == 0 else None)
         tally.shadowed(number % 3, number % 2 if number % 3 else 0)
-        assert len(tally._arms["canary"].waiting_runs) <= MOST_WAITING
+        assert len(tally._its.waiting_runs) <= MOST_WAITING
     window = tally.take()
     assert (window.canary.requests, window.canary.errors, window.canary.request_seconds.total) == (3 * MOST_WAITING, 1, 0)
     assert window.canary.execute[0].total == 3 * MOST_WAITING
@@ -100,7 +100,7 @@ def test_it_does_not_grow_with_the_requests(rows: int) -> None:
         tally.ran("canary", 1, 0.1)
         tally.scored("canary", {"y": values})
         tally.request("canary", 10.0 ** (i % 9 - 6), failed_by=str(i).encode())
-        arm = tally._arms["canary"]
+        arm = tally._its
         assert max(map(len, (arm.waiting, arm.waiting_runs, arm.waiting_scores))) <= MOST_WAITING
         assert len(arm.failed) <= MOST_KEYS
     window = tally.take()
@@ -124,10 +124,10 @@ def test_an_answer_at_once_is_the_same_as_its_parts() -> None:
         if scores is not None:
             parts.scored(side, {"score": scores})
         parts.request(side, 0.1 * number)
-        assert len(whole._answered) < MOST_WAITING
-    assert whole.answers_of_canary() == 2 * MOST_WAITING
+        assert max(len(arm.waiting) for arm in (whole._stable, whole._its)) < MOST_WAITING
+    assert whole.answers_of_canary == 2 * MOST_WAITING
     assert whole.take() == parts.take()
-    assert whole.answers_of_canary() == 2 * MOST_WAITING, "of all windows"
+    assert whole.answers_of_canary == 2 * MOST_WAITING, "of all windows"
 
 
 def test_an_answer_that_waits_keeps_nothing_else_in_memory() -> None:

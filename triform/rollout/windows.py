@@ -14,6 +14,8 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 
 from triform.errors import InvalidInput
 
@@ -31,9 +33,15 @@ class Sketch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     bins: dict[int, int] = {}
 
     @classmethod
-    def of(cls, seconds: Iterable[float]) -> Sketch:
-        """Raises `InvalidInput` for a time that is not finite or negative."""
-        return cls(bins_of(seconds))
+    def of(cls, seconds: npt.ArrayLike) -> Sketch:
+        """Raises as `bins_of`."""
+        return cls.counted(bins_of(seconds))
+
+    @classmethod
+    def counted(cls, bins: npt.NDArray[np.intp]) -> Sketch:
+        """Of the count of each bin, [BINS], as `bins_of` gives them."""
+        (found,) = bins.nonzero()
+        return cls(dict(zip((found + FASTEST).tolist(), bins[found].tolist(), strict=True)))
 
     @property
     def total(self) -> int:
@@ -117,45 +125,40 @@ def _is_sound(sketch: Sketch) -> bool:
     return not bins or (min(bins.values()) >= 0 and min(bins) >= FASTEST and max(bins) <= SLOWEST)
 
 
-def bin_of(seconds: float) -> int:
-    """The bin of a time. Raises `InvalidInput` for one that is not finite or is negative."""
-    if not (math.isfinite(seconds) and seconds >= 0):
-        raise InvalidInput(f"a time of {seconds} seconds")
-    if seconds <= _LEAST:
-        return FASTEST
-    return min(SLOWEST, math.ceil(STEPS_PER_OCTAVE * math.log2(seconds)) - 1)
-
-
-def bins_of(seconds: Iterable[float]) -> dict[int, int]:
-    """How many times are in each bin. Raises as `bin_of`, which is the same for one of them, and takes longer for many."""
-    import numpy as np
-
-    times = [*seconds]
-    if not times:
-        return {}
-    if not (math.isfinite(sum(times)) and min(times) >= 0):
-        raise InvalidInput(f"times of {min(times)} to {max(times)} seconds")
-    logs = np.array([math.log2(one) if one > _LEAST else FASTEST for one in times])
-    bins, counts = np.unique(np.clip(np.ceil(STEPS_PER_OCTAVE * logs) - 1, FASTEST, SLOWEST), return_counts=True)
-    return dict(zip(map(int, bins.tolist()), counts.tolist(), strict=True))
-
-
 def edge(index: int) -> float:
     return float(2.0 ** (index / STEPS_PER_OCTAVE))
 
 
-_LEAST: Final = edge(FASTEST)
+BINS: Final = SLOWEST - FASTEST + 1
+_UPPER: Final = np.array([edge(index + 1) for index in range(FASTEST, SLOWEST)])  # edges, of each bin but the slowest
+_ROWS: Final = np.array([1, 2, 4, 8, 16, 32, 64, 128, 256])  # of each bucket but the last
+
+
+def bins_of(seconds: npt.ArrayLike) -> npt.NDArray[np.intp]:
+    """How many times are in each bin, the fastest first: [BINS]. Raises `InvalidInput` for one that is negative or not finite."""
+    return np.bincount(_places(seconds), minlength=BINS)
+
+
+def bins_of_runs(rows: npt.ArrayLike, seconds: npt.ArrayLike) -> npt.NDArray[np.intp]:
+    """The same of runs with so many rows each, by `rows_bucket`: [BUCKETS, BINS]."""
+    places = BINS * np.searchsorted(_ROWS, rows) + _places(seconds)
+    return np.bincount(places, minlength=BUCKETS * BINS).reshape(BUCKETS, BINS)
+
+
+def _places(seconds: npt.ArrayLike) -> npt.NDArray[np.intp]:
+    times = np.asarray(seconds, np.float64)
+    if times.size and not 0 <= times.min() <= times.max() < math.inf:  # of what has a NaN both are NaN
+        raise InvalidInput(f"times of {times.min()} to {times.max()} seconds")
+    return np.searchsorted(_UPPER, times)
 
 
 def rows_bucket(rows: int) -> int:
     """0 for one row, 1 for 2, 2 for up to 4, 3 for up to 8: batches that take about as long."""
-    return min(BUCKETS - 1, (max(1, rows) - 1).bit_length())
+    return int(np.searchsorted(_ROWS, rows))
 
 
 def score_bins(values: Iterable[float], edges: Sequence[float]) -> tuple[int, ...]:
     """Counts below the first of `edges`, between each two, from the last on, and of NaN."""
-    import numpy as np
-
     scores = np.asarray(values if isinstance(values, np.ndarray) else list(values), dtype=np.float64)
     nan = np.isnan(scores)
     counts = np.bincount(np.searchsorted(np.asarray(edges), scores[~nan], side="right"), minlength=len(edges) + 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections import Counter
 from typing import Any
 
@@ -20,8 +21,8 @@ from triform.rollout.windows import (
     Shadowed,
     Sketch,
     Window,
-    bin_of,
     bins_of,
+    bins_of_runs,
     edge,
     merge,
     rows_bucket,
@@ -29,6 +30,12 @@ from triform.rollout.windows import (
 )
 
 SECONDS = st.floats(1e-6, 1000.0)
+EDGES = [edge(index) for index in range(FASTEST, SLOWEST + 1)]
+
+
+def bin_of(seconds: float) -> int:
+    """As its definition says: edge(bin) < seconds <= edge(bin + 1); the first and the last have all that is beyond them."""
+    return max(FASTEST, FASTEST - 1 + bisect_left(EDGES, seconds))
 
 
 @given(st.lists(SECONDS, min_size=1, max_size=200), st.floats(0.01, 1.0))
@@ -107,10 +114,20 @@ def test_a_window_that_cannot_be_says_so(change: dict[str, Any]) -> None:
 
 @given(times=st.lists(st.floats(0, 1e6) | st.sampled_from([edge(i) for i in range(FASTEST - 2, SLOWEST + 2, 7)]), max_size=50))
 def test_many_times_have_the_bins_that_each_has(times: list[float]) -> None:
-    assert bins_of(times) == Counter(map(bin_of, times))
+    assert Sketch.of(times).bins == Counter(map(bin_of, times))
 
 
 @pytest.mark.parametrize("wrong", [math.nan, math.inf, -1.0])
 def test_one_wrong_time_among_many_is_none(wrong: float) -> None:
     with pytest.raises(InvalidInput):
         bins_of([0.1, wrong, 0.2])
+
+
+@given(runs=st.lists(st.tuples(st.integers(0, 1000), SECONDS), max_size=50))
+def test_many_runs_have_the_buckets_and_bins_that_each_has(runs: list[tuple[int, float]]) -> None:
+    found = bins_of_runs([rows for rows, _ in runs], [seconds for _, seconds in runs])
+    seen = {bucket: Sketch.counted(bins).bins for bucket, bins in enumerate(found) if bins.any()}
+    wanted: dict[int, Counter[int]] = {}
+    for rows, seconds in runs:
+        wanted.setdefault(rows_bucket(rows), Counter())[bin_of(seconds)] += 1
+    assert seen == wanted
