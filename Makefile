@@ -74,9 +74,9 @@ package-lambda: setup ## build the Lambda layers (MODELS of REPOSITORY) and rend
 lock: setup ## rewrite requirements/*.txt from pyproject.toml
 	@compile="$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate"; \
 	$$compile --extra cpu pyproject.toml -o requirements/runtime.txt; \
-	$$compile --extra cpu --extra s3 --extra ray --extra report pyproject.toml -o requirements/batch.txt; \
+	$$compile --extra cpu --extra s3 --extra ray --extra redis --extra report pyproject.toml -o requirements/batch.txt; \
 	$$compile --extra cpu --extra cli --extra s3 --extra lambda --extra ray --extra dev pyproject.toml -o requirements/dev.txt; \
-	$$compile --extra gpu --extra s3 --extra ray -c requirements/dev.txt pyproject.toml requirements/gpu.in -o requirements/gpu.txt; \
+	$$compile --extra gpu --extra s3 --extra ray --extra redis -c requirements/dev.txt pyproject.toml requirements/gpu.in -o requirements/gpu.txt; \
 	$$compile --extra cpu --extra s3 --extra lambda -c requirements/dev.txt pyproject.toml requirements/lambda.in -o requirements/lambda.txt; \
 	$$compile --no-deps requirements/models.in -o requirements/models.txt; \
 	for peer in requirements/peers/*.in; do $$compile $$peer -o $${peer%.in}.txt; done

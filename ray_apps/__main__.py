@@ -22,7 +22,7 @@ import orjson
 import typer
 
 from ray_apps.arguments import Arguments
-from ray_apps.environment import DRAINING, serve_environment
+from ray_apps.environment import DRAINING, GRPC_MESSAGE, least_of_grpc, serve_environment
 from ray_apps.failures import told
 from triform.errors import ConfigurationError, TriformError
 
@@ -54,12 +54,14 @@ def serve(
         given["models"] = model
     if allow_anonymous:
         given["allow_anonymous"] = True
-    Arguments.of(given).settings(os.environ)
+    arguments = Arguments.of(given)
+    arguments.settings(os.environ)
     listening = {"--port": (host, port), "--grpc-port": (host, grpc_port), "--metrics-port": ("", metrics_port)}
     for option, address in {**listening, "--stats-port": ("", stats_port)}.items():
         _check_free(option, *address)
     at = Path(folder) if folder is not None else Path(tempfile.mkdtemp(prefix="triform-serve-"))
     ports = (replica_ports, replica_ports + 1000)
+    os.environ.setdefault(GRPC_MESSAGE, str(least_of_grpc(arguments)))
     for name, value in serve_environment(at, metrics_port=metrics_port, stats_port=stats_port, replica_ports=ports).items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -70,9 +72,14 @@ def serve(
 def _given(path: str | None) -> dict[str, Any]:
     if path is None:
         return {}
-    given = orjson.loads(Path(path).read_bytes())
+    try:
+        given = orjson.loads(Path(path).read_bytes())
+    except OSError as error:
+        raise ConfigurationError(f"--args: {path} cannot be read: {error.strerror}") from error
+    except orjson.JSONDecodeError as error:
+        raise ConfigurationError(f"--args: {path} is no JSON: {error}") from error
     if not isinstance(given, dict):
-        raise typer.BadParameter("--args: expected a JSON object")
+        raise ConfigurationError(f"--args: {path}: expected a JSON object")
     return given
 
 

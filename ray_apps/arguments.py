@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
+from ray_apps.asgi import MOST_RECEIVED
 from triform.access import check_closed
 from triform.batched import BatchOptions
 from triform.errors import ConfigurationError
@@ -87,6 +88,7 @@ class Arguments(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     origins: tuple[str, ...] | None = None  # the pages that may
     audit: str | None = None  # a file on each node
     request_bytes: Bytes = Limits().request
+    received_bytes: Bytes = MOST_RECEIVED  # of the bodies of all requests that a replica has, beyond the smallest
     unpacked_bytes: Bytes = Limits().unpacked
     response_bytes: Bytes = Limits().response
     poll_s: Annotated[float, msgspec.Meta(ge=0.05, le=3600)] = 5.0  # that a node waits between two looks at a release log
@@ -113,6 +115,8 @@ class Arguments(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             made = msgspec.convert(dict(args), cls)
         except msgspec.ValidationError as error:
             raise ConfigurationError(f"args: {str(error).replace('`', chr(39))}") from error
+        if made.received_bytes < made.request_bytes:
+            raise ConfigurationError(f"args: received_bytes {made.received_bytes} is below request_bytes {made.request_bytes}")
         _check_scale("args: ", made)
         if made.canary is not None:
             _check_scale("args: canary: ", made.canary)

@@ -18,7 +18,7 @@ from contextlib import suppress
 from typing import Any, Final
 from urllib.parse import quote
 
-from triform.errors import BodyTimeout
+from triform.errors import BodyTimeout, Overloaded
 from triform.headers import REQUEST_ID, Headers
 from triform.http import HttpRequest, HttpResponse, HttpSurface, request_id_of
 
@@ -29,22 +29,32 @@ Header = tuple[bytes, bytes]
 Hook = Callable[[], Awaitable[None]]
 
 LATIN: Final = "latin-1"
+MOST_RECEIVED: Final = 1 << 30
 GONE: Final = 499  # what servers count a caller under who did not wait for his answer: nginx, Ray Serve
 LONG: Final = 0.05  # seconds between two looks at who waits for so long
 
 
 class AsgiApp:
-    """`timeout`: seconds from a request's arrival to its deadline.
+    """`timeout`: seconds from a request's arrival to its deadline. `most_received`: bytes of bodies that came in parts, of all
+    requests under way; one for which there is no more room is refused.
 
     `tells_request_id`: whether the server around it adds the request's own id to the answer, as Ray Serve does. `at_end` is
     awaited when the server stops.
     """
 
     def __init__(
-        self, surface: HttpSurface, *, timeout: float, tells_request_id: bool = False, at_end: Hook | None = None
+        self,
+        surface: HttpSurface,
+        *,
+        timeout: float,
+        most_received: int = MOST_RECEIVED,
+        tells_request_id: bool = False,
+        at_end: Hook | None = None,
     ) -> None:
         self.surface = surface
         self.timeout = timeout
+        self.most_received = most_received
+        self._received = 0
         self._told_by_server = tells_request_id
         self._at_end = at_end
         self._watch = _Watch(timeout)
@@ -67,11 +77,12 @@ class AsgiApp:
             answered = None
             with _Caller(self._watch, receive) as caller:
                 message = await receive()
-                whole = message["type"] == "http.request" and not message.get("more_body")
-                body = message.get("body", b"") if whole else await _rest(message, receive, self.surface.limits.request)
-                if body is not None:
+                if message["type"] == "http.request" and not message.get("more_body"):
                     caller.has_sent = True
-                    answered = await self.surface.handle_async(greeted.with_body(body), deadline=caller.since + self.timeout)
+                    request = greeted.with_body(message.get("body", b""))
+                    answered = await self.surface.handle_async(request, deadline=caller.since + self.timeout)
+                else:
+                    answered = await self._in_parts(greeted, caller, message, receive)
             response = answered or self._unheard(greeted, caller)
         else:
             response = greeted
@@ -86,6 +97,39 @@ class AsgiApp:
     def wrote(self, response: HttpResponse, headers: Sequence[Header], scope: Message, send: Send) -> bool:  # noqa: ARG002
         """Whether the answer is written: not here, but by whoever knows the server that `send` belongs to."""
         return False
+
+    async def _in_parts(self, request: HttpRequest, caller: _Caller, first: Message, receive: Receive) -> HttpResponse | None:
+        """The answer to a request of which this is the first message; None: the caller has gone.
+
+        Of what is beyond the limit no more is kept than the byte that tells the surface so.
+        """
+        parts, held, size = list[bytes](), 0, 0
+        limit, message = self.surface.limits.request, first
+        try:
+            while message["type"] == "http.request":
+                part = message.get("body", b"")
+                parts.append(part[: max(0, limit + 1 - size)])
+                size += len(part)
+                self._received += len(parts[-1])
+                held += len(parts[-1])
+                if self._received > self.most_received:
+                    return self._no_room(request, caller)
+                if not message.get("more_body") or size > 2 * limit:  # who sends all before he reads gets his answer
+                    body = b"".join(parts)
+                    parts.clear()
+                    caller.has_sent = True
+                    return await self.surface.handle_async(request.with_body(body), deadline=caller.since + self.timeout)
+                message = await receive()
+            return None
+        finally:
+            self._received -= held
+
+    def _no_room(self, request: HttpRequest, caller: _Caller) -> HttpResponse:
+        error = Overloaded(f"bodies of {self.most_received} bytes are under way already: send the request again later")
+        response = self.surface.refuse(error, request.headers)
+        self.surface.service.refused(response.headers[REQUEST_ID], error, time.perf_counter() - (time.monotonic() - caller.since))
+        response.headers["connection"] = "close"  # what would still come is not read
+        return response
 
     def _unheard(self, request: HttpRequest, caller: _Caller) -> HttpResponse:
         """The answer to a request that did not come whole. Who has gone gets none, but the server counts what he is told."""
@@ -187,24 +231,6 @@ class _Watch:
         self.runs = False
         if self.callers:
             self.start()
-
-
-async def _rest(message: Message, receive: Receive, limit: int) -> bytes | None:
-    """The body of which this is the first message; of one beyond the limit a byte more than that, which the surface refuses.
-    None: the caller has gone.
-
-    What is too much is thrown away, up to as much again: who sends all before he reads gets his answer.
-    """
-    parts: list[bytes] = []
-    size = 0
-    while message["type"] == "http.request":
-        part = message.get("body", b"")
-        parts.append(part[: max(0, limit + 1 - size)])
-        size += len(part)
-        if not message.get("more_body") or size > 2 * limit:
-            return b"".join(parts)
-        message = await receive()
-    return None
 
 
 def _path(scope: Message) -> str:

@@ -11,10 +11,14 @@ that are one per machine: left as they are, two Serves answer one another's requ
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from ray_apps.arguments import Arguments
 
 FAST: Final[Mapping[str, str]] = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
@@ -24,7 +28,8 @@ FAST: Final[Mapping[str, str]] = {
 }
 DRAINING: Final = "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"
 BEHIND: Final = "RAY_APPS_HAPROXY"  # what ray_apps/haproxy.sh starts
-GRPC_BYTES: Final = 64 << 20  # of one gRPC message; Serve's own limit is 2 GiB
+GRPC_MESSAGE: Final = "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE"
+GRPC_BYTES: Final = 64 << 20  # of one gRPC message, where bodies and answers may have no more; Serve's own limit is 2 GiB
 HOP: Final = "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH"
 HOP_BYTES: Final = (2 << 30) - 1  # from replica to replica, as much as gRPC takes: callers' limits are kept before
 
@@ -32,8 +37,9 @@ TUNED: Final[Mapping[str, str]] = {
     **FAST,
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",  # else HAProxy logs each request, and a process in Python parses the lines
     "RAY_SERVE_REQUEST_LATENCY_BUCKETS_MS": "0.25,0.5,1,2,5,10,20,50,100,200,500,1000,2000,5000,10000,60000",
-    "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(GRPC_BYTES),
+    GRPC_MESSAGE: str(GRPC_BYTES),
     HOP: str(HOP_BYTES),
+    "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "300",  # that a caller may stop reading; Serve keeps what he leaves for an hour
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # after three times 5 s a proxy that only imports slowly would be killed
     "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",  # Serve's own are 10: too late to be fast
     "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
@@ -94,5 +100,10 @@ def missing(environ: Mapping[str, str], *, hop: bool = False) -> list[str]:
     return [f"{name}={value}" for name, value in wanted.items() if environ.get(name) != value]
 
 
+def least_of_grpc(arguments: Arguments) -> int:
+    """The bytes that one gRPC message may have, so that no body or answer is kept back that HTTP takes."""
+    return max(GRPC_BYTES, arguments.request_bytes, arguments.response_bytes)
+
+
 if __name__ == "__main__":
-    sys.stdout.writelines(f"export {name}={value}\n" for name, value in tuned().items())
+    sys.stdout.writelines(f"export {name}={shlex.quote(value)}\n" for name, value in tuned().items())

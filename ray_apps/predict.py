@@ -22,7 +22,7 @@ from ray.serve.schema import LoggingConfig
 from ray_apps.arguments import Arguments
 from ray_apps.asgi import AsgiApp
 from ray_apps.canary import Canary, Deployed
-from ray_apps.environment import draining_seconds, missing
+from ray_apps.environment import GRPC_MESSAGE, draining_seconds, least_of_grpc, missing
 from ray_apps.grpc import OpenInference
 from ray_apps.hop import Hop
 from ray_apps.hosting import host
@@ -56,12 +56,13 @@ class Predict(Replica, OpenInference):
         self.reporter = Reporter(self.hosted.surface.service.models, settings, arguments.rollout_window_s)
         self.reporter.start()
         self.surface = self.hosted.surface
-        self.timeout = arguments.timeout_s
+        self.timeout, self.most_received = arguments.timeout_s, arguments.received_bytes
         if self.hop is not None:
             self.hop.start(self.surface.service.models)
 
     def __serve_build_asgi_app__(self) -> AsgiApp:
-        return AsgiApp(self.surface, timeout=self.timeout, tells_request_id=True, at_end=self._end)
+        most, end = self.most_received, self._end
+        return AsgiApp(self.surface, timeout=self.timeout, most_received=most, tells_request_id=True, at_end=end)
 
     async def _end(self) -> None:
         await self.reporter.end()
@@ -82,6 +83,9 @@ def build_app(args: Mapping[str, Any]) -> serve.Application:
     isolated = arguments.isolated()
     if off := missing(os.environ, hop=isolated is not None):
         log.warning("Serve will be slow: start Ray with %s in its environment, or use python -m ray_apps", " ".join(off))
+    least = least_of_grpc(arguments)
+    if int(os.environ.get(GRPC_MESSAGE) or least) < least:
+        log.warning("gRPC takes less in a message than HTTP in a body: start Ray with %s=%d", GRPC_MESSAGE, least)
     deployment = _deployment(serve.ingress()(Predict), DEPLOYMENT, arguments, "args: ")
     if isolated is None:
         return deployment.bind(arguments, settings)

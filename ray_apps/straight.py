@@ -3,6 +3,7 @@
     uvicorn -> spared.py -> Straight -> one of the replica's places -> asgi.py, writing.py -> counted where Serve counts
                                |
                                no place is free, Serve's own paths, a time limit of Serve's -> all of Serve's steps
+                               a probe is answered without a place: who is busy is not ill
 
 Those steps (an id or two, a context for handles, closures around every message, a line for an access log that is off) take longer
 than a small model. What is left of them here is what others rely on: `max_ongoing_requests`, the number of requests under way,
@@ -19,6 +20,7 @@ from typing import Any, Final
 
 from ray_apps.asgi import AsgiApp
 from ray_apps.writing import direct
+from triform.routes import EVERYBODYS
 
 log = logging.getLogger(__name__)
 Asgi = Callable[[Any, Any, Any], Awaitable[None]]
@@ -65,7 +67,10 @@ class Straight:
     def takes(self, scope: MutableMapping[str, Any]) -> bool:
         """Whether there is a place for the request, and nothing in it that Serve itself acts on."""
         path: str = scope["path"][len(scope.get("root_path", "")) :]
-        if not path.startswith(self._replica._route_prefix or "") or path.startswith(SERVES) or self._places.locked():
+        prefix: str = self._replica._route_prefix or ""
+        if not path.startswith(prefix) or path.startswith(SERVES):
+            return False
+        if self._places.locked() and path.removeprefix(prefix.rstrip("/")) not in EVERYBODYS:
             return False
         return TIME_LIMIT not in [name for name, _ in scope["headers"]]
 
@@ -75,7 +80,9 @@ class Straight:
         prefix: str = self._replica._route_prefix or ""
         if prefix != "/":
             scope["root_path"] = scope.get("root_path", "") + prefix
-        await self._places.acquire()
+        places = None if self._places.locked() else self._places  # a probe needs none
+        if places is not None:
+            await places.acquire()
         try:
             self._counts.inc_num_ongoing_requests(self._kind)
             try:
@@ -89,7 +96,8 @@ class Straight:
                 self._counts.dec_num_ongoing_requests(self._kind)
                 self._count(prefix, scope["method"], str(status), (time.time() - started) * 1e3, failed)
         finally:
-            self._places.release()
+            if places is not None:
+                places.release()
 
     def _count(self, route: str, method: str, status: str, milliseconds: float, failed: str | None) -> None:
         self._counts.record_request_metrics(

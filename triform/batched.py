@@ -11,7 +11,7 @@ from typing import Annotated
 
 import msgspec
 
-from triform.batching import MAX_QUEUE_BYTES, MAX_QUEUE_ROWS, MAX_ROWS, DynamicBatcher
+from triform.batching import MAX_QUEUE_BYTES, MAX_QUEUE_REQUESTS, MAX_QUEUE_ROWS, MAX_ROWS, DynamicBatcher
 from triform.models import Served
 from triform.pace import SHORT
 from triform.predictor import Predictor
@@ -20,22 +20,32 @@ from triform.signature import Array
 
 
 class BatchOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Of one model. `max_rows` None: the largest of the package's `pad_to`, else `MAX_ROWS`; the package's own is the most."""
+    """Of one model. `max_rows` None: the largest of the package's `pad_to`, else `MAX_ROWS`; the package's own is the most.
+    `max_queue_requests` None: as `Batched` has it for all."""
 
     slots: Annotated[int, msgspec.Meta(ge=1)] = 1
     max_rows: Annotated[int, msgspec.Meta(ge=1)] | None = None
     max_queue_rows: Annotated[int, msgspec.Meta(ge=1)] = MAX_QUEUE_ROWS
+    max_queue_requests: Annotated[int, msgspec.Meta(ge=1)] | None = None
     max_queue_bytes: Annotated[int, msgspec.Meta(ge=1)] = MAX_QUEUE_BYTES
 
 
 class Batched:
     """A `service.Execute`: each loaded version has its own queue and slots, all of them the same threads. One event loop's.
 
-    `options`: by model; `short`: as of `DynamicBatcher`.
+    `options`: by model; `max_queue_requests`: of a model that has no other; `short`: as of `DynamicBatcher`.
     """
 
-    def __init__(self, executor: Executor, options: Mapping[str, BatchOptions] | None = None, *, short: float = SHORT) -> None:
+    def __init__(
+        self,
+        executor: Executor,
+        options: Mapping[str, BatchOptions] | None = None,
+        *,
+        max_queue_requests: int = MAX_QUEUE_REQUESTS,
+        short: float = SHORT,
+    ) -> None:
         self._executor = executor
+        self._max_queue_requests = max_queue_requests
         self._short = short
         self._options = options or {}
         self._batchers: dict[Predictor, DynamicBatcher] = {}
@@ -54,6 +64,7 @@ class Batched:
                 slots=options.slots,
                 max_rows=_max_rows(predictor, options),
                 max_queue_rows=options.max_queue_rows,
+                max_queue_requests=options.max_queue_requests or self._max_queue_requests,
                 max_queue_bytes=options.max_queue_bytes,
                 short=self._short,
             )

@@ -36,6 +36,7 @@ from triform.signature import Array
 
 MAX_ROWS: Final = 128  # of one run, where nothing else is said
 MAX_QUEUE_ROWS: Final = 4096
+MAX_QUEUE_REQUESTS: Final = 512
 MAX_QUEUE_BYTES: Final = 256 << 20
 IN_A_ROW: Final = 16  # runs of one model by one thread, before others that wait for one have their turn
 LONGEST: Final = 0.02  # seconds that a run may keep the event loop, should it take longer than it was known for
@@ -51,9 +52,9 @@ class Taken(NamedTuple):
 class DynamicBatcher:
     """Batches the requests for one predictor. Belongs to one event loop.
 
-    `slots`: runs at the same time, each in a thread of `executor`. `max_rows`: of one run; `max_queue_rows` and `max_queue_bytes`
-    (of their inputs): that may wait, and beyond them `Overloaded` is raised. `short`: seconds, as of
-    `Pace`. `clock` is `time.monotonic`, as deadlines are.
+    `slots`: runs at the same time, each in a thread of `executor`. `max_rows`: of one run; `max_queue_rows`, `max_queue_requests`
+    and `max_queue_bytes` (of their inputs): that may wait, beyond them `Overloaded` is raised. `short`: seconds, as of `Pace`.
+    `clock` is `time.monotonic`, as deadlines are.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class DynamicBatcher:
         slots: int = 1,
         max_rows: int = MAX_ROWS,
         max_queue_rows: int = MAX_QUEUE_ROWS,
+        max_queue_requests: int = MAX_QUEUE_REQUESTS,
         max_queue_bytes: int = MAX_QUEUE_BYTES,
         short: float = SHORT,
         clock: Callable[[], float] = time.monotonic,
@@ -71,8 +73,9 @@ class DynamicBatcher:
         self.predictor = predictor
         self.max_rows = max_rows
         self.max_queue_rows = max_queue_rows
+        self.max_queue_requests = max_queue_requests
         self.max_queue_bytes = max_queue_bytes
-        self.queued_rows = self.queued_bytes = 0
+        self.queued_rows = self.queued_requests = self.queued_bytes = 0
         self._alone = predictor.independence == "dependent"
         self._executor = executor
         self._slots = self._free = slots
@@ -102,6 +105,7 @@ class DynamicBatcher:
             self._check_room(pending)
         self._queue.append(pending)
         self.queued_rows += pending.weight
+        self.queued_requests += 1
         self.queued_bytes += pending.bytes
         self._fresh.append(pending)
         if not self._free:
@@ -155,6 +159,8 @@ class DynamicBatcher:
     def _is_full(self, pending: Pending) -> str | None:
         if self.queued_rows and self.queued_rows + pending.weight > self.max_queue_rows:
             return f"{self.queued_rows} rows wait already, {self.max_queue_rows} may"
+        if self.queued_requests >= self.max_queue_requests:
+            return f"{self.queued_requests} requests wait already, {self.max_queue_requests} may"
         if self.queued_rows and self.queued_bytes + pending.bytes > self.max_queue_bytes:
             return f"{self.queued_bytes} bytes wait already, {self.max_queue_bytes} may"
         return None
@@ -211,6 +217,7 @@ class DynamicBatcher:
         if pending.waits:
             pending.waits = False
             self.queued_rows -= pending.weight
+            self.queued_requests -= 1
             self.queued_bytes -= pending.bytes
             if pending.future.done() and not pending.taken:
                 pending.inputs = {}
@@ -303,7 +310,7 @@ class DynamicBatcher:
         """
         if run.error is None:
             self._answer(run)
-        elif isinstance(run.error, TriformError) and len(run.batch) > 1:
+        elif isinstance(run.error, TriformError | MemoryError) and len(run.batch) > 1:
             rest.extend(run.batch)
         else:
             for pending in run.batch:

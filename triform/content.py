@@ -71,6 +71,16 @@ def unpack(body: bytes, encoding: str, most: int) -> bytes:
     return unpacked
 
 
+def beginning(body: bytes, encoding: str, most: int) -> bytes:
+    """The unpacked body's first bytes, at most so many: as far as it can be unpacked."""
+    if encoding not in _WINDOW:
+        return body[:most]
+    try:
+        return zlib.decompressobj(_WINDOW[encoding]).decompress(body, most)
+    except zlib.error:
+        return b""
+
+
 def pack(body: bytes, accepted: str) -> tuple[bytes, dict[str, str]]:
     """The body packed as an Accept-Encoding wishes, where that is worth it, and the headers that say so."""
     if not accepted or len(body) < _WORTH_PACKING:

@@ -55,7 +55,7 @@ SERVICES: Final = (
     Service("Ray's control plane", ("gcs_server", "raylet", "dashboard/agent.py", "runtime_env/agent"), (6379,), _ASK, True),
     Service("HAProxy's pages and Serve's proxy", ("haproxy",), (8000, 9000, 9101, 8404),
             f"let http_options.host be 127.0.0.1 behind a proxy that speaks TLS; for metrics and the stats page {_CLOSE}"),
-    Service("Serve's replicas", ("ray::ServeReplica",), (*range(30000, 31001), *range(40000, 41001)), _CLOSE),
+    Service("Serve's replicas", ("ray::ServeReplica",), (*range(30000, 32000), *range(40000, 41001)), _CLOSE),
     Service("Ray's workers", ("ray::",), (), _ASK, runs_code=True),
 )  # fmt: skip
 

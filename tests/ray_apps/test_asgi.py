@@ -50,6 +50,53 @@ def test_a_body_beyond_the_limit_is_refused_and_not_kept(app: RunningApp, pieces
     assert (answer.status, orjson.loads(answer.body)["code"]) == (413, "payload_too_large")
 
 
+def test_bodies_that_come_in_parts_have_so_much_room_together(online_models: Path) -> None:
+    telemetry = RecordingTelemetry()
+    with running(online_models, telemetry, request_bytes=1000, received_bytes=1500) as app:
+
+        async def ask(parts: asyncio.Queue[bytes | None], size: int) -> list[Any]:
+            sent: list[Any] = []
+            left = size
+
+            async def receive() -> Any:
+                nonlocal left
+                if (part := await parts.get()) is None:
+                    return {"type": "http.disconnect"}
+                left -= len(part)
+                return {"type": "http.request", "body": part, "more_body": left > 0}
+
+            async def send(message: Any) -> None:
+                sent.append(message)
+
+            await app.app({"type": "http", "method": "POST", "path": PREDICT, "headers": []}, receive, send)
+            return sent
+
+        async def test() -> None:
+            body = BODY + b" " * (900 - len(BODY))
+            first, second, third = asyncio.Queue[Any](), asyncio.Queue[Any](), asyncio.Queue[Any]()
+            stalled = asyncio.create_task(ask(first, 900))
+            await first.put(body[:800])
+            while app.app._received < 800:
+                await asyncio.sleep(0.001)
+            await second.put(body[:800])
+            start, end = await ask(second, 900)
+            headers = dict(start["headers"])
+            assert (start["status"], headers[b"retry-after"], headers[b"connection"]) == (429, b"1", b"close")
+            assert b"1500 bytes are under way" in end["body"]
+            await first.put(body[800:])
+            assert (await stalled)[1]["body"] == ANSWER, "who came first loses nothing by it"
+            await third.put(body[:800])
+            await third.put(body[800:])
+            assert (await ask(third, 900))[1]["body"] == ANSWER, "there is room again"
+            await second.put(body[:800])
+            await second.put(None)
+            assert (await ask(second, 900))[0]["status"] == 499
+            assert app.app._received == 0
+
+        asyncio.run_coroutine_threadsafe(test(), app.loop).result(60)
+    assert [record.code for record in telemetry.records] == ["overloaded", "ok", "ok"]
+
+
 def test_no_body_is_read_of_whom_nobody_knows(online_models: Path) -> None:
     """But of a signed request it is: the signature is over it, too."""
     key, kept = new_key({"infer"})

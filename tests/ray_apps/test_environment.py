@@ -10,7 +10,8 @@ from pathlib import Path
 import orjson
 from ray.serve._private import constants
 
-from ray_apps.environment import serve_environment, tuned
+from ray_apps.arguments import Arguments
+from ray_apps.environment import GRPC_BYTES, least_of_grpc, serve_environment, tuned
 from ray_apps.ports import Ports
 
 
@@ -52,6 +53,21 @@ def test_haproxy_is_found_where_the_environment_is_set_already() -> None:
     assert told(script, "-v", **alone).stdout.startswith("HAProxy version")
     itself = told(script, "-v", **alone | {"RAY_APPS_HAPROXY": script})
     assert (itself.returncode, "names" in itself.stderr) == (2, True)
+
+
+def test_a_shell_reads_what_is_printed_for_it_wherever_haproxy_is(tmp_path: Path) -> None:
+    haproxy = tmp_path / "it's a folder" / "haproxy"
+    haproxy.parent.mkdir()
+    haproxy.touch()
+    printed = told(sys.executable, "-m", "ray_apps.environment", RAY_APPS_HAPROXY=str(haproxy)).stdout
+    assert told("sh", "-c", f'{printed}\nprintf %s "$RAY_APPS_HAPROXY"', RAY_APPS_HAPROXY="").stdout == str(haproxy)
+
+
+def test_a_message_of_grpc_may_have_what_a_body_may() -> None:
+    args = {"repository": "models", "allow_anonymous": True}
+    assert least_of_grpc(Arguments.of(args)) == GRPC_BYTES
+    assert least_of_grpc(Arguments.of({**args, "request_bytes": 1 << 28})) == 1 << 28
+    assert least_of_grpc(Arguments.of({**args, "response_bytes": 1 << 29})) == 1 << 29
 
 
 def test_every_port_that_serve_would_choose_itself_is_set() -> None:

@@ -66,10 +66,14 @@ def test_a_bad_start_names_what_is_wrong(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-m", "ray_apps"], capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, "configuration: args: 'repository' is missing" in done.stderr) == (2, True), done.stderr
     bad = tmp_path / "args.json"
-    bad.write_text('{"repository": "models", "timeout": 3}')
-    command = [sys.executable, "-m", "ray_apps", "--args", bad]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert (done.returncode, "timeout" in done.stderr, "Traceback" in done.stderr) == (2, True, False), done.stderr
+    for text, told in (
+        ('{"repository": "models", "timeout": 3}', "timeout"), ("{", "args.json is no JSON"), ("[]", "expected a JSON object"),
+        (None, "args.json cannot be read: No such file"),
+    ):  # fmt: skip
+        bad.unlink() if text is None else bad.write_text(text)
+        command = [sys.executable, "-m", "ray_apps", "--args", bad]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        assert (done.returncode, told in done.stderr, "Traceback" in done.stderr) == (2, True, False), done.stderr
 
 
 def test_a_port_that_is_taken_is_named_before_ray_starts(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from ray.serve.config import HTTPOptions
 from ray_apps.spared import Spared
 from ray_apps.straight import Straight
 from tests.ray_apps.hosts import RunningApp, running, served
+from triform.routes import EVERYBODYS
 
 PREFIX = "/below"
 PREDICT = "/v1/models/linear:predict"
@@ -46,13 +47,13 @@ ASKED: list[str] = []  # the paths of all requests to it, in this module
 
 
 def ask(
-    address: tuple[str, int], path: str, headers: dict[str, str] | None = None, body: bytes = BODY
+    address: tuple[str, int], path: str, headers: dict[str, str] | None = None, body: bytes = BODY, method: str = "POST"
 ) -> tuple[int, list[str], bytes]:
     """Status, the names of the answer's headers in their order, and its body."""
     ASKED.append(path)
     connection = http.client.HTTPConnection(*address, timeout=60)
     try:
-        connection.request("POST", path, body, headers or {})
+        connection.request(method, path, body, headers or {})
         answer = connection.getresponse()
         return answer.status, [name.lower() for name, _ in answer.getheaders()], answer.read()
     finally:
@@ -89,8 +90,8 @@ def test_serve_answers_its_own_paths(address: tuple[str, int]) -> None:
         assert b"straight" in page.read()
 
 
-def test_who_finds_no_place_waits_as_serve_has_it(address: tuple[str, int]) -> None:
-    """Two who send no body hold the places; the third waits in Serve, until they have gone."""
+def test_who_finds_no_place_waits_as_serve_has_it_but_for_probes(address: tuple[str, int]) -> None:
+    """Two who send no body hold the places; the third waits in Serve, until they have gone. Who is busy is not ill."""
     slow = [http.client.HTTPConnection(*address, timeout=60) for _ in range(2)]
     for connection in slow:
         ASKED.append(PREFIX + PREDICT)
@@ -103,6 +104,9 @@ def test_who_finds_no_place_waits_as_serve_has_it(address: tuple[str, int]) -> N
     third.start()
     third.join(1.0)
     assert answers == [], "it waits"
+    for path in EVERYBODYS:
+        status, headers, _ = ask(address, PREFIX + path, body=b"", method="GET")
+        assert (status, went_straight(headers)) == (200, True), path
     for connection in slow:
         connection.send(BODY[1:])
         assert connection.getresponse().read() == b'{"predictions":[[14.0]]}'

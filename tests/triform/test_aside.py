@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -168,6 +169,45 @@ def test_a_large_request_is_validated_where_it_is_read(online_models: Path, gate
 
     within(test())
     assert [name.rpartition("_")[0] for name in watched.threads] == ["gate" if size >= LARGE else ""]
+
+
+READ_ASIDE = {
+    "packed": (
+        "/v1/models/linear:predict",
+        {"content-encoding": "gzip"},
+        gzip.compress(b'{"instances": [[1, 2, 3]]}' + b" " * LARGE),
+    ),
+    "small lists": ("/v1/models/linear:predict", {}, b'{"instances": [%b]}' % b",".join([b"[1,2,3]"] * 5000)),
+    "objects": ("/v1/models/linear:predict", {}, b'{"instances": [%b]}' % b",".join([b'{"x":[1,2,3]}'] * 3000)),
+}
+READ_HERE = {
+    "long numbers": ("/v1/models/linear:predict", {}, b'{"instances": [%b]}' % b",".join([b"[0.12345678,0.2,0.333333]"] * 2000)),
+    "packed": ("/v1/models/linear:predict", {"content-encoding": "gzip"}, gzip.compress(b'{"instances": [[1, 2, 3]]}')),
+    "packed and cut": ("/v1/models/linear:predict", {"content-encoding": "gzip"}, gzip.compress(bytes(LARGE))[:9]),
+    "tensors": (
+        "/v2/models/linear/infer", {"inference-header-content-length": "0"}, np.ones((LARGE // 13, 3), np.float32).tobytes(),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("asked", "aside"), [*((one, True) for one in READ_ASIDE.items()), *((one, False) for one in READ_HERE.items())], ids=str
+)
+def test_what_takes_long_to_read_is_read_in_a_thread(
+    online_models: Path, gate: Gate, asked: tuple[str, tuple[str, dict[str, str], bytes]], *, aside: bool
+) -> None:
+    """However few bytes it has: those of a caller who means ill are packed a thousand to one."""
+    name, (path, headers, body) = asked
+    assert len(body) < LARGE
+
+    async def test() -> None:
+        gate.open.set()
+        surfaced = HttpSurface(InferenceService(surface(online_models).service.models, aside=OneByOne(gate)))
+        answer = await surfaced.handle_async(HttpRequest("POST", path, tuple(headers.items()), body))
+        assert answer.status == (400 if "cut" in name else 200), answer.body[:200]
+        assert (gate.began > 0) == aside
+
+    within(test())
 
 
 def test_an_answer_that_there_is_no_room_to_pack_is_sent_as_it_is(online_models: Path, gate: Gate) -> None:

@@ -18,7 +18,7 @@ import pytest
 
 from tests.gates import Gate, settle, within
 from triform import batching, testing
-from triform.batched import Batched
+from triform.batched import Batched, BatchOptions
 from triform.errors import DeadlineExceeded, Overloaded, RunFailed
 from triform.features import Features
 from triform.models import Served
@@ -113,6 +113,44 @@ def test_only_the_request_at_fault_gets_the_error(lookup: Predictor, gate: Gate)
             [0.0], [10.0, 20.0], RunFailed, [30.0], RunFailed,
         ]  # fmt: skip
         assert y(await batcher.infer(x(5))) == [50.0]
+
+    within(test())
+
+
+def test_a_run_that_no_memory_is_left_for_is_tried_again_request_by_request(
+    lookup: Predictor, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_much(_: object) -> Array:
+        raise MemoryError
+
+    async def test() -> None:
+        batcher = DynamicBatcher(lookup, gate)
+        waiting = [asyncio.create_task(batcher.infer(x(i))) for i in range(3)]
+        await settle()
+        monkeypatch.setattr(np, "concatenate", too_much)
+        gate.open.set()
+        assert [y(answer) for answer in await asyncio.gather(*waiting)] == [[0.0], [10.0], [20.0]]
+
+    within(test())
+
+
+def test_so_many_requests_may_wait_whatever_their_rows(lookup: Predictor, gate: Gate) -> None:
+    async def test() -> None:
+        batched = Batched(gate, {"lookup": BatchOptions(max_rows=1)}, max_queue_requests=2, short=0.0)
+        batcher = batched.batcher(lookup)
+        first = await one_by_one([batcher.infer(x(0))])
+        waiting = await one_by_one(batcher.infer(x(i)) for i in (1, 2))
+        with pytest.raises(Overloaded, match="2 requests wait already, 2 may"):
+            await batcher.infer(x(3))
+        waiting.pop().cancel()
+        await settle()
+        waiting += await one_by_one([batcher.infer(x(4))])
+        assert batcher.queued_requests == 2, "who has gone makes room"
+        gate.open.set()
+        assert [y(answer) for answer in await asyncio.gather(*first, *waiting)] == [[0.0], [10.0], [40.0]]
+        assert batcher.queued_requests == 0
+        own = Batched(gate, {"lookup": BatchOptions(max_queue_requests=7)}, max_queue_requests=2)
+        assert own.batcher(lookup).max_queue_requests == 7
 
     within(test())
 
@@ -678,7 +716,7 @@ class NoMoreThreads(ThreadPoolExecutor):
 def test_what_no_thread_could_be_started_for_is_ended_once(lookup: Predictor) -> None:
     async def test() -> None:
         with NoMoreThreads(1) as threads:
-            batcher = DynamicBatcher(lookup, threads, max_rows=1)
+            batcher = DynamicBatcher(lookup, threads, max_rows=1, max_queue_requests=2000)
             answers = await asyncio.gather(*(batcher.infer(x(1)) for _ in range(2000)), return_exceptions=True)
             assert {str(a) for a in answers} == {"can't start new thread"}
             await batcher.drain()
