@@ -2,7 +2,8 @@
 
     ray_apps/predict.py -> hop.py -> Deployed -> Serve's handle -> Canary.run -> triform/batching.py -> triform/predictor.py
 
-So a canary has processes, CPUs, a share of a GPU and autoscaling of its own: what it breaks, eats or keeps busy is not stable's.
+So a canary has processes, CPUs, a share of a GPU and autoscaling of its own: what it breaks or keeps busy is not stable's, nor
+what it eats, as long as its node has it.
 """
 
 from __future__ import annotations

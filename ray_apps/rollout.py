@@ -28,7 +28,7 @@ from triform.errors import TriformError
 from triform.models import Models
 from triform.rollout.machine import ENDED, holds
 from triform.rollout.windows import Window, joined, merge
-from triform.rollout_log import HEARTBEAT_SECONDS, Rollout, RolloutLog
+from triform.rollout_log import HEARTBEAT_SECONDS, Rollout, RolloutLog, new_nonce
 from triform.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -188,6 +188,15 @@ class Seen(NamedTuple):
     cut: tuple[int, str] | None
 
 
+class Unsure(NamedTuple):
+    """Of a rollout: what is on its way to its log. `nonce`: by which it is known there."""
+
+    rollout: int
+    windows: list[Window]
+    cut: str | None
+    nonce: str
+
+
 class Gathering:
     """The reports of one model, until their windows are whole. Belongs to the event loop. `cut`: a breaker that has opened."""
 
@@ -251,14 +260,17 @@ class Judges:
         self._repository = settings.open_repository()
         self._rollouts: dict[str, Rollout] = {}
         self._waiting: dict[str, tuple[int, Window]] = {}  # with their revision: windows that are to become longer
+        self._unsure: dict[str, Unsure] = {}  # what may be on record, or not: the store did not say
 
     def look(self, model: str, seen: Seen) -> Edges:
-        """Judges what was seen; what replicas are to know of the model's policy. Raises `TriformError`."""
+        """Judges what was seen; what replicas are to know of the model's policy. Raises `TriformError`; the windows that
+        `seen` still has then are to be shown again."""
         rollouts = RolloutLog(self._repository, model)
         rollout = rollouts.latest(self._rollouts.get(model))
         if rollout is None:
             return {}
         self._rollouts[model] = rollout
+        self._make_sure(rollouts, rollout)
         release = rollout.release = rollouts.releases.in_force(rollout.release)
         now = release.revision if holds(rollout.policy, rollout.state, release) else None
         cut = seen.cut[1] if seen.cut is not None and seen.cut[0] == now else None
@@ -269,14 +281,25 @@ class Judges:
         )
         quiet = time.time() - (rollout.state.at or 0.0) >= HEARTBEAT_SECONDS
         if ready or cut or left is None or quiet:
-            step, before = rollout.state.step, rollout.state.phase
-            rollouts.look(rollout, windows=[msgspec.structs.replace(window, step=step) for window in ready], cut=cut)
-            _tell(rollout, before)
+            step = rollout.state.step
+            windows = [msgspec.structs.replace(window, step=step) for window in ready]
+            self._unsure[model] = Unsure(rollout.number, windows, cut, new_nonce())
         self._waiting.pop(model, None)
         if left is not None and now is not None:
             self._waiting[model] = now, left
+        seen.windows.clear()
+        self._make_sure(rollouts, rollout)
         shift = rollout.policy.guards.score_shift
         return {} if shift is None else {model: shift.edges}
+
+    def _make_sure(self, rollouts: RolloutLog, rollout: Rollout) -> None:
+        """That what was seen is on record, once. Raises `TriformError`: then the next look tries."""
+        unsure = self._unsure.get(rollout.model)
+        if unsure is not None and unsure.rollout == rollout.number:
+            before = rollout.state.phase
+            rollouts.look(rollout, windows=unsure.windows, cut=unsure.cut, nonce=unsure.nonce)
+            _tell(rollout, before)
+        self._unsure.pop(rollout.model, None)
 
 
 def coarser(windows: Sequence[Window], seconds: float, alone: float) -> tuple[list[Window], Window | None]:

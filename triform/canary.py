@@ -82,6 +82,7 @@ class Split:
         self.shadow: Shadowing | None = None
         self._failures = 0  # in a row, after so many answers of the canary's:
         self._answers = 0
+        self._timeout = 0  # how many of stable's there were at the canary's latest time-out
         self.cut_off: str | None = None  # why, where it is
         self.tally = _tally(self.traffic.canary, edges)
         self._load = load
@@ -218,10 +219,12 @@ class Split:
         key = exchange.request_id.encode() if key is None else key
         if exchange.chosen.elsewhere:
             return await self._in_its_place(error, key, seconds, answer, exchange, decode, size)
-        failed = "execute" in exchange.stages and not isinstance(error, Overloaded)  # else it is the caller's, or the queue's
-        side = self.side(exchange)
+        side, ran = self.side(exchange), "execute" in exchange.stages
+        failed = ran and not isinstance(error, Overloaded)  # else it is the caller's, or the queue's
+        if side == "canary" and not ran and isinstance(error, InvalidRequest):
+            failed = await self._stable_reads(exchange.chosen, answer, exchange, decode, size)
         self.tally.request(side, seconds, failed_by=key if failed else None)
-        if failed and side == "canary" and await self._stable_answers(error, answer, exchange, decode, size):
+        if failed and side == "canary" and (not ran or await self._stable_answers(error, answer, exchange, decode, size)):
             self.failed(error)
         return None
 
@@ -260,10 +263,25 @@ class Split:
             self.failed(error)
         return encoded
 
-    async def _stable_answers(self, error: Exception, answer: Answer, exchange: Exchange, decode: Decode, size: int) -> bool:
-        """Whether stable answers what the canary has failed; there is no time to ask where it ran out of time."""
-        if isinstance(error, DeadlineExceeded):
+    async def _stable_reads(self, canary: Served, answer: Answer, exchange: Exchange, decode: Decode, size: int) -> bool:
+        """Whether stable takes what the canary refuses to: it is read as stable would, and not run."""
+        again = exchange.again(self.served(self.traffic.stable))
+        if _alike(canary, again.chosen):  # or callers could make a host work twice for nothing
+            return False
+        try:
+            await answer(_Reads(again), partial(decode, again.chosen), size)
+        except _Read:
             return True
+        except Exception:  # noqa: BLE001 - of whatever kind, stable is no better
+            return False
+        return False
+
+    async def _stable_answers(self, error: Exception, answer: Answer, exchange: Exchange, decode: Decode, size: int) -> bool:
+        """Whether stable answers what the canary has failed. There is no time to ask where it ran out of time: then whether
+        stable has answered anybody since the last time, for what holds both up is not the canary's."""
+        if isinstance(error, DeadlineExceeded):
+            before, self._timeout = self._timeout, self.tally.answers_of_stable
+            return self._timeout > before
         again = exchange.again(self.served(self.traffic.stable))
         try:
             await answer(again, partial(decode, again.chosen), size)
@@ -283,6 +301,21 @@ class Split:
         self._failures = failures = self.failures + 1
         if failures >= IN_A_ROW:
             self.cut(f"it has failed {failures} requests in a row that stable could answer, the last with {_code(error)}")
+
+
+class _Read(Exception):
+    """The request was read, and is not to be run."""
+
+
+class _Reads:
+    """An exchange that ends before its run."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self.deadline = exchange.deadline
+        self.begin, self.end, self.read = exchange.begin, exchange.end, exchange.read
+
+    async def infer_checked(self, inputs: Any) -> dict[str, Array]:  # noqa: ARG002
+        raise _Read
 
 
 class _ByKey:
@@ -352,6 +385,13 @@ class _ByRecord(_ByKey):
             named = self._calls[version].columns
             columns[version] = outputs if named is None else named(outputs)
         return reassemble(self._rows, columns)
+
+
+def _alike(one: Served, other: Served) -> bool:
+    """Whether both read requests, and say answers, in the same way."""
+    first, second = one.manifest, other.manifest
+    same = (first.config.inputs, first.config.outputs) == (second.config.inputs, second.config.outputs)
+    return same and first.signature == second.signature
 
 
 def shares_keys(release: Release) -> bool:

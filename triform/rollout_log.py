@@ -163,10 +163,12 @@ class RolloutLog:
         command: Command | None = None,
         reason: str = "",
         by: str | None = None,
+        nonce: str | None = None,
     ) -> Entry:
         """Takes in what was seen since the last look, and does what follows. The entry that says so, or else the latest.
 
-        `cut`: why a replica gives the canary no more keys; `command`: what a person wants, because of `reason`.
+        `cut`: why a replica gives the canary no more keys; `command`: what a person wants, because of `reason`. `nonce`: by which
+        windows are known again whose look ended with a `StoreError`, and which may be on record all the same.
 
         Raises `InvalidRequest` for a command that the state does not take, `StoreError`; both leave everything to the next look.
         """
@@ -174,12 +176,14 @@ class RolloutLog:
         _check_reason(reason)
         for _ in range(ATTEMPTS):
             before = self.follow(rollout).state
+            if nonce is not None and any(entry.nonce == nonce for entry in rollout.entries):
+                windows, cut, command, reason, nonce = (), None, None, "", None
             release = rollout.release = self.releases.in_force(rollout.release)
             seen = Observation(windows=[*rollout.windows, *windows], release=release, cut=cut, command=command)
             now = self._clock()
             state, actions, verdict = advance(rollout.policy, before, seen, now)
-            if rollout.ended and not decided and release.revision != rollout.entries[-1].revision:
-                actions = ()  # it was done, or somebody has written another release since: that is theirs
+            if rollout.ended and not decided and not self._is_undone(rollout, actions, release):
+                actions = ()
             if command is not None and not (actions and command != "promote"):
                 self._refuse_idle(rollout, seen, state, now)
             if reason:
@@ -190,16 +194,29 @@ class RolloutLog:
             if told or beats or not _same(state, before):
                 entry = self._entry(
                     state, release, by, windows=tuple(windows), verdict=verdict, cut=cut, command=command,
-                    reason=state.reason if not _same(state, before) else "",
+                    reason=state.reason if not _same(state, before) else "", nonce=nonce,
                 )  # fmt: skip
                 if not self._create(rollout.number, len(rollout.entries), entry):
                     continue
                 rollout.add(entry)
                 decided = True
-            if self._act(rollout, actions, by):
+            if self._act(rollout, actions, by) and not (actions and _raises(actions) and self.follow(rollout).ended):
                 return rollout.entries[-1]
-            windows, cut, command, reason = (), None, None, ""  # they are on record
+            windows, cut, command, reason, nonce = (), None, None, "", None  # they are on record
+            decided = False
         raise ReleaseConflict(f"'{self.model}': {ATTEMPTS} other writers were first, one after another; try again")
+
+    def _is_undone(self, rollout: Rollout, actions: Sequence[Action], release: Release) -> bool:
+        """Whether what the end of the rollout asks for is still to be done, and its own to do: a version that was off since then
+        is somebody else's, and so is what is stable under a later revision.
+
+        What a slower writer of the rollout has put there after its end is to be taken off, too.
+        """
+        last = rollout.entries[-1].revision
+        if not any(action.kind == "rollback" for action in actions) or release.revision == last:
+            return release.revision == last
+        stayed = all(rollout.state.canary in _beside(self.releases.read(revision)) for revision in range(last, release.revision))
+        return stayed or release.reason.partition(":")[0] == _named(rollout)
 
     def _refuse_idle(self, rollout: Rollout, seen: Observation, state: State, now: float) -> None:
         """Raises `InvalidRequest` where a command changes nothing."""
@@ -225,7 +242,7 @@ class RolloutLog:
     def _write(self, rollout: Rollout, action: Action, by: str) -> None:
         release, version = rollout.release, rollout.state.canary
         rule = rollout.policy.key if rollout.policy.key != KeyRule() else None
-        why = f"rollout {rollout.number}{': ' if action.reason else ''}{action.reason}"
+        why = f"{_named(rollout)}{': ' if action.reason else ''}{action.reason}"
         self.releases.set(
             stable=version if action.kind == "promote" else None,
             canary=Canary(version, action.share, rule) if action.kind == "canary" else None,
@@ -247,10 +264,11 @@ class RolloutLog:
         cut: str | None = None,
         command: Command | None = None,
         reason: str = "",
+        nonce: str | None = None,
     ) -> Entry:
         at = datetime.datetime.fromtimestamp(self._clock(), datetime.UTC).isoformat(timespec="milliseconds")
         return Entry(
-            state=state, revision=release.revision, by=by, at=at, nonce=os.urandom(8).hex(), policy=policy, windows=windows,
+            state=state, revision=release.revision, by=by, at=at, nonce=nonce or new_nonce(), policy=policy, windows=windows,
             verdict=verdict, cut=cut, command=command, reason=reason,
         )  # fmt: skip
 
@@ -273,6 +291,24 @@ class RolloutLog:
             f"rollout {rollout.number} of '{self.model}' is {_doing(rollout.state)}, of version {rollout.state.canary}: "
             f"one at a time; see `triform rollout status {self.model}`"
         )
+
+
+def new_nonce() -> str:
+    return os.urandom(8).hex()
+
+
+def _named(rollout: Rollout) -> str:
+    """How the reasons of its revisions begin."""
+    return f"rollout {rollout.number}"
+
+
+def _beside(release: Release) -> set[int]:
+    return {beside.version for beside in (release.canary, release.shadow) if beside}
+
+
+def _raises(actions: Sequence[Action]) -> bool:
+    """Whether they give the version requests: somebody may have ended the rollout meanwhile."""
+    return any(action.kind in ("canary", "shadow") for action in actions)
 
 
 def _name(number: int, entry: int) -> str:

@@ -1,4 +1,4 @@
-"""Which version answers a key: sticky, weighted, the same in every form.
+"""Which version answers a key: sticky, weighted, the same in every form that splits (a batch run has one version).
 
     header | column | request id -> KeyRule.keys -> TrafficSplit.choose -> version
     a request of several keys    -> split -> rows by version -> each version's outputs -> reassemble

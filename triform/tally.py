@@ -82,7 +82,7 @@ class Tally:
     """`edges`: of the bins of scores, the policy's; `canary`: its version. `clock` is monotonic."""
 
     def __init__(self, edges: Sequence[float], canary: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self.answers_of_canary = 0  # how many requests `answered` was told of that the canary has, in all windows
+        self.answers_of_stable = self.answers_of_canary = 0  # how many requests `answered` was told of, in all windows
         self._edges = edges
         self._canary = canary
         self._clock = clock
@@ -122,6 +122,7 @@ class Tally:
             self.answers_of_canary += 1
         else:
             arm = self._stable
+            self.answers_of_stable += 1
         arm.requests += 1
         arm.waiting.append(record.seconds)
         if record.batch_rows:  # else another request of the run tells of it

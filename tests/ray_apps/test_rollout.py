@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
 from ray_apps.rollout import LATE, MOST_KEPT, Gathering, Judges, Report, Seen, coarser
 from tests.canaries import Released, build
+from triform.errors import StoreError
 from triform.releases import Canary
 from triform.rollout.policy import Errors, Guards, Policy, ScoreShift, Step
 from triform.rollout.windows import Arm, Sketch, Window
@@ -116,6 +118,36 @@ class TestGathering:
         gathering.close(9.0, 1)
         seen = gathering.take()
         assert (len(seen.windows), seen.cut) == (2, (5, "three in a row"))
+
+
+@pytest.mark.parametrize("lost", ["the answer", "the request"])
+def test_a_window_is_on_record_once_though_the_store_does_not_answer(tmp_path: Path, lost: str) -> None:
+    released = build(tmp_path)
+    released.log().rollback()
+    rollouts = RolloutLog(released.repository, "scored")
+    rollouts.start(POLICY, 2)
+    revision = rollouts.releases.in_force().revision
+    judges = Judges(Settings.from_env({}, repository=str(released.root)))
+    write, failures = judges._repository.create_note, [2]
+
+    def unsure(*note: Any) -> bool:
+        made = write(*note) if lost == "the answer" or not failures[0] else False
+        if failures[0]:
+            failures[0] -= 1
+            raise StoreError("the store did not answer")
+        return made
+
+    judges._repository.create_note = unsure  # type: ignore[method-assign]
+    gathering = Gathering()
+    for number in range(1, 6):
+        seen = Seen([*gathering.take().windows, (revision, window(number))], None)
+        try:
+            judges.look("scored", seen)
+        except StoreError:
+            gathering.put_back(seen)
+    rollout = rollouts.latest()
+    assert rollout is not None
+    assert [w.canary.requests for w in rollout.windows] == [1, 2, 3, 4, 5]
 
 
 def test_windows_become_longer_as_a_rollout_becomes_older() -> None:

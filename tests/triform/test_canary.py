@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -28,6 +29,7 @@ from triform.predictor import Predictor
 from triform.protocols import tfs
 from triform.protocols.bodies import Call, Encoded
 from triform.releases import Canary, ReleaseLog
+from triform.repository import open_repository
 from triform.service import Execute, InferenceService, Ran, run_here
 from triform.signature import Array
 from triform.splitting import KeyRule, TrafficSplit
@@ -263,15 +265,16 @@ def test_the_canarys_end_is_told(released: Released) -> None:
 
 
 class Faulty:
-    """Runs models; the canary's runs end with `error`."""
+    """Runs models; those of some versions end with `error`."""
 
-    def __init__(self, error: Exception) -> None:
+    def __init__(self, error: Exception, versions: tuple[int, ...] = (2,)) -> None:
         self.error = error
+        self.versions = versions
         self.asked: list[int] = []
 
     async def __call__(self, served: Served, inputs: Mapping[str, Array], deadline: float | None) -> Ran:
         self.asked.append(served.manifest.version)
-        if served.manifest.version == 2:
+        if served.manifest.version in self.versions:
             raise self.error
         return await run_here(served, inputs, deadline)
 
@@ -282,14 +285,51 @@ class Faulty:
     ids=lambda value: type(value).__name__,
 )
 def test_every_way_to_fail_counts(released: Released, error: Exception, asked: list[int]) -> None:
-    """Where time is up stable is not asked: it would have none."""
+    """Where time is up stable is not asked: it would have none. That it has answered others meanwhile is enough."""
     execute = Faulty(error)
     here = host(released, execute)
-    for key in released.keys_of(2, "lookup", wanted=IN_A_ROW):
+    for key, others in zip(*(released.keys_of(version, "lookup", wanted=IN_A_ROW) for version in (2, 1)), strict=True):
+        assert here.look_up(others, 5) == 200
         assert here.look_up(key, 5) >= 500
-    assert execute.asked == [2, *asked] * IN_A_ROW
+    assert execute.asked == [1, 2, *asked] * IN_A_ROW
     assert "lookup" not in here.models.splits.live
-    assert {r.variant for r in here.telemetry.records} == {"canary"}, "that stable was asked is no request"
+    seen = Counter(r.variant for r in here.telemetry.records)
+    assert seen == {"canary": IN_A_ROW, "stable": IN_A_ROW}, "that stable was asked is no request"
+
+
+def test_what_holds_both_up_is_no_fault_of_the_canary(released: Released) -> None:
+    here = host(released, Faulty(DeadlineExceeded("the node stands still"), (1, 2)))
+    for key, others in zip(*(released.keys_of(version, "lookup", wanted=3 * IN_A_ROW) for version in (2, 1)), strict=True):
+        assert [here.look_up(others, 5), here.look_up(key, 5)] == [504, 504]
+    assert "lookup" in here.models.splits.live
+    window = here.models.splits.collect("lookup")
+    assert window is not None
+    assert window.window.canary.errors == window.window.stable.errors == 3 * IN_A_ROW, "it counts, on either side"
+
+
+def test_a_canary_that_refuses_what_stable_takes_has_failed_it(tmp_path: Path) -> None:
+    """Version 2 wants a column more: nobody who does not send it yet is answered by it."""
+    repository = open_repository(tmp_path / "models")
+    for version, columns in (1, ["a", "b"]), (2, ["a", "b", "c"]):
+        toml = tmp_path / f"{version}.toml"
+        toml.write_text(f"[inputs.x]\ncolumns = {columns}\n")
+        model = testing.linear(tmp_path / f"{version}.onnx", features=len(columns))
+        package_model(model, name="wider", repository=repository, config=toml)
+    ReleaseLog(repository, "wider").set(stable=1, canary=Canary(2, 0.5))
+    released = Released(repository, tmp_path / "models")
+    here = host(released)
+    keys = iter(released.keys_of(2, "wider", wanted=2 * IN_A_ROW + 3))
+    wide, narrow, neither = {"a": 1, "b": 2, "c": 3}, {"a": 1, "b": 2}, {"a": 1, "b": "two"}
+    said = [here.predict("wider", [row], x_request_id=next(keys)).status for row in [narrow] * 2 + [wide] + [neither] * 3]
+    assert said == [400, 400, 200, 400, 400, 400]
+    collected = here.models.splits.collect("wider")
+    assert collected is not None
+    assert (collected.window.canary.requests, collected.window.canary.errors, collected.cut_off) == (6, 2, None)
+    assert [here.predict("wider", [narrow], x_request_id=next(keys)).status for _ in range(IN_A_ROW)] == [400] * IN_A_ROW
+    assert here.predict("wider", [narrow], x_request_id=released.keys_of(2, "wider", wanted=1)[0]).status == 200, "stable's"
+    collected = here.models.splits.collect("wider")
+    assert collected is not None
+    assert "with missing_value" in str(collected.cut_off)
 
 
 def test_a_canary_that_fails_its_rows_of_a_request_fails_the_request(released: Released) -> None:

@@ -282,6 +282,51 @@ def test_what_is_over_leaves_a_later_canary_alone(log: RolloutLog) -> None:
     assert (now(log).revision, now(log).canary is not None) == (revision, True)
 
 
+def test_a_rollback_whose_write_was_lost_takes_off_what_others_left_beside(
+    log: RolloutLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another revision comes between that has the canary still, be it a person's or that of a slower writer of the rollout."""
+    for between in Canary(2, 0.1, POLICY.key), Canary(2, 0.5, POLICY.key):
+        rollout = log.start(POLICY, 2)
+        with monkeypatch.context() as lost:
+            lost.setattr(log.repository, "create_release", killing)
+            with pytest.raises(Killed):
+                each(log, rollout, bad(0))
+        assert rollout.state.phase == "rolled_back"
+        log.releases.set(canary=between, reason="with another reason")
+        again = log.latest()
+        assert again is not None
+        log.look(again)
+        assert now(log).canary is None
+
+
+def test_a_step_that_is_written_after_the_end_is_taken_off(log: RolloutLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who begins it is slow, and somebody aborts it meanwhile."""
+    write = log.releases.set
+    faster = RolloutLog(log.repository, log.model)
+
+    def slow(**wanted: Any) -> Release:
+        monkeypatch.undo()
+        rollout = faster.latest()
+        assert rollout is not None
+        faster.look(rollout, command="abort")
+        return write(**wanted)
+
+    monkeypatch.setattr(log.releases, "set", slow)
+    rollout = log.start(POLICY, 2)
+    assert (rollout.state.phase, now(log).canary) == ("rolled_back", None)
+    assert [release.canary is not None for release in log.releases.history(3)] == [False, True, False]
+
+
+def test_windows_that_may_be_on_record_are_known_again(log: RolloutLog) -> None:
+    rollout = log.start(POLICY, 2)
+    log.look(rollout, windows=good(0)[:1], nonce="a")
+    for _ in range(2):
+        log.look(rollout, windows=good(0)[:1], nonce="a")
+    log.look(rollout, windows=good(0)[1:2], nonce="b")
+    assert rollout.windows == good(0)[:2]
+
+
 def killing(*_: object) -> bool:
     raise Killed
 
