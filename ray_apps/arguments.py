@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
-from ray_apps.asgi import MOST_RECEIVED
+from ray_apps.asgi import MOST_RECEIVED, Room
 from triform.access import check_closed
 from triform.batched import BatchOptions
 from triform.errors import ConfigurationError
@@ -88,7 +88,7 @@ class Arguments(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     origins: tuple[str, ...] | None = None  # the pages that may
     audit: str | None = None  # a file on each node
     request_bytes: Bytes = Limits().request
-    received_bytes: Bytes = MOST_RECEIVED  # of the bodies of all requests that a replica has, beyond the smallest
+    received_bytes: Bytes | None = None  # of the bodies in parts that a replica has; None: 1 GiB, or one if that is more
     unpacked_bytes: Bytes = Limits().unpacked
     response_bytes: Bytes = Limits().response
     poll_s: Annotated[float, msgspec.Meta(ge=0.05, le=3600)] = 5.0  # that a node waits between two looks at a release log
@@ -115,7 +115,7 @@ class Arguments(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             made = msgspec.convert(dict(args), cls)
         except msgspec.ValidationError as error:
             raise ConfigurationError(f"args: {str(error).replace('`', chr(39))}") from error
-        if made.received_bytes < made.request_bytes:
+        if made.received_bytes is not None and made.received_bytes < made.request_bytes:
             raise ConfigurationError(f"args: received_bytes {made.received_bytes} is below request_bytes {made.request_bytes}")
         _check_scale("args: ", made)
         if made.canary is not None:
@@ -183,6 +183,10 @@ class Arguments(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
                 raise ConfigurationError(f"{where}provider {options.provider} needs num_gpus above 0")
             if 0 < self.num_gpus < 1 and options.gpu_mem_limit is None:
                 raise ConfigurationError(f"{where}num_gpus below 1 shares a GPU: gpu_mem_limit must say how much of its memory")
+
+    def room(self) -> Room:
+        """For bodies."""
+        return Room(self.received_bytes or max(MOST_RECEIVED, self.request_bytes))
 
     def limits(self) -> Limits:
         return Limits(request=self.request_bytes, unpacked=self.unpacked_bytes, response=self.response_bytes)

@@ -16,11 +16,12 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from triform.errors import BodyTimeout, Overloaded
 from triform.headers import REQUEST_ID, Headers
 from triform.http import HttpRequest, HttpResponse, HttpSurface, request_id_of
+from triform.routes import EVERYBODYS
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -34,9 +35,26 @@ GONE: Final = 499  # what servers count a caller under who did not wait for his 
 LONG: Final = 0.05  # seconds between two looks at who waits for so long
 
 
+class Room:
+    """For so many bytes of bodies, of all requests under way. Belongs to one event loop."""
+
+    def __init__(self, most: int = MOST_RECEIVED) -> None:
+        self.most = most
+        self.taken = 0
+
+    def takes(self, size: int, *, always: bool) -> bool:
+        """Whether there is room for so many more, which are taken then."""
+        if self.taken + size > self.most and not always:
+            return False
+        self.taken += size
+        return True
+
+    def leaves(self, size: int) -> None:
+        self.taken -= size
+
+
 class AsgiApp:
-    """`timeout`: seconds from a request's arrival to its deadline. `most_received`: bytes of bodies that came in parts, of all
-    requests under way; one for which there is no more room is refused.
+    """`timeout`: seconds from a request's arrival to its deadline. `room`: for bodies that come in parts; others are refused.
 
     `tells_request_id`: whether the server around it adds the request's own id to the answer, as Ray Serve does. `at_end` is
     awaited when the server stops.
@@ -47,14 +65,13 @@ class AsgiApp:
         surface: HttpSurface,
         *,
         timeout: float,
-        most_received: int = MOST_RECEIVED,
+        room: Room | None = None,
         tells_request_id: bool = False,
         at_end: Hook | None = None,
     ) -> None:
         self.surface = surface
         self.timeout = timeout
-        self.most_received = most_received
-        self._received = 0
+        self.room = room or Room()
         self._told_by_server = tells_request_id
         self._at_end = at_end
         self._watch = _Watch(timeout)
@@ -101,20 +118,27 @@ class AsgiApp:
     async def _in_parts(self, request: HttpRequest, caller: _Caller, first: Message, receive: Receive) -> HttpResponse | None:
         """The answer to a request of which this is the first message; None: the caller has gone.
 
-        Of what is beyond the limit no more is kept than the byte that tells the surface so.
+        Of what is beyond the limit no more is kept than the byte that tells the surface so, of what has no room nothing. It is
+        read all the same, up to as much again: who sends all before he reads gets his answer.
         """
-        parts, held, size = list[bytes](), 0, 0
-        limit, message = self.surface.limits.request, first
+        parts, held, size, refused = list[bytes](), 0, 0, False
+        limit = 0 if unquote(request.path) in EVERYBODYS else self.surface.limits.request  # a probe has nothing to say
+        message = first
         try:
             while message["type"] == "http.request":
                 part = message.get("body", b"")
-                parts.append(part[: max(0, limit + 1 - size)])
+                kept = b"" if refused else part[: max(0, limit + 1 - size)]
                 size += len(part)
-                self._received += len(parts[-1])
-                held += len(parts[-1])
-                if self._received > self.most_received:
-                    return self._no_room(request, caller)
-                if not message.get("more_body") or size > 2 * limit:  # who sends all before he reads gets his answer
+                if self.room.takes(len(kept), always=size > limit):
+                    parts.append(kept)
+                    held += len(kept)
+                else:
+                    refused = True
+                    self.room.leaves(held)
+                    parts, held = [], 0
+                if not message.get("more_body") or size > 2 * limit:
+                    if refused:
+                        return self._no_room(request, caller)
                     body = b"".join(parts)
                     parts.clear()
                     caller.has_sent = True
@@ -122,10 +146,10 @@ class AsgiApp:
                 message = await receive()
             return None
         finally:
-            self._received -= held
+            self.room.leaves(held)
 
     def _no_room(self, request: HttpRequest, caller: _Caller) -> HttpResponse:
-        error = Overloaded(f"bodies of {self.most_received} bytes are under way already: send the request again later")
+        error = Overloaded(f"bodies of {self.room.most} bytes are under way already: send the request again later")
         response = self.surface.refuse(error, request.headers)
         self.surface.service.refused(response.headers[REQUEST_ID], error, time.perf_counter() - (time.monotonic() - caller.since))
         response.headers["connection"] = "close"  # what would still come is not read

@@ -31,7 +31,7 @@ BEHIND: Final = "RAY_APPS_HAPROXY"  # what ray_apps/haproxy.sh starts
 GRPC_MESSAGE: Final = "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE"
 GRPC_BYTES: Final = 64 << 20  # of one gRPC message, where bodies and answers may have no more; Serve's own limit is 2 GiB
 HOP: Final = "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH"
-HOP_BYTES: Final = (2 << 30) - 1  # from replica to replica, as much as gRPC takes: callers' limits are kept before
+HOP_BYTES: Final = (2 << 30) - 1  # from replica to replica, as much as gRPC takes; callers' limits are kept before
 
 TUNED: Final[Mapping[str, str]] = {
     **FAST,
@@ -102,7 +102,7 @@ def missing(environ: Mapping[str, str], *, hop: bool = False) -> list[str]:
 
 def least_of_grpc(arguments: Arguments) -> int:
     """The bytes that one gRPC message may have, so that no body or answer is kept back that HTTP takes."""
-    return max(GRPC_BYTES, arguments.request_bytes, arguments.response_bytes)
+    return min(HOP_BYTES, max(GRPC_BYTES, arguments.request_bytes, arguments.response_bytes))
 
 
 if __name__ == "__main__":

@@ -56,13 +56,12 @@ class Predict(Replica, OpenInference):
         self.reporter = Reporter(self.hosted.surface.service.models, settings, arguments.rollout_window_s)
         self.reporter.start()
         self.surface = self.hosted.surface
-        self.timeout, self.most_received = arguments.timeout_s, arguments.received_bytes
+        self.timeout, self.room = arguments.timeout_s, arguments.room()
         if self.hop is not None:
             self.hop.start(self.surface.service.models)
 
     def __serve_build_asgi_app__(self) -> AsgiApp:
-        most, end = self.most_received, self._end
-        return AsgiApp(self.surface, timeout=self.timeout, most_received=most, tells_request_id=True, at_end=end)
+        return AsgiApp(self.surface, timeout=self.timeout, room=self.room, tells_request_id=True, at_end=self._end)
 
     async def _end(self) -> None:
         await self.reporter.end()

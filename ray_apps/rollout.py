@@ -152,7 +152,8 @@ class Controller:
         while True:
             await asyncio.sleep(min(GLANCE_SECONDS, self._every / 5))
             for model, gathering in [*self._gathering.items()]:
-                if gathering.due(time.time() / self._every) and time.monotonic() >= self._again.get(model, 0.0):
+                due = model in self._again or gathering.due(time.time() / self._every)
+                if due and time.monotonic() >= self._again.get(model, 0.0):
                     await self._look(model, gathering)
 
     async def _look(self, model: str, gathering: Gathering) -> None:
@@ -162,8 +163,9 @@ class Controller:
             expected = None if gathering.cut is not None else await self._expected()
             gathering.close(time.time() / self._every, expected)
             seen = gathering.take()
-            if seen.windows or seen.cut:
+            if seen.windows or seen.cut or model in self._again:
                 self._edges = {**self._edges, **await asyncio.to_thread(self._judges.look, model, seen)}
+            self._again.pop(model, None)
         except Exception as error:
             if seen is not None:
                 gathering.put_back(seen)

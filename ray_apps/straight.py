@@ -70,7 +70,8 @@ class Straight:
         prefix: str = self._replica._route_prefix or ""
         if not path.startswith(prefix) or path.startswith(SERVES):
             return False
-        if self._places.locked() and path.removeprefix(prefix.rstrip("/")) not in EVERYBODYS:
+        probes = path.removeprefix(prefix.rstrip("/")) in EVERYBODYS and scope["method"] in ("GET", "HEAD")
+        if self._places.locked() and not probes:
             return False
         return TIME_LIMIT not in [name for name, _ in scope["headers"]]
 

@@ -31,8 +31,8 @@ def direct(app: AsgiApp) -> AsgiApp:
     """The application as it tells the request's id itself, and answers at once where uvicorn is one that is known."""
     if not uvicorn.__version__.startswith(KNOWN):
         log.warning("uvicorn %s is not known here (%s is): it is given answers by messages", uvicorn.__version__, KNOWN)
-        return AsgiApp(app.surface, timeout=app.timeout, most_received=app.most_received)
-    return Writing(app.surface, timeout=app.timeout, most_received=app.most_received)
+        return AsgiApp(app.surface, timeout=app.timeout, room=app.room)
+    return Writing(app.surface, timeout=app.timeout, room=app.room)
 
 
 class Writing(AsgiApp):

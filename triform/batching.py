@@ -27,7 +27,7 @@ from concurrent.futures import CancelledError, Executor, Future
 from functools import partial
 from typing import Final, NamedTuple
 
-from triform.errors import DeadlineExceeded, Overloaded, TriformError
+from triform.errors import DeadlineExceeded, Overloaded, ResourceExhausted, TriformError
 from triform.pace import SHORT, Pace
 from triform.pending import Pending, Run, expire, fail, size_of, together
 from triform.predictor import Predictor
@@ -281,6 +281,8 @@ class DynamicBatcher:
             if here and not isinstance(raised, Exception):
                 raise
             error = raised
+            if isinstance(raised, MemoryError | ResourceExhausted):
+                _forget_frames(raised)
         return Run(wanted, answers, error, began, time.thread_time() - cpu, here=here)
 
     def _end(self, batch: Sequence[Pending], rest: deque[Pending], ran: Future[Run]) -> None:
@@ -335,6 +337,13 @@ class DynamicBatcher:
             if not pending.future.done():
                 pending.future.set_result(Ran(outputs, rows, run.began - pending.since, first=first))
                 first = False
+
+
+def _forget_frames(error: BaseException | None) -> None:
+    """They hold what there was too much of, and the requests are to be run again, one by one."""
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
 
 
 def _is_wanted(pending: Pending, now: float) -> bool:

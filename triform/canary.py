@@ -25,7 +25,7 @@ import numpy as np
 from triform.errors import DeadlineExceeded, InvalidRequest, NotReady, Overloaded, TriformError
 from triform.headers import Named
 from triform.releases import Release
-from triform.splitting import KeyRule, TrafficSplit, reassemble
+from triform.splitting import BASIS_POINTS, KeyRule, TrafficSplit, reassemble
 
 if TYPE_CHECKING:  # models.py has the splits
     import numpy.typing as npt
@@ -201,6 +201,7 @@ class Split:
         self.tally.request(side, seconds)
         if exchange.before:  # stable has answered its rows
             self.tally.request("stable", seconds)
+        self.tally.answers_of_stable += bool(exchange.before) or side == "stable"
         if side == "canary":
             self._failures = 0
         return encoded
@@ -281,7 +282,7 @@ class Split:
         stable has answered anybody since the last time, for what holds both up is not the canary's."""
         if isinstance(error, DeadlineExceeded):
             before, self._timeout = self._timeout, self.tally.answers_of_stable
-            return self._timeout > before
+            return self._timeout > before or self.traffic.points >= BASIS_POINTS  # then nobody asks it
         again = exchange.again(self.served(self.traffic.stable))
         try:
             await answer(again, partial(decode, again.chosen), size)

@@ -244,7 +244,7 @@ class HttpSurface:
             received.media_type(JSON, FORM, BINARY)
             return oip.decode(body, _header_length(received), served)
 
-        return self._infer(received, chosen, decode)
+        return self._infer(received, chosen, decode, tensors=True)
 
     def v1_predict(self, received: Received, chosen: Chosen) -> Awaitable[Answer]:
         def decode(body: bytes, served: Served) -> Call:
@@ -260,7 +260,10 @@ class HttpSurface:
 
         return self._infer(received, chosen, decode)
 
-    async def _infer(self, received: Received, chosen: Chosen, decode: Callable[[bytes, Served], Call]) -> Answer:
+    async def _infer(
+        self, received: Received, chosen: Chosen, decode: Callable[[bytes, Served], Call], *, tensors: bool = False
+    ) -> Answer:
+        """`tensors`: whether they may follow the JSON in binary."""
         caller = received.http.caller.id if received.http.caller else ""
         with self.service.exchange(
             received.request_id, deadline=received.deadline, started=received.started, caller=caller
@@ -269,8 +272,8 @@ class HttpSurface:
             served = exchange.choose(chosen.get("model"), version=version, alias=alias)
             received.told[MODEL] = served.manifest.ref
             size = len(received.http.body)
-            if FEW < size < LARGE or "content-encoding" in received.named:
-                size = _as_read(received)
+            if size < LARGE and (size > FEW or "content-encoding" in received.named):
+                size = _as_read(received, _header_length(received) if tensors else None)
             splits, split = exchange.models.splits.live, None
             if splits and version is None and alias is None:
                 split = splits.get(served.manifest.name)
@@ -453,12 +456,11 @@ def _version(received: Received, chosen: Chosen) -> int | None:
     return version_of(override if override is not None else chosen.get("version"))
 
 
-def _as_read(received: Received) -> int:
+def _as_read(received: Received, before_tensors: int | None) -> int:
     """The size of the body, or `LARGE` where it takes as long to read: unpacked, and with what its JSON has in it."""
     body = text = received.http.body
     if "content-encoding" in received.named:
         text = beginning(body, (received.header("content-encoding") or "").lower(), LARGE)
-    before_tensors = _header_length(received)
     said = text if before_tensors is None else text[:before_tensors]
     return max(len(body), min(LARGE, max(len(text), effort(said))))
 

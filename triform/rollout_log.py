@@ -216,7 +216,8 @@ class RolloutLog:
         if not any(action.kind == "rollback" for action in actions) or release.revision == last:
             return release.revision == last
         stayed = all(rollout.state.canary in _beside(self.releases.read(revision)) for revision in range(last, release.revision))
-        return stayed or release.reason.partition(":")[0] == _named(rollout)
+        its_own = release.reason.partition(":")[0] == _named(rollout)
+        return stayed or (its_own and release.changed_by in {entry.by for entry in rollout.entries})
 
     def _refuse_idle(self, rollout: Rollout, seen: Observation, state: State, now: float) -> None:
         """Raises `InvalidRequest` where a command changes nothing."""

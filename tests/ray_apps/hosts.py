@@ -103,8 +103,8 @@ def running(
     thread.start()
     try:
         loop.call_soon_threadsafe(hosted.live.start)
-        room = arguments.received_bytes
-        yield RunningApp(AsgiApp(hosted.surface, timeout=arguments.timeout_s, most_received=room, at_end=hosted.drain), loop)
+        room = arguments.room()
+        yield RunningApp(AsgiApp(hosted.surface, timeout=arguments.timeout_s, room=room, at_end=hosted.drain), loop)
         asyncio.run_coroutine_threadsafe(hosted.drain(), loop).result(60)
     finally:
         loop.call_soon_threadsafe(loop.stop)

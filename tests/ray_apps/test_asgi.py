@@ -54,7 +54,7 @@ def test_bodies_that_come_in_parts_have_so_much_room_together(online_models: Pat
     telemetry = RecordingTelemetry()
     with running(online_models, telemetry, request_bytes=1000, received_bytes=1500) as app:
 
-        async def ask(parts: asyncio.Queue[bytes | None], size: int) -> list[Any]:
+        async def ask(parts: asyncio.Queue[bytes | None], size: int, path: str = PREDICT, method: str = "POST") -> list[Any]:
             sent: list[Any] = []
             left = size
 
@@ -68,7 +68,7 @@ def test_bodies_that_come_in_parts_have_so_much_room_together(online_models: Pat
             async def send(message: Any) -> None:
                 sent.append(message)
 
-            await app.app({"type": "http", "method": "POST", "path": PREDICT, "headers": []}, receive, send)
+            await app.app({"type": "http", "method": method, "path": path, "headers": []}, receive, send)
             return sent
 
         async def test() -> None:
@@ -76,10 +76,12 @@ def test_bodies_that_come_in_parts_have_so_much_room_together(online_models: Pat
             first, second, third = asyncio.Queue[Any](), asyncio.Queue[Any](), asyncio.Queue[Any]()
             stalled = asyncio.create_task(ask(first, 900))
             await first.put(body[:800])
-            while app.app._received < 800:
+            while app.app.room.taken < 800:
                 await asyncio.sleep(0.001)
             await second.put(body[:800])
+            await second.put(body[800:])
             start, end = await ask(second, 900)
+            assert second.empty(), "who sends all before he reads gets his answer"
             headers = dict(start["headers"])
             assert (start["status"], headers[b"retry-after"], headers[b"connection"]) == (429, b"1", b"close")
             assert b"1500 bytes are under way" in end["body"]
@@ -91,10 +93,17 @@ def test_bodies_that_come_in_parts_have_so_much_room_together(online_models: Pat
             await second.put(body[:800])
             await second.put(None)
             assert (await ask(second, 900))[0]["status"] == 499
-            assert app.app._received == 0
+            assert app.app.room.taken == 0
+            await second.put(b" " * 1001)
+            assert (await ask(second, 1001))[0]["status"] == 413
+            probe = asyncio.Queue[Any]()
+            for _ in range(2):
+                await probe.put(b" " * 800)
+            assert (await ask(probe, 1600, "/ping", "GET"))[0]["status"] == 200
+            assert (probe.qsize(), app.app.room.taken) == (1, 0), "nobody reads what a probe says"
 
         asyncio.run_coroutine_threadsafe(test(), app.loop).result(60)
-    assert [record.code for record in telemetry.records] == ["overloaded", "ok", "ok"]
+    assert [record.code for record in telemetry.records] == ["overloaded", "ok", "ok", "payload_too_large"]
 
 
 def test_no_body_is_read_of_whom_nobody_knows(online_models: Path) -> None:

@@ -297,6 +297,26 @@ def test_every_way_to_fail_counts(released: Released, error: Exception, asked: l
     assert seen == {"canary": IN_A_ROW, "stable": IN_A_ROW}, "that stable was asked is no request"
 
 
+@pytest.mark.parametrize("weight", [0.5, 1.0])
+def test_a_canary_that_runs_out_of_time_is_cut_off_whatever_the_keys(released: Released, weight: float) -> None:
+    """Keys in a column; and where none is stable's, which could answer nobody meanwhile."""
+    log = released.log()
+    log.set(canary=Canary(2, weight, KeyRule(column="user")))
+    try:
+        here = host(released, Faulty(DeadlineExceeded("too late")))
+        versions = {user: released.split().choose(user.encode()) for user in USERS}
+        its = [user for user, version in versions.items() if version == 2]
+        for user in its[:IN_A_ROW]:
+            assert "scored" in here.models.splits.live
+            for other in [user for user, version in versions.items() if version == 1][:1]:
+                assert here.predict("scored", records([other])).status == 200
+            assert here.predict("scored", records([user])).status == 504
+        assert "scored" not in here.models.splits.live
+    finally:
+        log.rollback()
+        log.set(canary=Canary(2, 0.5))
+
+
 def test_what_holds_both_up_is_no_fault_of_the_canary(released: Released) -> None:
     here = host(released, Faulty(DeadlineExceeded("the node stands still"), (1, 2)))
     for key, others in zip(*(released.keys_of(version, "lookup", wanted=3 * IN_A_ROW) for version in (2, 1)), strict=True):

@@ -57,7 +57,7 @@ def _decide(
     needs = policy.steps[step] if step > SHADOW else policy.shadow
     waits = [f"{f.guard}: no data" for f in found if f.says == "no data"]
     waits += [f"{f.guard}: not yet shown to be within its limit" for f in found if _asked(f, policy, step) and f.says == "open"]
-    waits += [f"{f.guard}: it looks beyond its limit" for f in found if f.says == "open" and f.in_favour < DOUBTFUL]
+    waits += [f"{f.guard}: it looks beyond its limit" for f in found if f.says == "open" and _looks_beyond(f)]
     latest = [w for w in windows if w.step == step][-1:]
     waits += [w.fault() or f"the latest window has {w.reported} of {w.expected} replicas" for w in latest if not w.complete]
     if needs is None:
@@ -75,6 +75,11 @@ def _asked(finding: Finding, policy: Policy, step: int) -> bool:
     if not finding.proof:
         return False
     return step == len(policy.steps) - 1 or (step == SHADOW and finding.guard == "disagreement")
+
+
+def _looks_beyond(f: Finding) -> bool:
+    """An absolute limit is not to be shown to be kept: it waits by its bet against the canary alone, once that has tripled."""
+    return f.in_favour < DOUBTFUL if f.proof else f.against > -DOUBTFUL
 
 
 def _told(f: Finding) -> str:

@@ -4,7 +4,7 @@
 
 p99 > 1 s is: more than 1% of the requests take longer than 1 s. QPS is requests answered a second, as all traffic would have it:
 a canary with a tenth of the keys is compared with a tenth of the limit. Limits sound an alarm; to be promoted the canary need not
-be shown to be within them, only to have data.
+be shown to be within them, only to have data and not to look beyond them.
 """
 
 from __future__ import annotations
