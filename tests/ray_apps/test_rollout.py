@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
+from ray_apps import rollout
 from ray_apps.rollout import LATE, MOST_KEPT, Gathering, Judges, Report, Seen, coarser
 from tests.canaries import Released, build
 from triform.errors import StoreError
@@ -148,6 +151,43 @@ def test_a_window_is_on_record_once_though_the_store_does_not_answer(tmp_path: P
     rollout = rollouts.latest()
     assert rollout is not None
     assert [w.canary.requests for w in rollout.windows] == [1, 2, 3, 4, 5]
+
+
+def test_what_could_not_be_written_is_tried_again_before_the_next_window(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A decided rollback does not wait for another report."""
+    released = build(tmp_path)
+    released.log().rollback()
+    rollouts = RolloutLog(released.repository, "scored")
+    rollouts.start(POLICY, 2)
+    revision = rollouts.releases.in_force().revision
+    for name, value in ("log_as_json", lambda: None), ("_replicas", lambda _: 1), ("AGAIN_SECONDS", 0.1):
+        monkeypatch.setattr(rollout, name, value)
+    controller = rollout.Controller("app", Settings.from_env({}, repository=str(released.root)), 600.0)
+    write, failures = controller._judges._repository.create_release, [2]
+
+    def unsure(*revision: Any) -> bool:
+        if failures[0]:
+            failures[0] -= 1
+            raise StoreError("the store did not answer")
+        return write(*revision)
+
+    controller._judges._repository.create_release = unsure  # type: ignore[method-assign]
+
+    async def test() -> None:
+        slot = int(time.time() / 600.0) - 1
+        await controller.report([Report("a", "scored", slot, revision, None, window(300, errors=250))])
+        assert controller._task is not None
+        deadline = time.monotonic() + 30
+        while rollouts.releases.in_force().canary is not None:
+            assert time.monotonic() < deadline
+            assert not controller._task.done()
+            await asyncio.sleep(0.05)
+        controller._task.cancel()
+
+    asyncio.run(test())
+    ended = rollouts.latest()
+    assert ended is not None
+    assert (ended.state.phase, failures, len(ended.windows)) == ("rolled_back", [0], 1)
 
 
 def test_windows_become_longer_as_a_rollout_becomes_older() -> None:
