@@ -218,7 +218,8 @@ def main() -> None:
 
 
 def _say(line: str) -> None:
-    print(line, flush=True)  # noqa: T201 - a program's output
+    sys.stdout.write(f"{line}\n")  # at once: of several threads' lines none ends within another
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

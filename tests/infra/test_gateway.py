@@ -249,19 +249,22 @@ def test_the_command_serves_until_it_is_told_to_end(models: Path) -> None:
     command = [sys.executable, "-m", "infra.local.gateway", "--port", "0", "--event", "rest", "--repository", str(models)]
     environ = {**os.environ, "PYTHONPATH": str(ROOT), "TRIFORM_DEFAULT_MODEL": "linear"}
     with subprocess.Popen(command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, text=True) as process:
+        too_long = threading.Timer(120, process.kill)  # then nothing more is read of it
+        too_long.start()
         try:
             assert process.stdout is not None
             url = re.search(r"http://127\.0\.0\.1:\d+", process.stdout.readline())
             assert url
             assert post(f"{url[0]}/v1/models/linear:predict", BODY)[0] == 200
             said = iter(process.stdout.readline, "")
-            report = next(line for line in said if line.startswith("REPORT"))
+            report = next((line for line in said if line.startswith("REPORT")), "no REPORT line")
             assert "Init Duration" in report
             children = [child.pid for child in psutil.Process(process.pid).children()]
             assert len(children) == 1
             process.terminate()
             assert process.wait(30) == 0
         finally:
+            too_long.cancel()
             process.kill()
     until(lambda: all(map(gone, children)))
 

@@ -12,6 +12,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +25,7 @@ from ray.serve.config import HTTPOptions
 from ray_apps.spared import Spared
 from ray_apps.straight import Straight
 from tests.ray_apps.hosts import RunningApp, running, served
+from triform.routes import EVERYBODYS
 
 PREFIX = "/below"
 PREDICT = "/v1/models/linear:predict"
@@ -89,8 +91,9 @@ def test_serve_answers_its_own_paths(address: tuple[str, int]) -> None:
         assert b"straight" in page.read()
 
 
-def test_who_finds_no_place_waits_as_serve_has_it(address: tuple[str, int]) -> None:
-    """Two who send no body hold the places; the third waits in Serve, until they have gone."""
+@contextmanager
+def no_place_free(address: tuple[str, int]) -> Iterator[None]:
+    """Two who have not sent all of their bodies have them; they are answered afterwards."""
     slow = [http.client.HTTPConnection(*address, timeout=60) for _ in range(2)]
     for connection in slow:
         ASKED.append(PREFIX + PREDICT)
@@ -98,15 +101,21 @@ def test_who_finds_no_place_waits_as_serve_has_it(address: tuple[str, int]) -> N
         connection.putheader("content-length", str(len(BODY)))
         connection.endheaders(BODY[:1])
     time.sleep(1.0)  # until both are there
-    answers: list[tuple[int, list[str], bytes]] = []
-    third = threading.Thread(target=lambda: answers.append(ask(address, PREFIX + PREDICT)))
-    third.start()
-    third.join(1.0)
-    assert answers == [], "it waits"
+    yield
     for connection in slow:
         connection.send(BODY[1:])
         assert connection.getresponse().read() == b'{"predictions":[[14.0]]}'
         connection.close()
+
+
+def test_who_finds_no_place_waits_as_serve_has_it(address: tuple[str, int]) -> None:
+    """Two who send no body hold the places; the third waits in Serve, until they have gone."""
+    answers: list[tuple[int, list[str], bytes]] = []
+    third = threading.Thread(target=lambda: answers.append(ask(address, PREFIX + PREDICT)))
+    with no_place_free(address):
+        third.start()
+        third.join(1.0)
+        assert answers == [], "it waits"
     third.join(60)
     assert (answers[0][0], went_straight(answers[0][1])) == (200, False)
     assert went_straight(ask(address, PREFIX + PREDICT)[1]), "places are free again"
@@ -148,6 +157,15 @@ def test_serve_counts_them(address: tuple[str, int], ray_cluster: Any) -> None:
     while (now := counted(port)) != dict.fromkeys(COUNTS, float(len(ASKED))):
         assert time.monotonic() < deadline, f"{now} of {len(ASKED)}"
         time.sleep(0.5)
+
+
+def test_probes_are_answered_though_no_place_is_free(address: tuple[str, int]) -> None:
+    """Who is busy is not ill. After the test above, whose counts have no probes."""
+    with no_place_free(address):
+        for path in EVERYBODYS:
+            with urllib.request.urlopen(f"http://{address[0]}:{address[1]}{PREFIX}{path}", timeout=10) as answer:
+                assert (answer.status, went_straight([name.lower() for name in answer.headers])) == (200, True), path
+    assert went_straight(ask(address, PREFIX + PREDICT)[1]), "places are free again"
 
 
 class Counts:
