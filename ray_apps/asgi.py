@@ -30,7 +30,7 @@ Header = tuple[bytes, bytes]
 Hook = Callable[[], Awaitable[None]]
 
 LATIN: Final = "latin-1"
-MOST_RECEIVED: Final = 1 << 30
+MOST_RECEIVED: Final = 1 << 30  # bytes of bodies
 GONE: Final = 499  # what servers count a caller under who did not wait for his answer: nginx, Ray Serve
 LONG: Final = 0.05  # seconds between two looks at who waits for so long
 

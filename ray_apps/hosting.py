@@ -118,9 +118,8 @@ def _held(arguments: Arguments, settings: Settings, telemetry: Telemetry, reposi
     followers = [follow(ref) for ref in refs or map(Ref, repository.models())]
     threads = ThreadPoolExecutor(MOST_THREADS, thread_name_prefix="triform-run")
     places = arguments.max_ongoing_requests
-    most = (
-        max(1, places // 2) if len(followers) > 1 and not kind.get("canary_only") else places
-    )  # one that is slow leaves others theirs
+    shared = len(followers) > 1 and not kind.get("canary_only")
+    most = max(1, places // 2) if shared else places  # a model that is slow leaves others their places
     batched = Batched(threads, arguments.overrides, max_queue_requests=most)
     live = Live(followers, node, models, batched, None if refs else follow)
     return Held(models, followers, batched, threads, live, Health(models, seconds=arguments.health_timeout_s))

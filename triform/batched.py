@@ -11,7 +11,7 @@ from typing import Annotated
 
 import msgspec
 
-from triform.batching import MAX_QUEUE_BYTES, MAX_QUEUE_REQUESTS, MAX_QUEUE_ROWS, MAX_ROWS, DynamicBatcher
+from triform.batching import MAX_QUEUE_BYTES, MAX_QUEUE_ROWS, MAX_ROWS, DynamicBatcher
 from triform.models import Served
 from triform.pace import SHORT
 from triform.predictor import Predictor
@@ -41,7 +41,7 @@ class Batched:
         executor: Executor,
         options: Mapping[str, BatchOptions] | None = None,
         *,
-        max_queue_requests: int = MAX_QUEUE_REQUESTS,
+        max_queue_requests: int = MAX_QUEUE_ROWS,
         short: float = SHORT,
     ) -> None:
         self._executor = executor

@@ -36,7 +36,6 @@ from triform.signature import Array
 
 MAX_ROWS: Final = 128  # of one run, where nothing else is said
 MAX_QUEUE_ROWS: Final = 4096
-MAX_QUEUE_REQUESTS: Final = 512
 MAX_QUEUE_BYTES: Final = 256 << 20
 IN_A_ROW: Final = 16  # runs of one model by one thread, before others that wait for one have their turn
 LONGEST: Final = 0.02  # seconds that a run may keep the event loop, should it take longer than it was known for
@@ -65,7 +64,7 @@ class DynamicBatcher:
         slots: int = 1,
         max_rows: int = MAX_ROWS,
         max_queue_rows: int = MAX_QUEUE_ROWS,
-        max_queue_requests: int = MAX_QUEUE_REQUESTS,
+        max_queue_requests: int = MAX_QUEUE_ROWS,
         max_queue_bytes: int = MAX_QUEUE_BYTES,
         short: float = SHORT,
         clock: Callable[[], float] = time.monotonic,

@@ -41,7 +41,7 @@ from triform.errors import (
 from triform.headers import REQUEST_ID, Headers, Named, request_id, values
 from triform.models import Served
 from triform.protocols import invocations, oip, tfs
-from triform.protocols.bodies import FEW, JSON, Call, Encoded, effort, write_json
+from triform.protocols.bodies import JSON, SMALL, Call, Encoded, effort, write_json
 from triform.repository import VERSION
 from triform.routes import EVERYBODYS, Chosen, Route, find
 from triform.service import LARGE, Exchange, InferenceService
@@ -272,7 +272,7 @@ class HttpSurface:
             served = exchange.choose(chosen.get("model"), version=version, alias=alias)
             received.told[MODEL] = served.manifest.ref
             size = len(received.http.body)
-            if size < LARGE and (size > FEW or "content-encoding" in received.named):
+            if size < LARGE and (size > SMALL or "content-encoding" in received.named):
                 size = _as_read(received, _header_length(received) if tensors else None)
             splits, split = exchange.models.splits.live, None
             if splits and version is None and alias is None:

@@ -172,7 +172,7 @@ class RolloutLog:
 
         Raises `InvalidRequest` for a command that the state does not take, `StoreError`; both leave everything to the next look.
         """
-        by, decided = by or whoami(), False
+        by = by or whoami()
         _check_reason(reason)
         for _ in range(ATTEMPTS):
             before = self.follow(rollout).state
@@ -182,7 +182,7 @@ class RolloutLog:
             seen = Observation(windows=[*rollout.windows, *windows], release=release, cut=cut, command=command)
             now = self._clock()
             state, actions, verdict = advance(rollout.policy, before, seen, now)
-            if rollout.ended and not decided and not self._is_undone(rollout, actions, release):
+            if rollout.ended and not self._is_undone(rollout, actions, release):
                 actions = ()
             if command is not None and not (actions and command != "promote"):
                 self._refuse_idle(rollout, seen, state, now)
@@ -199,11 +199,9 @@ class RolloutLog:
                 if not self._create(rollout.number, len(rollout.entries), entry):
                     continue
                 rollout.add(entry)
-                decided = True
-            if self._act(rollout, actions, by) and not (actions and _raises(actions) and self.follow(rollout).ended):
+            if self._act(rollout, actions, by) and not (_raises(actions) and self.follow(rollout).ended):
                 return rollout.entries[-1]
             windows, cut, command, reason, nonce = (), None, None, "", None  # they are on record
-            decided = False
         raise ReleaseConflict(f"'{self.model}': {ATTEMPTS} other writers were first, one after another; try again")
 
     def _is_undone(self, rollout: Rollout, actions: Sequence[Action], release: Release) -> bool:

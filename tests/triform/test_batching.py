@@ -716,7 +716,7 @@ class NoMoreThreads(ThreadPoolExecutor):
 def test_what_no_thread_could_be_started_for_is_ended_once(lookup: Predictor) -> None:
     async def test() -> None:
         with NoMoreThreads(1) as threads:
-            batcher = DynamicBatcher(lookup, threads, max_rows=1, max_queue_requests=2000)
+            batcher = DynamicBatcher(lookup, threads, max_rows=1)
             answers = await asyncio.gather(*(batcher.infer(x(1)) for _ in range(2000)), return_exceptions=True)
             assert {str(a) for a in answers} == {"can't start new thread"}
             await batcher.drain()
