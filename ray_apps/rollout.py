@@ -24,7 +24,8 @@ import ray
 from ray import serve
 
 from ray_apps.logs import log_as_json
-from triform.errors import TriformError
+from triform.audit import Action, open_audit
+from triform.errors import StoreError, TriformError
 from triform.models import Models
 from triform.rollout.machine import ENDED, holds
 from triform.rollout.windows import Window, joined, merge
@@ -260,6 +261,7 @@ class Judges:
 
     def __init__(self, settings: Settings) -> None:
         self._repository = settings.open_repository()
+        self._audit = open_audit(settings.audit)
         self._rollouts: dict[str, Rollout] = {}
         self._waiting: dict[str, tuple[int, Window]] = {}  # with their revision: windows that are to become longer
         self._unsure: dict[str, Unsure] = {}  # what may be on record, or not: the store did not say
@@ -300,8 +302,22 @@ class Judges:
         if unsure is not None and unsure.rollout == rollout.number:
             before = rollout.state.phase
             rollouts.look(rollout, windows=unsure.windows, cut=unsure.cut, nonce=unsure.nonce)
+            self._record(rollout, unsure.nonce)
             _tell(rollout, before)
         self._unsure.pop(rollout.model, None)
+
+    def _record(self, rollout: Rollout, nonce: str) -> None:
+        """In the audit log: what the look of that nonce decided, if it did. A rollback does not wait for a log that is full."""
+        number = next((n for n, entry in enumerate(rollout.entries) if entry.nonce == nonce), 0)
+        before, now = rollout.entries[number - 1].state, rollout.entries[number].state
+        if number and (before.phase, before.step) != (now.phase, now.step):
+            what = "rollout.step" if now.phase == "running" else f"rollout.{now.phase}"
+            by, note = rollout.entries[number].by, f"version {now.canary}, {now.reason}"
+            action = Action(who=by, what=what, target=rollout.model, where="controller", note=note)
+            try:
+                self._audit.append(action)
+            except StoreError as error:
+                log.warning("rollout %d of %s is not on record: %s", rollout.number, rollout.model, error)
 
 
 def coarser(windows: Sequence[Window], seconds: float, alone: float) -> tuple[list[Window], Window | None]:

@@ -23,7 +23,7 @@ import msgspec
 from triform.errors import ConfigurationError, InvalidRequest, ReleaseConflict, StoreError, VersionNotFound
 from triform.releases import MAX_REASON, Canary, Release, ReleaseLog, Shadow, whoami
 from triform.repository import ModelRepository
-from triform.rollout.evidence import Evidence
+from triform.rollout.evidence import Evidence, as_shadow
 from triform.rollout.gate import Verdict
 from triform.rollout.machine import ENDED, Action, Command, Observation, State, advance, begin
 from triform.rollout.policy import Policy
@@ -36,7 +36,8 @@ HEARTBEAT_SECONDS: Final = 60.0  # that nothing new is kept to one entry, so tha
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """A look at a rollout. `policy`: of its first entry alone. `revision`: of the release log, when it was looked at."""
+    """A look at a rollout. `policy`: of its first entry alone, whose windows are a batch run's. `revision`: of the release log,
+    when it was looked at."""
 
     state: State
     revision: int
@@ -61,7 +62,7 @@ class Rollout:
         self.number = number
         self.policy: Policy = first.policy
         self.entries = [first]
-        self.windows: list[Window] = []
+        self.windows = [*first.windows]
         self.release: Release | None = None  # the latest that was looked at
 
     @property
@@ -82,22 +83,25 @@ class Rollout:
         self.entries.append(entry)
         self.windows += entry.windows
 
-    def evidence(self) -> Evidence | None:
-        """The latest verdict and all that it rests on; None where nothing was judged yet."""
-        windows = len(self.windows)
-        for entry in reversed(self.entries):
-            if entry.verdict is not None:
-                return Evidence(
-                    model=self.model,
-                    stable=self.state.stable,
-                    canary=self.state.canary,
-                    at=entry.at,
-                    policy=self.policy,
-                    windows=tuple(self.windows[:windows]),
-                    verdict=entry.verdict,
-                )
-            windows -= len(entry.windows)
-        return None
+    @property
+    def judged(self) -> list[int]:
+        """The numbers of the entries that have a verdict."""
+        return [number for number, entry in enumerate(self.entries) if entry.verdict is not None]
+
+    def evidence(self, number: int) -> Evidence:
+        """The verdict of that entry, one of `judged`, and all that it rests on."""
+        entry = self.entries[number]
+        if entry.verdict is None:
+            raise ValueError(f"entry {number} has no verdict")
+        return Evidence(
+            model=self.model,
+            stable=self.state.stable,
+            canary=self.state.canary,
+            at=entry.at,
+            policy=self.policy,
+            windows=tuple(window for entry in self.entries[: number + 1] for window in entry.windows),
+            verdict=entry.verdict,
+        )
 
 
 class RolloutLog:
@@ -132,10 +136,14 @@ class RolloutLog:
             rollout.add(entry)
         return rollout
 
-    def start(self, policy: Policy, canary: int, *, reason: str = "", by: str | None = None) -> Rollout:
-        """Begins a rollout and writes its first revision, after verifying the version in full.
+    def start(
+        self, policy: Policy, canary: int, *, shadowed: Evidence | None = None, reason: str = "", by: str | None = None
+    ) -> Rollout:
+        """Begins a rollout and writes its first revision, after verifying the version in full. `shadowed`: what a batch run has
+        compared, in place of the policy's shadow step; its windows are the rollout's first.
 
-        Raises `ReleaseConflict` where one is under way, `InvalidRequest`, `VersionNotFound`, `PackageError`.
+        Raises `ReleaseConflict` where one is under way, `InvalidRequest` (also for evidence that is of something else, or does
+        not suffice), `VersionNotFound`, `PackageError`.
         """
         by, before = by or whoami(), self.latest()
         if before is not None and not before.ended:
@@ -144,9 +152,14 @@ class RolloutLog:
         if release is None:
             raise InvalidRequest(f"'{self.model}' was never released: name its first stable version with `triform release set`")
         _check_reason(reason)
-        state = msgspec.structs.replace(begin(policy, release, canary), at=self._clock())
+        state = begin(policy, release, canary)
+        if shadowed is not None:
+            state = self._past_shadow(state, policy, shadowed)
+        state = msgspec.structs.replace(state, at=self._clock())
         self.repository.package(self.model, canary).verify("full")
-        first = self._entry(state, release, by, policy=policy, reason=reason)
+        first = self._entry(
+            state, release, by, policy=policy, windows=shadowed.windows if shadowed is not None else (), reason=reason
+        )
         number = before.number + 1 if before is not None else 1
         if not self._create(number, 0, first):
             raise self._under_way(self.read(number))
@@ -203,6 +216,19 @@ class RolloutLog:
                 return rollout.entries[-1]
             windows, cut, command, reason, nonce = (), None, None, "", None  # they are on record
         raise ReleaseConflict(f"'{self.model}': {ATTEMPTS} other writers were first, one after another; try again")
+
+    def _past_shadow(self, state: State, policy: Policy, shadowed: Evidence) -> State:
+        """At the first step with traffic. Raises `InvalidRequest`."""
+        versions = state.stable, state.canary
+        if (shadowed.model, shadowed.stable, shadowed.canary) != (self.model, *versions):
+            of = f"'{shadowed.model}', {shadowed.canary} beside {shadowed.stable}"
+            raise InvalidRequest(f"the evidence is of {of}: this is '{self.model}', {state.canary} beside {state.stable}")
+        if shadowed.digests is None:
+            raise InvalidRequest("the evidence is of a rollout: that of a run's comparison (`batch run --compare`) is wanted")
+        if shadowed.digests != tuple(self.repository.package(self.model, version).manifest.digest for version in versions):
+            raise InvalidRequest("the evidence is of other packages than this repository has under these numbers")
+        rows = as_shadow(shadowed, policy).requests
+        return msgspec.structs.replace(state, first=0, step=0, reason=f"shadowed by a batch run: {rows:,} rows, {shadowed.at}")
 
     def _is_undone(self, rollout: Rollout, actions: Sequence[Action], release: Release) -> bool:
         """Whether what the end of the rollout asks for is still to be done, and its own to do: a version that was off since then

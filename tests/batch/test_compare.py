@@ -26,11 +26,13 @@ from tests.batch.test_report import Page, assert_stands_alone
 from tests.batch.workbench import Cli, RemoteWorkbench, Workbench, assert_each_row_once, options, read_rows, visible
 from triform import comparing, testing
 from triform.disagreement import ComparedPart
-from triform.errors import ConfigurationError, TriformError
+from triform.errors import ConfigurationError, InvalidRequest, TriformError
 from triform.packaging import package_model
 from triform.releases import Canary, ReleaseLog
 from triform.repository import open_repository
 from triform.rollout.evidence import Evidence, decode, replay
+from triform.rollout.policy import Disagreement, Guards, Policy, Shadow
+from triform.rollout_log import RolloutLog
 from triform.runs.folder import RunFolder
 from triform.runtime import RuntimeOptions
 
@@ -162,6 +164,21 @@ def test_a_version_that_agrees_may_go_on_from_the_shadow(bench: Workbench, rows:
     assert (done.decision, done.rows, done.disagreed) == (decision, rows, 0)
     runs = [sum(sketch.total for sketch in w.canary.execute.values()) for w in evidence_of(done).windows]
     assert runs == [8] * windows
+
+
+def test_a_rollout_begins_with_last_nights_run(bench: Workbench, tmp_path: Path) -> None:
+    """By its own policy: version 3 differs in a tenth of the rows, and is not let past the shadow step."""
+    bench.write("0.parquet", 0, 24_000, x=[row % 10 for row in range(24_000)])
+    bench.score_and_run()
+    shutil.copytree(bench.repository, tmp_path / "models")
+    log = RolloutLog(open_repository(tmp_path / "models"), "lookup")
+    disagreement = Disagreement(limit=0.05)
+    policy = Policy(shadow=Shadow(min_requests=10_000, min_seconds=3600.0), guards=Guards(disagreement=disagreement))
+    with pytest.raises(InvalidRequest, match="step: disagreement: beyond its limit"):
+        log.start(policy, 3, shadowed=evidence_of(compared(bench, 3)))
+    rollout = log.start(policy, 2, shadowed=evidence_of(compared(bench, 2)))
+    assert (rollout.state.step, rollout.state.reason[:37]) == (0, "shadowed by a batch run: 24,000 rows,")
+    assert log.releases.in_force().canary is not None
 
 
 def test_scores_and_times_are_there_for_the_gate(bench: Workbench, tmp_path: Path) -> None:

@@ -249,6 +249,22 @@ class TestJudges:
         assert (now.canary, now.stable) == (None, 1)
         assert "a replica gives it no more keys: three in a row" in now.reason
 
+    def test_what_was_decided_is_on_record(self, released: Released, tmp_path: Path) -> None:
+        """A look that decides nothing is not, nor does a log that cannot be written keep a bad canary."""
+        path = tmp_path / "audit.jsonl"
+        judges = Judges(Settings.from_env({}, repository=str(released.root), audit=str(path)))
+        RolloutLog(released.repository, "scored").start(POLICY, 2)
+        judges.look("scored", Seen([(3, window(20))], None))
+        judges.look("scored", Seen([(3, window(20))], None))
+        judges.look("scored", Seen([(4, window(3))], None))
+        (line,) = [msgspec.json.decode(line) for line in path.read_bytes().splitlines()]
+        assert (line["what"], line["target"], line["where"]) == ("rollout.step", "scored", "controller")
+        assert line["note"].startswith("version 2, 40 requests in 2 seconds")
+        path.unlink()
+        path.mkdir()
+        judges.look("scored", Seen([(4, window(3, errors=3))], (4, "three in a row")))
+        assert released.log().in_force().canary is None
+
     def test_what_is_over_touches_no_later_release(self, released: Released, judges: Judges) -> None:
         log = RolloutLog(released.repository, "scored")
         rollout = log.start(POLICY, 2)

@@ -17,7 +17,7 @@ from triform.cli.releases import By, Name, Reason
 from triform.cli.rollout_view import in_words, told, watch_it
 from triform.errors import InvalidRequest, VersionNotFound
 from triform.releases import no_such_model
-from triform.rollout.evidence import decode
+from triform.rollout.evidence import Evidence, decode
 from triform.rollout.evidence import encode as encode_evidence
 from triform.rollout.evidence import replay as replay_evidence
 from triform.rollout.machine import Command
@@ -34,6 +34,9 @@ def start(
     model: Name,
     version: Annotated[int, typer.Argument(metavar="VERSION", help="the version that is to become stable")],
     policy: Annotated[Path | None, typer.Option(help="a rollout.toml; without it the defaults")] = None,
+    shadowed: Annotated[
+        Path | None, typer.Option(help="the evidence.json of `batch run --compare`, in place of the policy's shadow step")
+    ] = None,
     reason: Reason = "",
     by: By = None,
     repository: Repository = None,
@@ -41,9 +44,10 @@ def start(
 ) -> None:
     """Verify the version in full, and give it the first step's share. What serves the model judges it, and goes on or back."""
     rules = Policy() if policy is None else read_policy(policy)
+    compared = None if shadowed is None else _read(shadowed)
     log = _log(model, repository)
     with on_record("rollout.start", model, by=by, note=f"version {version}{', ' if reason else ''}{reason}"):
-        made = log.start(rules, version, reason=reason, by=by)
+        made = log.start(rules, version, shadowed=compared, reason=reason, by=by)
     _show(made, json=json)
 
 
@@ -124,15 +128,23 @@ def history(
 
 
 @rollout.command()
-def evidence(model: Name, number: Number = None, repository: Repository = None) -> None:
-    """Print the latest verdict with the policy and all windows that it rests on, as JSON for `triform rollout replay`."""
+def evidence(
+    model: Name,
+    entry: Annotated[int | None, typer.Option(min=0, help="the verdict's entry, as `watch` numbers them [the latest]")] = None,
+    number: Number = None,
+    repository: Repository = None,
+) -> None:
+    """Print a verdict with the policy and all windows that it rests on, as JSON for `triform rollout replay`."""
     found = _given(_log(model, repository), number)
-    recorded = found.evidence()
-    if recorded is None:
+    if not found.judged:
         raise InvalidRequest(
             f"rollout {found.number} of '{model}' was not judged yet: nothing that serves the model has reported"
         )
-    sys.stdout.buffer.write(encode_evidence(recorded) + b"\n")
+    if entry is not None and entry not in found.judged:
+        raise InvalidRequest(
+            f"entry {entry} of rollout {found.number} of '{model}' has no verdict; the latest verdict is in {found.judged[-1]}"
+        )
+    sys.stdout.buffer.write(encode_evidence(found.evidence(found.judged[-1] if entry is None else entry)) + b"\n")
     sys.stdout.buffer.flush()
 
 
@@ -142,11 +154,7 @@ def replay(
     json: Json = False,
 ) -> None:
     """Judge the recorded windows again, by the recorded policy; exit code 1 if the verdict is not the recorded one."""
-    try:
-        content = evidence.read_bytes()
-    except OSError as error:
-        raise InvalidRequest(f"{evidence}: cannot be read ({error.strerror})") from error
-    recorded = decode(content, str(evidence))
+    recorded = _read(evidence)
     replayed = replay_evidence(recorded)
     if json:
         print_json({"same": not replayed.differences, "differences": replayed.differences, "verdict": replayed.verdict})
@@ -173,6 +181,13 @@ def _log(model: str, repository: str | None) -> RolloutLog:
     if not found.versions(model):
         raise no_such_model(found, model)
     return RolloutLog(found, model)
+
+
+def _read(path: Path) -> Evidence:
+    try:
+        return decode(path.read_bytes(), str(path))
+    except OSError as error:
+        raise InvalidRequest(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def _given(log: RolloutLog, number: int | None) -> Rollout:

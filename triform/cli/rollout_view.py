@@ -20,7 +20,7 @@ from triform.rollout.gate import Verdict
 from triform.rollout.machine import State
 from triform.rollout.policy import Policy
 from triform.rollout.windows import SHADOW, Arm, Window, merge_arms
-from triform.rollout_log import Entry, Rollout, RolloutLog
+from triform.rollout_log import Rollout, RolloutLog
 
 Z: Final = 1.96  # of a 95% interval
 QUIET_SECONDS: Final = 90.0  # without an entry, that nothing seems to look at a rollout
@@ -69,8 +69,9 @@ def in_words(rollout: Rollout) -> Group:
     return Group(*parts)
 
 
-def in_a_line(rollout: Rollout, entry: Entry) -> str:
+def in_a_line(rollout: Rollout, number: int) -> str:
     """One entry."""
+    entry = rollout.entries[number]
     canary, stable = (merge_arms([getattr(w, side) for w in entry.windows]) for side in ("canary", "stable"))
     seen = f"canary {_rate(canary)}, stable {_rate(stable)}; " if entry.windows else ""
     verdict = entry.verdict
@@ -79,7 +80,7 @@ def in_a_line(rollout: Rollout, entry: Entry) -> str:
         says = f"{entry.command} by {entry.by}: {entry.state.reason}"
     elif entry.cut:
         says = entry.state.reason
-    return printable(f"{entry.at[11:19]} {_where(rollout.policy, entry.state)}: {seen}{says}")
+    return printable(f"{entry.at[11:19]} #{number} {_where(rollout.policy, entry.state)}: {seen}{says}")
 
 
 def watch_it(log: RolloutLog, rollout: Rollout, every: float, until: float | None) -> Rollout:
@@ -88,8 +89,8 @@ def watch_it(log: RolloutLog, rollout: Rollout, every: float, until: float | Non
     if not console.is_terminal:
         shown = 0
         while _goes_on(log, rollout, every if shown else 0.0, until) or shown < len(rollout.entries):
-            for entry in rollout.entries[shown:]:
-                console.print(in_a_line(rollout, entry), markup=False, highlight=False)
+            for number in range(shown, len(rollout.entries)):
+                console.print(in_a_line(rollout, number), markup=False, highlight=False)
             shown = len(rollout.entries)
         return rollout
     with Live(in_words(rollout), console=console, auto_refresh=False) as live:

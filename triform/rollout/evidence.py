@@ -1,6 +1,7 @@
 """A verdict with all that it rests on, as a file: whoever doubts it computes it again.
 
     judge -> record -> encode -> evidence.json -> decode -> replay: policy and windows through the gate again
+                                                            as_shadow: a batch run's windows through a rollout's own policy
 
 The file is JSON: the policy as it was, every window of the rollout, the judged step, the watched seconds, the verdict.
 """
@@ -12,18 +13,19 @@ from typing import Final
 
 import msgspec
 
-from triform.errors import ConfigurationError, InvalidInput
+from triform.errors import ConfigurationError, InvalidInput, InvalidRequest
 from triform.rollout.findings import Finding
 from triform.rollout.gate import Verdict, judge
 from triform.rollout.policy import Policy
-from triform.rollout.windows import Window
+from triform.rollout.windows import SHADOW, Window
 
 FORMAT: Final = 1
 CLOSE: Final = 1e-6  # of logarithms: another machine's may differ in the last digits
 
 
 class Evidence(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`at`: ISO 8601, UTC, as told by who recorded it; nothing rests on it."""
+    """`at`: ISO 8601, UTC, as told by who recorded it; nothing rests on it. `digests`: of stable's package and the canary's, if a
+    batch run has compared them."""
 
     format: int = FORMAT
     model: str
@@ -33,6 +35,7 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     policy: Policy
     windows: tuple[Window, ...]
     verdict: Verdict
+    digests: tuple[str, str] | None = None
 
 
 class Replayed(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,6 +68,20 @@ def replay(evidence: Evidence) -> Replayed:
     said = evidence.verdict
     verdict = judge(evidence.policy, evidence.windows, said.step, said.watched)
     return Replayed(verdict=verdict, differences=tuple(_differences(said, verdict)))
+
+
+def as_shadow(evidence: Evidence, policy: Policy) -> Verdict:
+    """The PROMOTE by which a batch run's evidence stands for the policy's shadow step. Seconds are not asked for: those of a run
+    say how fast it was. Raises `InvalidRequest` for every other verdict, and where there is no such step."""
+    if policy.shadow is None:
+        raise InvalidRequest("the policy has no [shadow] step that the evidence could stand for")
+    by_rows = msgspec.structs.replace(policy, shadow=msgspec.structs.replace(policy.shadow, min_seconds=0.0))
+    if any(window.step != SHADOW for window in evidence.windows):
+        raise InvalidRequest("the evidence is of a canary with traffic, not of a shadow")
+    verdict = judge(by_rows, evidence.windows, SHADOW, 0.0)
+    if verdict.decision != "PROMOTE":
+        raise InvalidRequest(f"the evidence does not stand for the policy's [shadow] step: {'; '.join(verdict.reasons)}")
+    return verdict
 
 
 def _differences(said: Verdict, now: Verdict) -> list[str]:

@@ -128,4 +128,5 @@ def evidence(ours: Pinned, comparison: Comparison, compared: Sequence[ComparedPa
         policy=comparison.policy,
         windows=seen,
         verdict=judge(comparison.policy, seen, SHADOW, sum(window.seconds for window in seen)),
+        digests=(ours.digest, comparison.candidate.digest),
     )

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import pty
+import select
+import subprocess
+import sys
+import termios
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -116,6 +123,34 @@ def test_watching_tells_a_line_an_entry_and_ends_with_the_rollout(triform: Trifo
     assert len(lines) == len(linear.read(1).entries)
 
 
+def test_on_a_terminal_it_is_live(triform: Triform, linear: RolloutLog, policy: Path) -> None:
+    """One view that changes in place: the first share, then the end."""
+    triform("rollout", "start", "linear", "2", "--policy", policy)
+    screen, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (40, 200))
+    environ = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "200"}
+    command = [Path(sys.executable).with_name("triform"), "rollout", "watch", "linear", "--every", "0.1"]
+    watching = subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal, env=environ)
+    os.close(terminal)
+    shown = until_shown(screen, "step 1 of 1, 10% of the keys")
+    seen(linear, errors=0.6)
+    shown = until_shown(screen, "ROLLBACK: errors: beyond its limit")
+    os.close(screen)
+    assert watching.wait(60) == 1
+    assert "\x1b[" in shown, "it moves back to where the view begins"
+    assert "rolled back: canary" not in shown.replace("\x1b", ""), "no lines of a log"
+
+
+def until_shown(screen: int, text: str, seconds: float = 60.0) -> str:
+    """What the terminal got up to there."""
+    got, deadline = b"", time.monotonic() + seconds
+    while text.encode() not in got:
+        assert time.monotonic() < deadline, got.decode(errors="replace")
+        if select.select([screen], [], [], 1.0)[0]:
+            got += os.read(screen, 1 << 16)
+    return got.decode(errors="replace")
+
+
 def test_watching_may_end_before_the_rollout(triform: Triform, linear: RolloutLog, policy: Path) -> None:
     triform("rollout", "start", "linear", "2", "--policy", policy)
     assert triform("rollout", "watch", "linear", "--timeout", "0").code == 1
@@ -148,6 +183,21 @@ def test_evidence_is_what_replay_reads(triform: Triform, linear: RolloutLog, pol
     assert (said.code, "ROLLBACK: linear/2 beside 1, step 1 of 1" in said.out) == (0, True)
 
 
+def test_each_verdict_has_its_own_evidence(triform: Triform, linear: RolloutLog, policy: Path, tmp_path: Path) -> None:
+    triform("rollout", "start", "linear", "2", "--policy", policy)
+    triform("rollout", "pause", "linear")
+    seen(linear, errors=0.0)
+    judged = linear.read(1).judged
+    assert len(judged) == 5, "four windows and the pause"
+    for number in judged:
+        (tmp_path / "evidence.json").write_text(triform("rollout", "evidence", "linear", "--entry", str(number)).out)
+        told = triform("rollout", "replay", tmp_path / "evidence.json", "--json").json
+        assert (told["same"], told["verdict"]["decision"]) == (True, "CONTINUE")
+        assert f"#{number} step 1 of 1" in triform("rollout", "watch", "linear", "--timeout", "0").out
+    said = triform("rollout", "evidence", "linear", "--entry", "0")
+    assert (said.code, "entry 0 of rollout 1 of 'linear' has no verdict" in " ".join(said.err.split())) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("command", "says"),
     [
@@ -155,6 +205,7 @@ def test_evidence_is_what_replay_reads(triform: Triform, linear: RolloutLog, pol
         (("start", "linear", "9"), "'linear' has no version 9"),
         (("start", "linear", "1"), "version 1 is stable already"),
         (("start", "linear", "2", "--policy", "/none/rollout.toml"), "/none/rollout.toml"),
+        (("start", "linear", "2", "--shadowed", "/none/evidence.json"), "/none/evidence.json: cannot be read"),
         (("status", "linear"), "'linear' has had no rollout: begin one with"),
         (("status", "linear", "--rollout", "7"), "'linear' has no rollout 7"),
         (("pause", "linear"), "'linear' has had no rollout"),

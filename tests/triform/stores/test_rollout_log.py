@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,7 +15,8 @@ from tests.triform.rollout.traffic import windows
 from triform.errors import DigestMismatch, InvalidRequest, ReleaseConflict, StoreError, VersionNotFound
 from triform.releases import Canary, Release, ReleaseLog, Shadow
 from triform.repository import ModelRepository
-from triform.rollout.evidence import replay
+from triform.rollout.evidence import Evidence, replay
+from triform.rollout.gate import judge
 from triform.rollout.policy import Errors, Guards, Policy, Step
 from triform.rollout.policy import Shadow as ShadowStep
 from triform.rollout.windows import SHADOW, Window
@@ -88,15 +90,66 @@ def test_a_shadow_goes_first(log: RolloutLog) -> None:
     assert (now(log).shadow, now(log).canary) == (None, Canary(2, 0.1, KeyRule(header="x-user-id")))
 
 
+def of_a_run(log: RolloutLog, **canary: Any) -> Evidence:
+    """What a batch run's comparison says, in no time."""
+    seen = [msgspec.structs.replace(w, seconds=0.1) for w in windows(WITH_SHADOW, SHADOW, number=10, **canary)]
+    digests = [log.repository.package("linear", version).manifest.digest for version in (1, 2)]
+    return Evidence(
+        model="linear", stable=1, canary=2, at="2026-11-29T02:00:00Z", policy=WITH_SHADOW, windows=tuple(seen),
+        verdict=judge(WITH_SHADOW, seen, SHADOW, 1.0), digests=(digests[0], digests[1]),
+    )  # fmt: skip
+
+
+def test_a_batch_run_stands_for_the_shadow(log: RolloutLog) -> None:
+    evidence = of_a_run(log)
+    rollout = log.start(WITH_SHADOW, 2, shadowed=evidence, reason="retrained")
+    assert (now(log).shadow, now(log).canary) == (None, Canary(2, 0.1, KeyRule(header="x-user-id")))
+    assert now(log).reason == f"rollout 1: {rollout.state.reason}"
+    requests = sum(w.canary.requests for w in evidence.windows)
+    assert rollout.state.reason == f"shadowed by a batch run: {requests:,} rows, 2026-11-29T02:00:00Z"
+    assert log.read(1).windows == [*evidence.windows], "they are the first of the rollout"
+    each(log, rollout, good(0))
+    each(log, rollout, good(1))
+    assert rollout.state.phase == "promoted"
+    assert not replay(rollout.evidence(rollout.judged[-1])).differences
+
+
+WRONG: dict[str, tuple[dict[str, Any], Policy, str]] = {
+    "another canary": ({"canary": 3}, WITH_SHADOW, "the evidence is of 'linear', 3 beside 1: this is 'linear', 2 beside 1"),
+    "another model": ({"model": "other"}, WITH_SHADOW, "the evidence is of 'other'"),
+    "other packages": ({"digests": ("a", "b")}, WITH_SHADOW, "other packages than this repository has"),
+    "a rollout's": ({"digests": None}, WITH_SHADOW, "`batch run --compare`"),
+    "no windows": ({"windows": ()}, WITH_SHADOW, "does not stand for the policy's [shadow] step: errors: no data"),
+    "of traffic": ({"windows": tuple(good(0))}, WITH_SHADOW, "of a canary with traffic"),
+    "no such step": ({}, POLICY, "the policy has no [shadow] step"),
+}
+
+
+@pytest.mark.parametrize(("changes", "policy", "says"), WRONG.values(), ids=WRONG)
+def test_evidence_of_something_else_begins_nothing(log: RolloutLog, changes: dict[str, Any], policy: Policy, says: str) -> None:
+    evidence = msgspec.structs.replace(of_a_run(log), **changes)
+    with pytest.raises(InvalidRequest, match=re.escape(says)):
+        log.start(policy, 2, shadowed=evidence)
+    assert (log.latest(), now(log).revision) == (None, 1)
+
+
+def test_a_run_that_speaks_against_a_version_begins_nothing(log: RolloutLog) -> None:
+    """Whatever the evidence says of itself."""
+    found = of_a_run(log, errors=0.6)
+    kind = msgspec.structs.replace(found, verdict=msgspec.structs.replace(found.verdict, decision="PROMOTE"))
+    with pytest.raises(InvalidRequest, match=r"\[shadow\] step: errors: beyond its limit"):
+        log.start(WITH_SHADOW, 2, shadowed=kind)
+    assert log.latest() is None
+
+
 def test_a_bad_canary_is_taken_off(log: RolloutLog) -> None:
     rollout = log.start(POLICY, 2)
     each(log, rollout, bad(0))
     assert (rollout.state.phase, now(log).stable, now(log).canary) == ("rolled_back", 1, None)
     assert "errors: beyond its limit" in now(log).reason
-    evidence = rollout.evidence()
-    assert evidence is not None
-    assert evidence.verdict.decision == "ROLLBACK"
-    assert not replay(evidence).differences
+    verdicts = [rollout.evidence(number) for number in rollout.judged]
+    assert [(evidence.verdict.decision, len(evidence.windows)) for evidence in verdicts][-1] == ("ROLLBACK", len(verdicts))
+    assert [replay(evidence).differences for evidence in verdicts] == [()] * len(verdicts)
 
 
 def test_what_comes_after_the_end_changes_nothing(log: RolloutLog) -> None:
