@@ -18,7 +18,7 @@ from contextlib import suppress
 from typing import Any, Final
 from urllib.parse import quote, unquote
 
-from triform.errors import BodyTimeout, Overloaded
+from triform.errors import BodyTimeout, Overloaded, TriformError
 from triform.headers import REQUEST_ID, Headers
 from triform.http import HttpRequest, HttpResponse, HttpSurface, request_id_of
 from triform.routes import EVERYBODYS
@@ -103,6 +103,15 @@ class AsgiApp:
             response = answered or self._unheard(greeted, caller)
         else:
             response = greeted
+        return await self._send(response, headers, scope, send)
+
+    async def full(self, scope: Message, send: Send) -> int:
+        """Refuses a request for which its server has no place, nor one to wait for it; returns the status."""
+        started, headers = time.perf_counter(), Headers.of_asgi(scope["headers"])
+        error = Overloaded("as many requests are under way, and wait, as may: send the request again later")
+        return await self._send(self._refused(error, headers, started), headers, scope, send)
+
+    async def _send(self, response: HttpResponse, headers: Headers, scope: Message, send: Send) -> int:
         if self._told_by_server and (REQUEST_ID, response.headers[REQUEST_ID]) in headers:
             del response.headers[REQUEST_ID]
         encoded = _encoded(response, scope["method"])
@@ -150,8 +159,7 @@ class AsgiApp:
 
     def _no_room(self, request: HttpRequest, caller: _Caller) -> HttpResponse:
         error = Overloaded(f"bodies of {self.room.most} bytes are under way already: send the request again later")
-        response = self.surface.refuse(error, request.headers)
-        self.surface.service.refused(response.headers[REQUEST_ID], error, time.perf_counter() - (time.monotonic() - caller.since))
+        response = self._refused(error, request.headers, time.perf_counter() - (time.monotonic() - caller.since))
         response.headers["connection"] = "close"  # what would still come is not read
         return response
 
@@ -160,9 +168,14 @@ class AsgiApp:
         if not caller.is_late:
             return HttpResponse(GONE, {REQUEST_ID: request_id_of(request.headers, None)}, b"")
         error = BodyTimeout(f"the body did not come within {self.timeout:g} s")
-        response = self.surface.refuse(error, request.headers)
-        self.surface.service.refused(response.headers[REQUEST_ID], error, time.perf_counter() - self.timeout)
+        response = self._refused(error, request.headers, time.perf_counter() - self.timeout)
         response.headers["connection"] = "close"  # what would still come is not read
+        return response
+
+    def _refused(self, error: TriformError, headers: Sequence[tuple[str, str]], started: float) -> HttpResponse:
+        """The answer to a request that has not reached the surface, which is counted all the same."""
+        response = self.surface.refuse(error, headers)
+        self.surface.service.refused(response.headers[REQUEST_ID], error, started)
         return response
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:

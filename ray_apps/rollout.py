@@ -138,6 +138,7 @@ class Controller:
         self._edges: Edges = {}
         self._again: dict[str, float] = {}  # when to try again what could not be judged, by `time.monotonic()`
         self._task: asyncio.Task[None] | None = None
+        self._told = asyncio.Event()
         self._asking = ThreadPoolExecutor(1, thread_name_prefix="triform-status")  # Serve may not answer, for as long as it likes
         self._asked: asyncio.Future[int | None] | None = None
 
@@ -147,11 +148,16 @@ class Controller:
             self._task = asyncio.get_running_loop().create_task(self._run())
         for report in reports:
             self._gathering.setdefault(report.model, Gathering()).add(report)
+        self._told.set()
         return self._edges
 
     async def _run(self) -> None:
+        """Where nothing is being gathered it waits for a report: looking all the time takes as much as a hundredth of a core."""
         while True:
             await asyncio.sleep(min(GLANCE_SECONDS, self._every / 5))
+            if not self._again and all(gathering.is_empty for gathering in self._gathering.values()):
+                self._told.clear()
+                await self._told.wait()
             for model, gathering in [*self._gathering.items()]:
                 due = model in self._again or gathering.due(time.time() / self._every)
                 if due and time.monotonic() >= self._again.get(model, 0.0):
@@ -214,6 +220,10 @@ class Gathering:
         self._open.setdefault((report.slot, report.revision), []).append(report)
         if len(self._open) > MOST_KEPT:
             del self._open[min(self._open)]
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self._open or self._closed or self.cut)
 
     def due(self, now: float) -> bool:
         """Whether there may be something to close; `now`: in slots."""

@@ -3,6 +3,7 @@
     uvicorn -> spared.py -> Straight -> one of the replica's places -> asgi.py, writing.py -> counted where Serve counts
                                |
                                no place is free, Serve's own paths, a time limit of Serve's -> all of Serve's steps
+                               as many as may wait for one already: refused, in the words of all other refusals
                                a probe is answered without a place: who is busy is not ill
 
 Those steps (an id or two, a context for handles, closures around every message, a line for an access log that is off) take longer
@@ -29,7 +30,8 @@ SERVES: Final = "/-/"  # how Serve's own paths begin
 TIME_LIMIT: Final = b"x-request-timeout-seconds"  # Serve ends a request after that
 # What is used of a replica, and of what counts for it.
 REPLICAS: Final = (
-    "_semaphore", "_metrics_manager", "_http_options", "_route_prefix", "_deployment_id", "_user_callable_wrapper",
+    "_semaphore", "_num_queued_requests", "max_queued_requests", "_metrics_manager", "_http_options", "_route_prefix",
+    "_deployment_id", "_user_callable_wrapper",
 )  # fmt: skip
 COUNTS: Final = (
     "inc_num_ongoing_requests", "dec_num_ongoing_requests", "record_request_metrics", "record_ingress_request_metrics",
@@ -65,23 +67,34 @@ class Straight:
             return None
 
     def takes(self, scope: MutableMapping[str, Any]) -> bool:
-        """Whether there is a place for the request, and nothing in it that Serve itself acts on."""
+        """Whether there is a place for the request, or none to wait for, and nothing in it that Serve itself acts on."""
         path: str = scope["path"][len(scope.get("root_path", "")) :]
-        prefix: str = self._replica._route_prefix or ""
-        if not path.startswith(prefix) or path.startswith(SERVES):
+        if not path.startswith(self._replica._route_prefix or "") or path.startswith(SERVES):
             return False
-        probes = path.removeprefix(prefix.rstrip("/")) in EVERYBODYS and scope["method"] in ("GET", "HEAD")
-        if self._places.locked() and not probes:
+        if self._places.locked() and not self._is_full() and not self._probes(scope):
             return False
         return TIME_LIMIT not in [name for name, _ in scope["headers"]]
+
+    def _is_full(self) -> bool:
+        """Whether Serve, too, would refuse."""
+        most: int = self._replica.max_queued_requests
+        return 0 <= most <= self._replica._num_queued_requests
+
+    def _probes(self, scope: MutableMapping[str, Any]) -> bool:
+        below = scope.get("root_path", "") + (self._replica._route_prefix or "").rstrip("/")
+        return scope["path"].removeprefix(below) in EVERYBODYS and scope["method"] in ("GET", "HEAD")
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
         """Of a request that it takes, in the same turn of the event loop. Raises what the application does."""
         started, status, failed = time.time(), 500, None
         prefix: str = self._replica._route_prefix or ""
+        places = None if self._places.locked() else self._places
+        if places is None and not self._probes(scope):
+            status = await self._app.full(scope, send)
+            self._count(prefix, scope["method"], str(status), (time.time() - started) * 1e3, None)
+            return
         if prefix != "/":
             scope["root_path"] = scope.get("root_path", "") + prefix
-        places = None if self._places.locked() else self._places  # a probe needs none
         if places is not None:
             await places.acquire()
         try:

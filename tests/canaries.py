@@ -10,15 +10,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import orjson
 from onnx import helper
 
 from triform import testing
+from triform.http import HttpRequest, HttpResponse, HttpSurface
 from triform.models import Models
 from triform.packaging import package_model
 from triform.predictor import Predictor
 from triform.releases import Canary, ReleaseLog
 from triform.repository import ModelRepository, open_repository
+from triform.service import Execute, InferenceService, run_here
 from triform.splitting import TrafficSplit
+from triform.testing import RecordingTelemetry
 
 CONFIG = """
 [inputs.x]
@@ -103,3 +107,30 @@ def take(models: Models, released: Released, model: str) -> None:
     assert release is not None
     loaded = {version: Predictor.load(released.repository.package(model, version)) for version in release.versions()}
     models.replace(model, loaded, release.aliases(), release)
+
+
+class Host(NamedTuple):
+    """Both models behind the surface, with stable and canary loaded."""
+
+    surface: HttpSurface
+    models: Models
+    telemetry: RecordingTelemetry
+
+    def predict(self, model: str, rows: list[Any], choice: str = "", **headers: str) -> HttpResponse:
+        body = orjson.dumps({"instances": rows})
+        given = [(name.replace("_", "-"), value) for name, value in headers.items()]
+        return self.surface.handle(HttpRequest("POST", f"/v1/models/{model}{choice}:predict", given, body))
+
+    def look_up(self, key: str, *numbers: int) -> int:
+        return self.predict("lookup", [*numbers], x_request_id=key).status
+
+    def refs(self) -> list[tuple[str, str, str, int]]:
+        return [(f"{r.model}/{r.version}", r.variant, r.code, r.rows) for r in self.telemetry.records]
+
+
+def host(released: Released, execute: Execute = run_here) -> Host:
+    telemetry = RecordingTelemetry()
+    models = Models(form="serve", telemetry=telemetry)
+    for model in released.repository.models():
+        take(models, released, model)
+    return Host(HttpSurface(InferenceService(models, execute)), models, telemetry)

@@ -181,21 +181,14 @@ class Split:
             return instead
 
     def _key(self, headers: Named, request_id: str) -> bytes | None:
-        """As `KeyRule.keys`: the whole request's; None: each of its records may have one.
-
-        Raises `InvalidRequest` where the header stands twice.
-        """
+        """The whole request's; None: each of its records may have one. Raises `InvalidRequest` where the header stands twice."""
         rule = self._rule or self.rule
-        if rule.header is not None and (given := headers.get(self._header, ())):
-            if len(given) > 1:
-                raise InvalidRequest(f"the header {self._header} is given twice")
-            if text := given[0].strip():
-                return text.encode()
-        return None if rule.column is not None else request_id.encode()
+        key = rule.of_request(headers)
+        return key if key is not None or rule.column is not None else request_id.encode()
 
     async def _by_record(self, answer: Answer, exchange: Exchange, decode: Decode, size: int) -> Encoded:
         """The same where each record has its key, in a column. The exchange is stable's."""
-        way = _ByRecord(self, exchange, self.rule.column or "", decode)
+        way = _ByRecord(self, exchange, decode)
         encoded = await answer(way, partial(decode, exchange.chosen), size)
         side, seconds = way.side, time.perf_counter() - exchange.started
         self.tally.request(side, seconds)
@@ -345,9 +338,8 @@ class _ByKey:
 class _ByRecord(_ByKey):
     """An exchange whose records have keys, in a column: each version answers its rows."""
 
-    def __init__(self, split: Split, exchange: Exchange, column: str, decode: Decode) -> None:
+    def __init__(self, split: Split, exchange: Exchange, decode: Decode) -> None:
         super().__init__(split, exchange)
-        self._column = column
         self._decode = decode
         self._calls: dict[int, Call] = {}
         self._rows: dict[int, npt.NDArray[np.intp]] = {}
@@ -356,9 +348,8 @@ class _ByRecord(_ByKey):
         """The call and its inputs; where both versions answer, the inputs of each. `decode` is stable's."""
         exchange, traffic = self._exchange, self._split.traffic
         call, inputs = exchange.read(decode)
-        given = {} if call.keys is None else {self._column: _flat(call.keys)}
-        keys = KeyRule(column=self._column).keys({}, given, exchange.request_id)
-        rows = traffic.split(keys) if len(keys) > 1 else {traffic.choose(keys[0]): np.arange(0)}
+        keys = KeyRule.of_rows([None] if call.keys is None else _flat(call.keys), exchange.request_id)
+        rows = traffic.split(keys)
         if rows.keys() == {traffic.stable}:
             return call, inputs
         stable, exchange.served = exchange.chosen, self._split.served(traffic.canary)

@@ -17,13 +17,14 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from triform.errors import Overloaded, TriformError
+from triform.errors import InvalidRequest, Overloaded, TriformError
 from triform.headers import Named
 from triform.protocols.bodies import Call, Encoded
 from triform.rollout.agreement import apart, recorded, widest
@@ -99,9 +100,10 @@ class Shadowing:
 
     def _key(self, headers: Named, exchange: Exchange) -> bytes:
         """Who asks, if the rollout has a header for that: to count a failure of his once."""
-        header = self._split.rule.header
-        given = headers.get(header.lower(), ()) if header else ()
-        return (given[0] if given and given[0] else exchange.request_id).encode()
+        key = None
+        with suppress(InvalidRequest):  # while nobody is split, it may stand twice
+            key = self._split.rule.of_request(headers)
+        return key or exchange.request_id.encode()
 
     def offer(self, asked: Asked) -> None:
         """Takes what was asked, if it is sampled and there is room. Neither waits nor raises."""

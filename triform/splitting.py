@@ -1,7 +1,8 @@
 """Which version answers a key: sticky, weighted, the same in every form that splits (a batch run has one version).
 
-    header | column | request id -> KeyRule.keys -> TrafficSplit.choose -> version
-    a request of several keys    -> split -> rows by version -> each version's outputs -> reassemble
+    header, else the request's id -> KeyRule.of_request            -> TrafficSplit.choose -> version
+    a column of records, or of a table -> KeyRule.of_rows, one a row -> TrafficSplit.split  -> rows by version
+                                                                        each version's outputs -> reassemble
 
 `blake2b(salt + key)` modulo 10,000 is a key's place, in basis points; the canary answers the places below its weight. So a key
 keeps its version while the weight and the salt stay, raising the weight only adds keys to the canary, and a new rollout (a new
@@ -12,18 +13,19 @@ numbers in Parquet and a header in HTTP mean the same user.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import numpy as np
 
-from triform.errors import ConfigurationError, InvalidInput
+from triform.errors import ConfigurationError, InvalidInput, InvalidRequest
 
 if TYPE_CHECKING:  # releases.py names a canary's key rule
     import numpy.typing as npt
 
+    from triform.headers import Named
     from triform.releases import Release
 
 BASIS_POINTS: Final = 10_000
@@ -68,19 +70,21 @@ class KeyRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
             if value is not None and not value.strip():
                 raise ConfigurationError(f"key.{name}: expected a name, got {value!r}")
 
-    def keys(self, headers: Mapping[str, str], columns: Mapping[str, Sequence[Any]], request_id: str) -> list[bytes]:
-        """One key for the whole request, or one for each of its rows.
+    def of_request(self, headers: Named) -> bytes | None:
+        """The key that the header gives all of a request; None where it gives none, or is blank. Raises `InvalidRequest` where it
+        stands twice."""
+        given = headers.get(self.header.lower(), ()) if self.header else ()
+        if len(given) > 1:
+            raise InvalidRequest(f"the header {(self.header or '').lower()} is given twice")
+        return given[0].strip().encode() or None if given else None
 
-        `headers` by names in lower case. Raises `InvalidInput` for a column's value that is no key; a null has the request's id.
+    @staticmethod
+    def of_rows(values: Iterable[Any], request_id: str) -> list[bytes]:
+        """The key of each row, by its value in the column; a null has the request's id.
+
+        Raises `InvalidInput` for a value that is no key.
         """
-        given = headers.get(self.header.lower(), "").strip() if self.header else ""
-        if given:
-            return [given.encode()]
-        values = columns.get(self.column) if self.column else None
-        if values is None:
-            return [request_id.encode()]
-        made = [request_id.encode() if _is_null(value) else key_of(value) for value in values]
-        return made if len(set(made)) > 1 else made[:1] or [request_id.encode()]
+        return [request_id.encode() if _is_null(value) else key_of(value) for value in values]
 
 
 def place(salt: bytes, key: bytes) -> int:

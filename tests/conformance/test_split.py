@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.canaries import USERS, Released, answers, build, records
 from tests.conformance.hosts import Answer, Send, asgi, aws_lambda
+from triform.splitting import KeyRule, TrafficSplit
 
 JSON = {"content-type": "application/json"}
 HOSTS = {
@@ -48,6 +51,19 @@ def test_a_header_keeps_a_caller_on_its_version(send: Send, released: Released, 
     seen = [send("POST", path, {**JSON, "x-user": user}, body).headers["x-triform-model"] for user in USERS]
     assert seen == [f"scored/{version}" for version in versions(released, USERS)]
     assert set(seen) == {"scored/1", "scored/2"}
+
+
+@pytest.mark.parametrize("users", [USERS, [*range(7, 31)]], ids=["texts", "numbers"])
+def test_rows_of_a_table_are_the_same_users(send: Send, released: Released, tmp_path: Path, users: list[Any]) -> None:
+    """What docs/releases.md says to ask about a batch's input: whose rows are the canary's."""
+    pq.write_table(pa.Table.from_pylist(records(users)), tmp_path / "rows.parquet")
+    table, release = pq.read_table(tmp_path / "rows.parquet"), released.log().in_force()
+    rows = TrafficSplit.of(release).split(KeyRule.of_rows(table["user"].to_pylist(), "nobody"))
+    answer = told(send("POST", "/v1/models/scored:predict", JSON, orjson.dumps({"instances": table.to_pylist()})))
+    labels = [row["label"] for row in answer["predictions"]]
+    assert {version: [i for i, label in enumerate(labels) if label == version] for version in (1, 2)} == {
+        version: at.tolist() for version, at in rows.items()
+    }
 
 
 def test_without_a_key_the_request_id_is_it(send: Send, released: Released) -> None:

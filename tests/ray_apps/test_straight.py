@@ -26,6 +26,7 @@ from ray_apps.spared import Spared
 from ray_apps.straight import Straight
 from tests.ray_apps.hosts import RunningApp, running, served
 from triform.routes import EVERYBODYS
+from triform.testing import RecordingTelemetry
 
 PREFIX = "/below"
 PREDICT = "/v1/models/linear:predict"
@@ -194,6 +195,8 @@ class Replica:
     def __init__(self, app: Any, places: int = 2) -> None:
         self._user_callable_asgi_app = app
         self._semaphore = Semaphore(lambda: places)
+        self._num_queued_requests = 0
+        self.max_queued_requests = 5
         self._metrics_manager: Any = Counts()
         self._http_options = HTTPOptions()
         self._route_prefix = "/"
@@ -291,6 +294,22 @@ def test_what_serve_acts_on_is_left_to_it(app: RunningApp) -> None:
     assert call(app, replica, headers=[(name.encode(), value.encode()) for name, value in LIMIT.items()]) is None
     assert call(app, replica, type="websocket") is None
     assert (replica.left_to_serve, replica._metrics_manager.requests) == (3, [])
+
+
+def test_who_may_not_even_wait_is_refused_and_counted(online_models: Path) -> None:
+    """As by any of our refusals, and in Serve's own counts; unless any number may wait, which Serve sees to."""
+    telemetry = RecordingTelemetry()
+    with running(online_models, telemetry) as app:
+        replica = Replica(app.app, places=0)
+        replica._num_queued_requests = 5
+        assert call(app, replica) == 429
+        assert call(app, replica, headers=[(b"x-request-timeout-seconds", b"30")]) is None
+        assert call(app, replica, "/v2/health/live", method="GET") == 200
+        replica.max_queued_requests = -1
+        assert call(app, replica) is None
+    assert [(record.model, record.code) for record in telemetry.records] == [("unknown", "overloaded")]
+    assert replica._metrics_manager.requests == [("/", "429", False), ("/", "200", False)]
+    assert (replica._metrics_manager.ongoing, replica._semaphore._value) == (0, 0)
 
 
 def test_there_is_no_short_way_where_serve_acts_on_all(app: RunningApp) -> None:

@@ -11,8 +11,7 @@ from typing import Any
 import orjson
 import pytest
 
-from tests.canaries import USERS, Released, answers, build, records
-from tests.triform.test_canary import Host
+from tests.canaries import USERS, Host, Released, answers, build, records
 from triform import testing
 from triform.canary import IN_A_ROW
 from triform.errors import DeadlineExceeded, GoldenMismatch, NotReady, Overloaded, RunFailed, TriformError, Unavailable

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from triform.errors import ConfigurationError, InvalidInput
+from triform.errors import ConfigurationError, InvalidInput, InvalidRequest
 from triform.releases import Canary, Release
 from triform.splitting import BASIS_POINTS, KeyRule, TrafficSplit, basis_points, key_of, place, reassemble
 
@@ -94,26 +97,50 @@ def test_versions_that_answer_differently_cannot_be_one_answer() -> None:
 
 
 RULE = KeyRule("X-User", "user")
-CASES: list[tuple[dict[str, str], dict[str, Any], list[bytes]]] = [
-    ({"x-user": " ann "}, {"user": ["bob", "eve"]}, [b"ann"]),
-    ({"x-user": " "}, {"user": ["bob", "eve"]}, [b"bob", b"eve"]),
-    ({}, {"user": ["bob", "bob"]}, [b"bob"]),
-    ({}, {"user": np.array([7, 8], np.int32)}, [b"7", b"8"]),
-    ({}, {"user": ["7", None, float("nan")]}, [b"7", b"request-1", b"request-1"]),
-    ({}, {"user": []}, [b"request-1"]),
-    ({}, {"other": [1, 2]}, [b"request-1"]),
+
+
+@pytest.mark.parametrize(("headers", "key"), [({"x-user": [" ann "]}, b"ann"), ({"x-user": [" "]}, None), ({}, None)])
+def test_the_header_is_the_key_of_the_whole_request(headers: Any, key: bytes | None) -> None:
+    assert RULE.of_request(headers) == key
+    assert KeyRule().of_request(headers) is None
+
+
+def test_a_header_that_stands_twice_is_no_key() -> None:
+    with pytest.raises(InvalidRequest, match="the header x-user is given twice"):
+        RULE.of_request({"x-user": ["ann", "bob"]})
+
+
+ROWS: list[tuple[Any, list[bytes]]] = [
+    (["bob", "bob"], [b"bob", b"bob"]),
+    (np.array([7, 8], np.int32), [b"7", b"8"]),
+    (["7", None, float("nan")], [b"7", b"request-1", b"request-1"]),
+    ([], []),
 ]
 
 
-@pytest.mark.parametrize(("headers", "columns", "keys"), CASES)
-def test_the_key_is_the_header_or_the_column_or_the_request(headers: Any, columns: Any, keys: list[bytes]) -> None:
-    assert RULE.keys(headers, columns, "request-1") == keys
+@pytest.mark.parametrize(("values", "keys"), ROWS)
+def test_a_column_has_a_key_for_each_row(values: Any, keys: list[bytes]) -> None:
+    assert RULE.of_rows(values, "request-1") == keys
+
+
+NUMBERS = [7, 8, None, 9]
+COLUMNS = [
+    pa.array(NUMBERS, pa.int32()), pa.array(NUMBERS, pa.uint64()), pa.array(["7", "8", None, "9"]),
+    pa.array(["7", "8", None, "9"]).dictionary_encode(), pa.array(["7", "8", None, "9"], pa.large_string()),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("column", COLUMNS, ids=[str(column.type) for column in COLUMNS])
+def test_a_column_of_a_parquet_file_means_the_same_users(tmp_path: Path, column: pa.Array) -> None:
+    pq.write_table(pa.table({"user": column}), tmp_path / "users.parquet")
+    read = pq.read_table(tmp_path / "users.parquet").column("user").to_pylist()
+    assert RULE.of_rows(read, "nobody") == [b"7", b"8", b"nobody", b"9"]
 
 
 @pytest.mark.parametrize("value", [1.5, True, [1], {"a": 1}, np.datetime64("2013-01-01"), np.float32(2)])
 def test_what_formats_write_differently_is_no_key(value: Any) -> None:
     with pytest.raises(InvalidInput, match="a key is text or a whole number"):
-        RULE.keys({}, {"user": ["a", value]}, "request-1")
+        RULE.of_rows(["a", value], "request-1")
 
 
 @pytest.mark.parametrize("weight", [-0.1, 1.1, float("nan"), float("inf")])
