@@ -102,8 +102,8 @@ class Arguments(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     num_gpus: Annotated[float, msgspec.Meta(ge=0)] = 0.0  # a share of one, or whole ones
     accelerator_type: str | None = None  # the kind of GPU, in Ray's words
     resources: dict[str, Annotated[float, msgspec.Meta(gt=0)]] = {}  # of a node's own, such as a MIG slice
-    max_ongoing_requests: Count = 1024  # of a replica; beyond it and the next
-    max_queued_requests: Count = 1024  # that wait to be one of those
+    max_ongoing_requests: Count = 1024  # of a replica
+    max_queued_requests: Count = 1024  # that wait to be one of those; beyond them the answer is 429
     health_period_s: Seconds = 2.0  # between two looks of Serve at a replica
     health_timeout_s: Seconds = 10.0  # that all its sessions together have to answer a golden row each
     drain_s: Duration = 60.0  # that a replica which must go has for what is in flight

@@ -91,7 +91,7 @@ class Straight:
         places = None if self._places.locked() else self._places
         if places is None and not self._probes(scope):
             status = await self._app.full(scope, send)
-            self._count(prefix, scope["method"], str(status), (time.time() - started) * 1e3, None)
+            self._count_ingress(prefix, scope["method"], str(status), (time.time() - started) * 1e3)
             return
         if prefix != "/":
             scope["root_path"] = scope.get("root_path", "") + prefix
@@ -117,6 +117,9 @@ class Straight:
         self._counts.record_request_metrics(
             route=route, latency_ms=milliseconds, is_error=failed is not None, exception_type=failed
         )
+        self._count_ingress(route, method, status, milliseconds)
+
+    def _count_ingress(self, route: str, method: str, status: str, milliseconds: float) -> None:
         self._counts.record_ingress_request_metrics(
             protocol=self._protocol, method=method, route=route, latency_ms=milliseconds, is_error=status[0] in "45",
             status_code=status, **self._named,

@@ -140,7 +140,7 @@ class RolloutLog:
         self, policy: Policy, canary: int, *, shadowed: Evidence | None = None, reason: str = "", by: str | None = None
     ) -> Rollout:
         """Begins a rollout and writes its first revision, after verifying the version in full. `shadowed`: what a batch run has
-        compared, in place of the policy's shadow step; its windows are the rollout's first.
+        compared, in place of the policy's shadow step (see `as_shadow`).
 
         Raises `ReleaseConflict` where one is under way, `InvalidRequest` (also for evidence that is of something else, or does
         not suffice), `VersionNotFound`, `PackageError`.
@@ -152,14 +152,12 @@ class RolloutLog:
         if release is None:
             raise InvalidRequest(f"'{self.model}' was never released: name its first stable version with `triform release set`")
         _check_reason(reason)
-        state = begin(policy, release, canary)
+        state, windows = begin(policy, release, canary), tuple[Window, ...]()
         if shadowed is not None:
-            state = self._past_shadow(state, policy, shadowed)
+            state, windows = self._past_shadow(state, policy, shadowed)
         state = msgspec.structs.replace(state, at=self._clock())
         self.repository.package(self.model, canary).verify("full")
-        first = self._entry(
-            state, release, by, policy=policy, windows=shadowed.windows if shadowed is not None else (), reason=reason
-        )
+        first = self._entry(state, release, by, policy=policy, windows=windows, reason=reason)
         number = before.number + 1 if before is not None else 1
         if not self._create(number, 0, first):
             raise self._under_way(self.read(number))
@@ -217,18 +215,19 @@ class RolloutLog:
             windows, cut, command, reason, nonce = (), None, None, "", None  # they are on record
         raise ReleaseConflict(f"'{self.model}': {ATTEMPTS} other writers were first, one after another; try again")
 
-    def _past_shadow(self, state: State, policy: Policy, shadowed: Evidence) -> State:
-        """At the first step with traffic. Raises `InvalidRequest`."""
+    def _past_shadow(self, state: State, policy: Policy, shadowed: Evidence) -> tuple[State, tuple[Window, ...]]:
+        """At the first step with traffic, and the windows before it. Raises `InvalidRequest`."""
         versions = state.stable, state.canary
         if (shadowed.model, shadowed.stable, shadowed.canary) != (self.model, *versions):
             of = f"'{shadowed.model}', {shadowed.canary} beside {shadowed.stable}"
             raise InvalidRequest(f"the evidence is of {of}: this is '{self.model}', {state.canary} beside {state.stable}")
         if shadowed.digests is None:
-            raise InvalidRequest("the evidence is of a rollout: that of a run's comparison (`batch run --compare`) is wanted")
+            raise InvalidRequest("the evidence names no packages, as that of `python -m batch run --compare` does")
         if shadowed.digests != tuple(self.repository.package(self.model, version).manifest.digest for version in versions):
             raise InvalidRequest("the evidence is of other packages than this repository has under these numbers")
-        rows = as_shadow(shadowed, policy).requests
-        return msgspec.structs.replace(state, first=0, step=0, reason=f"shadowed by a batch run: {rows:,} rows, {shadowed.at}")
+        windows = as_shadow(shadowed, policy)
+        reason = f"shadowed by a batch run: {sum(w.shadowed.rows for w in windows):,} rows, {shadowed.at[:40]}"
+        return msgspec.structs.replace(state, first=0, step=0, reason=reason), windows
 
     def _is_undone(self, rollout: Rollout, actions: Sequence[Action], release: Release) -> bool:
         """Whether what the end of the rollout asks for is still to be done, and its own to do: a version that was off since then

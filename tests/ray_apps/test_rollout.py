@@ -190,6 +190,33 @@ def test_what_could_not_be_written_is_tried_again_before_the_next_window(tmp_pat
     assert (ended.state.phase, failures, len(ended.windows)) == ("rolled_back", [0], 1)
 
 
+def test_a_controller_that_waits_judges_the_next_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing is being gathered it does not look."""
+    released = build(tmp_path)
+    released.log().rollback()
+    rollouts = RolloutLog(released.repository, "scored")
+    begun = rollouts.start(POLICY, 2)
+    revision = rollouts.releases.in_force().revision
+    for name, value in ("log_as_json", lambda: None), ("_replicas", lambda _: 1):
+        monkeypatch.setattr(rollout, name, value)
+    controller = rollout.Controller("app", Settings.from_env({}, repository=str(released.root)), 600.0)
+
+    async def test() -> None:
+        slot = int(time.time() / 600.0) - 1
+        for requests in 3, 4:
+            await controller.report([Report("a", "scored", slot, revision, None, window(requests))])
+            deadline = time.monotonic() + 30
+            while controller._told.is_set():
+                assert time.monotonic() < deadline
+                assert controller._task is not None
+                assert not controller._task.done()
+                await asyncio.sleep(0.01)
+        assert [w.canary.requests for w in rollouts.follow(begun).windows] == [3, 4]
+        controller._task.cancel()
+
+    asyncio.run(test())
+
+
 def test_windows_become_longer_as_a_rollout_becomes_older() -> None:
     """Whole ones with whole ones; nothing is lost or doubled."""
     missing = msgspec.structs.replace(window(), expected=2)

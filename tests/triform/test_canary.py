@@ -162,7 +162,7 @@ def test_without_a_canary_nothing_of_this_is_done(released: Released, tmp_path: 
     def ask() -> None:
         assert here.predict("scored", records(USERS), x_user="ann").status == 200
 
-    assert calls_of(Split.gives, ask) == calls_of(Split.answer, ask) == calls_of(KeyRule.of_rows, ask) == 0
+    assert calls_of(Split.gives, ask) == calls_of(Split.answer, ask) == calls_of(KeyRule.of_request, ask) == 0
 
 
 def test_a_canary_without_weight_shares_nothing(released: Released) -> None:

@@ -46,7 +46,8 @@ def start(
     rules = Policy() if policy is None else read_policy(policy)
     compared = None if shadowed is None else _read(shadowed)
     log = _log(model, repository)
-    with on_record("rollout.start", model, by=by, note=f"version {version}{', ' if reason else ''}{reason}"):
+    note = f"version {version}{f', shadowed by {shadowed}' if shadowed else ''}{', ' if reason else ''}{reason}"
+    with on_record("rollout.start", model, by=by, note=note):
         made = log.start(rules, version, shadowed=compared, reason=reason, by=by)
     _show(made, json=json)
 

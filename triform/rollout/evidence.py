@@ -1,7 +1,8 @@
 """A verdict with all that it rests on, as a file: whoever doubts it computes it again.
 
     judge -> record -> encode -> evidence.json -> decode -> replay: policy and windows through the gate again
-                                                            as_shadow: a batch run's windows through a rollout's own policy
+                                                            as_shadow: a batch run's windows through a rollout's own policy,
+                                                                       and of them what the rollout goes on from
 
 The file is JSON: the policy as it was, every window of the rollout, the judged step, the watched seconds, the verdict.
 """
@@ -16,10 +17,11 @@ import msgspec
 from triform.errors import ConfigurationError, InvalidInput, InvalidRequest
 from triform.rollout.findings import Finding
 from triform.rollout.gate import Verdict, judge
-from triform.rollout.policy import Policy
-from triform.rollout.windows import SHADOW, Window
+from triform.rollout.policy import Policy, ScoreShift
+from triform.rollout.windows import SHADOW, Arm, Window
 
 FORMAT: Final = 1
+MOST_WINDOWS: Final = 1000  # of a batch run's, which all verdicts of a rollout go through
 CLOSE: Final = 1e-6  # of logarithms: another machine's may differ in the last digits
 
 
@@ -70,18 +72,29 @@ def replay(evidence: Evidence) -> Replayed:
     return Replayed(verdict=verdict, differences=tuple(_differences(said, verdict)))
 
 
-def as_shadow(evidence: Evidence, policy: Policy) -> Verdict:
-    """The PROMOTE by which a batch run's evidence stands for the policy's shadow step. Seconds are not asked for: those of a run
-    say how fast it was. Raises `InvalidRequest` for every other verdict, and where there is no such step."""
+def as_shadow(evidence: Evidence, policy: Policy) -> tuple[Window, ...]:
+    """The windows of a rollout that begins with a batch run's evidence in place of its policy's shadow step: the rows that were
+    compared, alone. Errors, times and scores of a file are judged here, and say nothing of how those of traffic vary.
+
+    Seconds are not asked for: those of a run say how fast it was. Raises `InvalidRequest` where the policy's gate would not
+    go on.
+    """
     if policy.shadow is None:
         raise InvalidRequest("the policy has no [shadow] step that the evidence could stand for")
-    by_rows = msgspec.structs.replace(policy, shadow=msgspec.structs.replace(policy.shadow, min_seconds=0.0))
     if any(window.step != SHADOW for window in evidence.windows):
         raise InvalidRequest("the evidence is of a canary with traffic, not of a shadow")
+    if len(evidence.windows) > MOST_WINDOWS:
+        raise InvalidRequest(f"the evidence has {len(evidence.windows)} windows, of which {MOST_WINDOWS} are allowed")
+    if fault := next(filter(None, (window.fault() for window in evidence.windows)), None):
+        raise InvalidRequest(f"the evidence has a window that cannot be: {fault}")
+    shift, counted = policy.guards.score_shift, evidence.policy.guards.score_shift or ScoreShift()
+    if shift is not None and shift.edges != counted.edges:
+        raise InvalidRequest("the evidence has scores in other bins than the policy's: compare by the same policy")
+    by_rows = msgspec.structs.replace(policy, shadow=msgspec.structs.replace(policy.shadow, min_seconds=0.0))
     verdict = judge(by_rows, evidence.windows, SHADOW, 0.0)
     if verdict.decision != "PROMOTE":
         raise InvalidRequest(f"the evidence does not stand for the policy's [shadow] step: {'; '.join(verdict.reasons)}")
-    return verdict
+    return tuple(msgspec.structs.replace(window, stable=Arm(), canary=Arm()) for window in evidence.windows)
 
 
 def _differences(said: Verdict, now: Verdict) -> list[str]:

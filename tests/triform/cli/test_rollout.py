@@ -17,11 +17,12 @@ import msgspec
 import pytest
 
 from tests.triform.rollout.test_evidence import POLICY
-from tests.triform.rollout.traffic import windows
+from tests.triform.rollout.traffic import of_a_run, windows
 from triform.releases import ReleaseLog
 from triform.repository import open_repository
 from triform.rollout.evidence import Evidence, encode
 from triform.rollout.gate import judge
+from triform.rollout.policy import read_policy
 from triform.rollout_log import RolloutLog
 
 Triform = Callable[..., Any]
@@ -134,21 +135,43 @@ def test_on_a_terminal_it_is_live(triform: Triform, linear: RolloutLog, policy: 
     os.close(terminal)
     shown = until_shown(screen, "step 1 of 1, 10% of the keys")
     seen(linear, errors=0.6)
-    shown = until_shown(screen, "ROLLBACK: errors: beyond its limit")
+    shown = until_shown(screen, "ROLLBACK: errors: beyond its limit") + until_shown(screen, None)
     os.close(screen)
     assert watching.wait(60) == 1
     assert "\x1b[" in shown, "it moves back to where the view begins"
-    assert "rolled back: canary" not in shown.replace("\x1b", ""), "no lines of a log"
+    assert f"#{linear.read(1).judged[-1]} ROLLBACK" in shown
+    assert "Traceback" not in shown
 
 
-def until_shown(screen: int, text: str, seconds: float = 60.0) -> str:
-    """What the terminal got up to there."""
+def until_shown(screen: int, text: str | None, seconds: float = 60.0) -> str:
+    """What the terminal got up to there; None: to the end."""
     got, deadline = b"", time.monotonic() + seconds
-    while text.encode() not in got:
+    while text is None or text.encode() not in got:
         assert time.monotonic() < deadline, got.decode(errors="replace")
         if select.select([screen], [], [], 1.0)[0]:
-            got += os.read(screen, 1 << 16)
+            try:
+                got += os.read(screen, 1 << 16)
+            except OSError:  # nobody writes any more
+                assert text is None, got.decode(errors="replace")
+                break
     return got.decode(errors="replace")
+
+
+def test_last_nights_run_stands_for_the_shadow(triform: Triform, linear: RolloutLog, tmp_path: Path) -> None:
+    (tmp_path / "rollout.toml").write_text("[shadow]\nmin_seconds = 3600\n[guards.disagreement]\nlimit = 0.05\n")
+    evidence = of_a_run(linear.repository, read_policy(tmp_path / "rollout.toml"))
+    (tmp_path / "evidence.json").write_bytes(encode(evidence))
+    files = "--policy", tmp_path / "rollout.toml", "--shadowed", tmp_path / "evidence.json"
+    said = triform("rollout", "start", "linear", "2", *files)
+    assert (said.code, said.err) == (0, "")
+    assert "step 1 of 3, 1% of the keys" in said.out
+    assert "running: shadowed by a batch run: 1," in said.out
+    told = triform("rollout", "status", "linear", "--json").json
+    assert (told["share"], told["sides"]["canary"]["requests"], told["verdict"]) == (0.01, 0, None)
+    (line,) = triform("rollout", "watch", "linear", "--timeout", "0").out.splitlines()
+    assert "#0 step 1 of 3, 1% of the keys: shadowed by a batch run: 1," in line
+    assert "2 beside 1" in triform("rollout", "history", "linear").out
+    assert triform("rollout", "abort", "linear").code == 0
 
 
 def test_watching_may_end_before_the_rollout(triform: Triform, linear: RolloutLog, policy: Path) -> None:

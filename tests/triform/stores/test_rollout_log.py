@@ -11,15 +11,15 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.triform.rollout.traffic import windows
+from tests.triform.rollout.traffic import of_a_run, windows
 from triform.errors import DigestMismatch, InvalidRequest, ReleaseConflict, StoreError, VersionNotFound
 from triform.releases import Canary, Release, ReleaseLog, Shadow
 from triform.repository import ModelRepository
-from triform.rollout.evidence import Evidence, replay
+from triform.rollout.evidence import replay
 from triform.rollout.gate import judge
-from triform.rollout.policy import Errors, Guards, Policy, Step
+from triform.rollout.policy import Errors, Guards, Policy, ScoreShift, Step
 from triform.rollout.policy import Shadow as ShadowStep
-from triform.rollout.windows import SHADOW, Window
+from triform.rollout.windows import SHADOW, Arm, Window
 from triform.rollout_log import HEARTBEAT_SECONDS, Rollout, RolloutLog
 from triform.splitting import KeyRule
 
@@ -90,35 +90,44 @@ def test_a_shadow_goes_first(log: RolloutLog) -> None:
     assert (now(log).shadow, now(log).canary) == (None, Canary(2, 0.1, KeyRule(header="x-user-id")))
 
 
-def of_a_run(log: RolloutLog, **canary: Any) -> Evidence:
-    """What a batch run's comparison says, in no time."""
-    seen = [msgspec.structs.replace(w, seconds=0.1) for w in windows(WITH_SHADOW, SHADOW, number=10, **canary)]
-    digests = [log.repository.package("linear", version).manifest.digest for version in (1, 2)]
-    return Evidence(
-        model="linear", stable=1, canary=2, at="2026-11-29T02:00:00Z", policy=WITH_SHADOW, windows=tuple(seen),
-        verdict=judge(WITH_SHADOW, seen, SHADOW, 1.0), digests=(digests[0], digests[1]),
-    )  # fmt: skip
-
-
 def test_a_batch_run_stands_for_the_shadow(log: RolloutLog) -> None:
-    evidence = of_a_run(log)
+    evidence = of_a_run(log.repository, WITH_SHADOW)
     rollout = log.start(WITH_SHADOW, 2, shadowed=evidence, reason="retrained")
     assert (now(log).shadow, now(log).canary) == (None, Canary(2, 0.1, KeyRule(header="x-user-id")))
     assert now(log).reason == f"rollout 1: {rollout.state.reason}"
-    requests = sum(w.canary.requests for w in evidence.windows)
-    assert rollout.state.reason == f"shadowed by a batch run: {requests:,} rows, 2026-11-29T02:00:00Z"
-    assert log.read(1).windows == [*evidence.windows], "they are the first of the rollout"
+    rows = sum(w.shadowed.rows for w in evidence.windows)
+    assert rollout.state.reason == f"shadowed by a batch run: {rows:,} rows, 2026-11-29T02:00:00Z"
+    assert [w.shadowed for w in log.read(1).windows] == [w.shadowed for w in evidence.windows]
     each(log, rollout, good(0))
     each(log, rollout, good(1))
     assert rollout.state.phase == "promoted"
     assert not replay(rollout.evidence(rollout.judged[-1])).differences
 
 
+def test_a_file_says_nothing_of_how_traffic_varies(log: RolloutLog) -> None:
+    """Its windows are large, and the spread of their errors would hide those of the canary."""
+    evidence = of_a_run(log.repository, WITH_SHADOW, number=50)
+    rows = 10_000
+    spotty = [
+        msgspec.structs.replace(w, stable=Arm(requests=rows), canary=Arm(requests=rows, errors=200 if number == 7 else 0))
+        for number, w in enumerate(evidence.windows)
+    ]
+    rollout = log.start(WITH_SHADOW, 2, shadowed=msgspec.structs.replace(evidence, windows=tuple(spotty)))
+    each(log, rollout, bad(0))
+    assert rollout.state.phase == "rolled_back"
+    alone = next(n for n in range(1, 5) if judge(WITH_SHADOW, bad(0)[:n], 0, 0.0).decision == "ROLLBACK")
+    assert len(rollout.windows) == len(spotty) + alone, "as soon as without a file"
+
+
+BINS = msgspec.structs.replace(WITH_SHADOW, guards=Guards(latency=None, score_shift=ScoreShift(edges=(0.5,))))
 WRONG: dict[str, tuple[dict[str, Any], Policy, str]] = {
     "another canary": ({"canary": 3}, WITH_SHADOW, "the evidence is of 'linear', 3 beside 1: this is 'linear', 2 beside 1"),
     "another model": ({"model": "other"}, WITH_SHADOW, "the evidence is of 'other'"),
     "other packages": ({"digests": ("a", "b")}, WITH_SHADOW, "other packages than this repository has"),
-    "a rollout's": ({"digests": None}, WITH_SHADOW, "`batch run --compare`"),
+    "a rollout's": ({"digests": None}, WITH_SHADOW, "the evidence names no packages"),
+    "too many": ({"windows": tuple(windows(WITH_SHADOW, SHADOW, number=1)) * 1001}, WITH_SHADOW, "has 1001 windows"),
+    "impossible": ({"windows": (Window(step=SHADOW, seconds=-1.0),)}, WITH_SHADOW, "a window that cannot be: seconds: expected"),
+    "other bins": ({}, BINS, "has scores in other bins than the policy's"),
     "no windows": ({"windows": ()}, WITH_SHADOW, "does not stand for the policy's [shadow] step: errors: no data"),
     "of traffic": ({"windows": tuple(good(0))}, WITH_SHADOW, "of a canary with traffic"),
     "no such step": ({}, POLICY, "the policy has no [shadow] step"),
@@ -127,7 +136,7 @@ WRONG: dict[str, tuple[dict[str, Any], Policy, str]] = {
 
 @pytest.mark.parametrize(("changes", "policy", "says"), WRONG.values(), ids=WRONG)
 def test_evidence_of_something_else_begins_nothing(log: RolloutLog, changes: dict[str, Any], policy: Policy, says: str) -> None:
-    evidence = msgspec.structs.replace(of_a_run(log), **changes)
+    evidence = msgspec.structs.replace(of_a_run(log.repository, WITH_SHADOW), **changes)
     with pytest.raises(InvalidRequest, match=re.escape(says)):
         log.start(policy, 2, shadowed=evidence)
     assert (log.latest(), now(log).revision) == (None, 1)
@@ -135,7 +144,7 @@ def test_evidence_of_something_else_begins_nothing(log: RolloutLog, changes: dic
 
 def test_a_run_that_speaks_against_a_version_begins_nothing(log: RolloutLog) -> None:
     """Whatever the evidence says of itself."""
-    found = of_a_run(log, errors=0.6)
+    found = of_a_run(log.repository, WITH_SHADOW, errors=0.6)
     kind = msgspec.structs.replace(found, verdict=msgspec.structs.replace(found.verdict, decision="PROMOTE"))
     with pytest.raises(InvalidRequest, match=r"\[shadow\] step: errors: beyond its limit"):
         log.start(WITH_SHADOW, 2, shadowed=kind)
