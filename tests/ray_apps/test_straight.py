@@ -174,6 +174,7 @@ class Counts:
 
     def __init__(self) -> None:
         self.ongoing = 0
+        self._failed = False
         self.requests: list[tuple[str, str, bool]] = []  # route, status, whether it failed
 
     def inc_num_ongoing_requests(self, _: Any) -> None:

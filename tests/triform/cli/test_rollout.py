@@ -165,11 +165,12 @@ def test_last_nights_run_stands_for_the_shadow(triform: Triform, linear: Rollout
     said = triform("rollout", "start", "linear", "2", *files)
     assert (said.code, said.err) == (0, "")
     assert "step 1 of 3, 1% of the keys" in said.out
-    assert "running: shadowed by a batch run: 1," in said.out
+    rows = sum(window.shadowed.rows for window in evidence.windows)
+    assert f"running: shadowed by a batch run: {rows:,} rows" in said.out
     told = triform("rollout", "status", "linear", "--json").json
     assert (told["share"], told["sides"]["canary"]["requests"], told["verdict"]) == (0.01, 0, None)
     (line,) = triform("rollout", "watch", "linear", "--timeout", "0").out.splitlines()
-    assert "#0 step 1 of 3, 1% of the keys: shadowed by a batch run: 1," in line
+    assert f"#0 step 1 of 3, 1% of the keys: shadowed by a batch run: {rows:,} rows" in line
     assert "2 beside 1" in triform("rollout", "history", "linear").out
     assert triform("rollout", "abort", "linear").code == 0
 
