@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import socket
 import subprocess
@@ -24,7 +25,7 @@ from infra.local.processes import background
 from tests.conformance.models import build
 from tests.faulty_proxy import FaultyProxy, faulty_proxy
 from tests.ray_apps.ports import SERVE_PORTS
-from triform import testing
+from triform import golden, testing
 from triform.repository import ModelRepository
 
 if TYPE_CHECKING:
@@ -71,6 +72,32 @@ def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """No TRIFORM_* of the developer's shell reaches a test."""
     for key in [k for k in os.environ if k.startswith("TRIFORM_")]:
         monkeypatch.delenv(key)
+
+
+TRIES = ("test_golden", "test_package", "test_packaging", "test_local")  # tests whose subject is what is tried, and how
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _tried_once() -> Iterator[None]:
+    """The same small files are tried in a child process once by each process of tests: half of its time went there, as the same
+    few models are packaged again and again. What is refused is tried each time, and so is all that `TRIES` have."""
+    in_child, tried = golden._in_child, set[bytes]()
+
+    def once(path: Path, seconds: float, memory_bytes: int) -> None:
+        folder = path if path.is_dir() else path.parent
+        files = sorted(file for file in folder.rglob("*") if file.is_file())
+        test = Path(os.environ.get("PYTEST_CURRENT_TEST", "").partition("::")[0]).name
+        if test.startswith(TRIES) or sum(file.stat().st_size for file in files) > 1 << 20:
+            in_child(path, seconds, memory_bytes)
+            return
+        told = [(str(file.relative_to(folder)), file.read_bytes()) for file in files]
+        if (content := hashlib.sha256(repr((path.is_dir(), told)).encode()).digest()) not in tried:
+            in_child(path, seconds, memory_bytes)
+            tried.add(content)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(golden, "_in_child", once)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -183,6 +183,8 @@ class Split:
     def _key(self, headers: Named, request_id: str) -> bytes | None:
         """The whole request's; None: each of its records may have one. Raises `InvalidRequest` where the header stands twice."""
         rule = self._rule or self.rule
+        if len(headers.get(self._header, ())) > 1:
+            raise InvalidRequest(f"the header {self._header} is given twice")
         key = rule.of_request(headers)
         return key if key is not None or rule.column is not None else request_id.encode()
 

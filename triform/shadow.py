@@ -17,14 +17,13 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from triform.errors import InvalidRequest, Overloaded, TriformError
+from triform.errors import Overloaded, TriformError
 from triform.headers import Named
 from triform.protocols.bodies import Call, Encoded
 from triform.rollout.agreement import apart, recorded, widest
@@ -100,10 +99,7 @@ class Shadowing:
 
     def _key(self, headers: Named, exchange: Exchange) -> bytes:
         """Who asks, if the rollout has a header for that: to count a failure of his once."""
-        key = None
-        with suppress(InvalidRequest):  # while nobody is split, it may stand twice
-            key = self._split.rule.of_request(headers)
-        return key or exchange.request_id.encode()
+        return self._split.rule.of_request(headers) or exchange.request_id.encode()
 
     def offer(self, asked: Asked) -> None:
         """Takes what was asked, if it is sampled and there is room. Neither waits nor raises."""

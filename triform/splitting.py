@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 import numpy as np
 
-from triform.errors import ConfigurationError, InvalidInput, InvalidRequest
+from triform.errors import ConfigurationError, InvalidInput
 
 if TYPE_CHECKING:  # releases.py names a canary's key rule
     import numpy.typing as npt
@@ -71,11 +71,8 @@ class KeyRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
                 raise ConfigurationError(f"key.{name}: expected a name, got {value!r}")
 
     def of_request(self, headers: Named) -> bytes | None:
-        """The key that the header gives all of a request; None where it gives none, or is blank. Raises `InvalidRequest` where it
-        stands twice."""
+        """The key that the header gives all of a request, its first value; None where it gives none, or is blank."""
         given = headers.get(self.header.lower(), ()) if self.header else ()
-        if len(given) > 1:
-            raise InvalidRequest(f"the header {(self.header or '').lower()} is given twice")
         return given[0].strip().encode() or None if given else None
 
     @staticmethod

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from triform.errors import ConfigurationError, InvalidInput, InvalidRequest
+from triform.errors import ConfigurationError, InvalidInput
 from triform.releases import Canary, Release
 from triform.splitting import BASIS_POINTS, KeyRule, TrafficSplit, basis_points, key_of, place, reassemble
 
@@ -103,11 +103,6 @@ RULE = KeyRule("X-User", "user")
 def test_the_header_is_the_key_of_the_whole_request(headers: Any, key: bytes | None) -> None:
     assert RULE.of_request(headers) == key
     assert KeyRule().of_request(headers) is None
-
-
-def test_a_header_that_stands_twice_is_no_key() -> None:
-    with pytest.raises(InvalidRequest, match="the header x-user is given twice"):
-        RULE.of_request({"x-user": ["ann", "bob"]})
 
 
 ROWS: list[tuple[Any, list[bytes]]] = [
