@@ -90,11 +90,13 @@ def until(happened: Callable[[], bool], seconds: float = 120.0) -> None:
 
 
 async def open_loop(address: tuple[str, int], path: str, body: bytes = b"", *, rate: float, seconds: float) -> list[Seen]:
-    """So many requests a second, whether the ones before are answered or not; over connections that are kept."""
+    """So many requests a second, whether the ones before are answered or not; over connections that are kept. Without a body they
+    are GETs."""
     idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
     seen: list[Seen] = []
     head = (
-        f"POST {path} HTTP/1.1\r\nhost: {address[0]}\r\ninference-header-content-length: 0\r\ncontent-length: {len(body)}\r\n\r\n"
+        f"{'POST' if body else 'GET'} {path} HTTP/1.1\r\nhost: {address[0]}\r\n"
+        f"inference-header-content-length: 0\r\ncontent-length: {len(body)}\r\n\r\n"
     )
 
     async def ask() -> None:

@@ -107,6 +107,7 @@ def test_five_times_too_much_is_answered_or_refused_at_once(ray_cluster: Any, tm
             f"refused, the last after {max(late, default=0.0):.1f} s; the queue takes {QUEUED / capacity:.2f} s"
         )
         assert len(seen) == int(300 * capacity)
+        assert {s.status for s in live} == {200}
         assert len(refused) > len(seen) / 2
         assert p99(refused) < max(0.05, 2 * p99(live)), "no slower than what asks for nothing, on a machine that is not ours"
         assert p99(refused) < QUEUED / capacity / 4, "on any machine: nobody waits in the queue to be refused"

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import orjson
 import pytest
 from ray.serve._private.common import DeploymentID
 from ray.serve._private.utils import Semaphore
@@ -36,8 +37,8 @@ LIMIT = {"x-request-timeout-seconds": "30"}
 
 @pytest.fixture(scope="module")
 def address(ray_cluster: Any, online_models: Path) -> Iterator[tuple[str, int]]:
-    """Of an application below a prefix that answers two requests at a time."""
-    with served(online_models, PREFIX, "straight", max_ongoing_requests=2) as address:
+    """Of an application below a prefix that answers two requests at a time, and lets one wait."""
+    with served(online_models, PREFIX, "straight", max_ongoing_requests=2, max_queued_requests=1) as address:
         deadline = time.monotonic() + 60
         while not went_straight(ask(address, PREFIX + PREDICT)[1]):  # while HAProxy does not know the replica yet
             assert time.monotonic() < deadline
@@ -167,6 +168,20 @@ def test_probes_are_answered_though_no_place_is_free(address: tuple[str, int]) -
             with urllib.request.urlopen(f"http://{address[0]}:{address[1]}{PREFIX}{path}", timeout=10) as answer:
                 assert (answer.status, went_straight([name.lower() for name in answer.headers])) == (200, True), path
     assert went_straight(ask(address, PREFIX + PREDICT)[1]), "places are free again"
+
+
+def test_who_may_not_even_wait_is_told_so_in_our_words(address: tuple[str, int]) -> None:
+    """Two hold the places, a third waits."""
+    waiting = threading.Thread(target=ask, args=(address, PREFIX + PREDICT))
+    with no_place_free(address):
+        waiting.start()
+        time.sleep(1.0)
+        for body in BODY, b" " * 200_000 + BODY:
+            status, headers, said = ask(address, PREFIX + PREDICT, body=body)
+            assert (status, orjson.loads(said)["code"], went_straight(headers)) == (429, "overloaded", True)
+            assert "retry-after" in headers
+    waiting.join(60)
+    assert ask(address, PREFIX + PREDICT)[0] == 200, "places are free again"
 
 
 class Counts:
