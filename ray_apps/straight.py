@@ -78,11 +78,13 @@ class Straight:
     def _is_full(self) -> bool:
         """Whether Serve, too, would refuse."""
         most: int = self._replica.max_queued_requests
-        return 0 <= most <= self._replica._num_queued_requests
+        waiting: int = self._replica._num_queued_requests
+        return 0 <= most <= waiting
 
     def _probes(self, scope: MutableMapping[str, Any]) -> bool:
-        below = scope.get("root_path", "") + (self._replica._route_prefix or "").rstrip("/")
-        return scope["path"].removeprefix(below) in EVERYBODYS and scope["method"] in ("GET", "HEAD")
+        below: str = scope.get("root_path", "") + (self._replica._route_prefix or "").rstrip("/")
+        path: str = scope["path"]
+        return path.removeprefix(below) in EVERYBODYS and scope["method"] in ("GET", "HEAD")
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
         """Of a request that it takes, in the same turn of the event loop. Raises what the application does."""
