@@ -118,8 +118,12 @@ class OpenInference:
         async def index(http: HttpRequest) -> Any:
             models = self.surface.service.models
             index = MESSAGES["RepositoryIndexResponse"]()
-            for name in models.names():
+            for name in sorted({*models.names(), *models.missing}):
                 if http.caller is not None and not http.caller.may_see(name):
+                    continue
+                if (code := models.missing.get(name)) is not None:
+                    if not request.ready:
+                        index.models.add(name=name, state="UNAVAILABLE", reason=code)
                     continue
                 for version, ready in models.states(name).items():
                     if ready or not request.ready:

@@ -152,7 +152,7 @@ class Controller:
         return self._edges
 
     async def _run(self) -> None:
-        """Where nothing is being gathered it waits for a report: looking all the time takes as much as a hundredth of a core."""
+        """Where nothing is being gathered it waits for a report."""
         while True:
             await asyncio.sleep(min(GLANCE_SECONDS, self._every / 5))
             if not self._again and all(gathering.is_empty for gathering in self._gathering.values()):

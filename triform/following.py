@@ -171,6 +171,7 @@ class Follower:
                 return
             except (PackageError, VersionNotFound) as error:
                 errors.append(error)
+        self._miss(errors[0].code)
         raise errors[0]
 
     def step(self) -> None:
@@ -178,13 +179,19 @@ class Follower:
         if self.ref.version is not None:
             return
         seen = self._node.look(self.ref.model, [p.manifest.digest for p in self._held.values() if isinstance(p, Predictor)])
-        if seen is None or self._refusal(seen) is not None or not self._is_news(seen.release):
-            return
-        try:
-            self._take(seen.release)
-            self._failed = None
-        except TriformError as error:
-            self._failed = seen.release, self._node.clock(), error
+        if seen is not None and (refusal := self._refusal(seen)) is not None:
+            self._miss(refusal.code)
+        elif seen is not None and self._is_news(seen.release):
+            try:
+                self._take(seen.release)
+                self._failed = None
+            except TriformError as error:
+                self._failed = seen.release, self._node.clock(), error
+                self._miss(error.code)
+
+    def _miss(self, code: str) -> None:
+        if not self._canary_only:  # whose models may well have none
+            self._models.miss(self.ref.model, code)
 
     def why_not(self) -> tuple[int, TriformError] | None:
         """The canary that the release in force names and that is not served here for a reason, with it."""

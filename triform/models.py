@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from triform.errors import AliasNotFound, InvalidRequest, ModelNotFound, VersionNotFound
+from triform.errors import AliasNotFound, InvalidRequest, ModelNotFound, NotReady, VersionNotFound
 from triform.features import Features
 from triform.package import Manifest
 from triform.predictor import Predictor
@@ -128,6 +128,7 @@ class Models:
         self.telemetry = telemetry or Silent()
         self._adding = threading.Lock()
         self._models: Mapping[str, _Versions] = {}
+        self.missing: Mapping[str, str] = {}  # models that are to be served and cannot be: the code of the error
         self.splits = Splits(form, self.telemetry)
 
     def add(
@@ -161,11 +162,18 @@ class Models:
                 slot.get()
             others = {name: versions for name, versions in self._models.items() if name != model}
             self._models = {**others, model: _Versions(slots, dict(aliases))} if slots else others
+            self.missing = {name: code for name, code in self.missing.items() if name not in self._models}
             self.splits.share(model, release if slots else None, lambda version: slots[version].get())
         here = {(version, slot.variant) for version, slot in slots.items()}
         for version, slot in before.items():
             if slot.served is not None and (version, slot.variant) not in here:
                 self._told(slot.served, code=FREED)
+
+    def miss(self, model: str, code: str) -> None:
+        """The model is to be served and cannot be, says the code of an error. It is not ready, until it has a version."""
+        with self._adding:
+            if model not in self._models:
+                self.missing = {**self.missing, model: code}
 
     def share(self, model: str, release: Release | None) -> None:
         """Shares the model's keys as the release says, whose versions are here; None: stable has them all."""
@@ -208,7 +216,7 @@ class Models:
         return sorted(self._models)
 
     def versions(self, model: str) -> list[int]:
-        """The versions at hand, rising. Raises `ModelNotFound`."""
+        """The versions at hand, rising. Raises `ModelNotFound`, `NotReady` where there is none and should be."""
         return sorted(self._versions(model).slots)
 
     def states(self, model: str, *, version: int | None = None, alias: str | None = None) -> dict[int, bool]:
@@ -219,7 +227,8 @@ class Models:
         return {number: slot.ready for number, slot in sorted(self._versions(model).slots.items())}
 
     def get(self, model: str, *, version: int | None = None, alias: str | None = None) -> Served:
-        """The version that was asked for, loaded if it must be. Raises `ModelNotFound`, `VersionNotFound`, `AliasNotFound`."""
+        """The version that was asked for, loaded if it must be. Raises `ModelNotFound`, `VersionNotFound`, `AliasNotFound`,
+        and `NotReady` where the model has no version and should have one."""
         found = self._models.get(model)
         slot = None if found is None or version is not None else found.slots.get(found.aliases.get(alias or "stable", 0))
         if slot is not None and slot.served is not None:  # as nearly always
@@ -227,8 +236,9 @@ class Models:
         return self._slot(model, version, alias).get()
 
     def is_ready(self, model: str, version: int | None = None) -> bool:
-        """Whether the version can answer: it is loaded, or will be by its first request. Raises as `get`."""
-        return self._slot(model, version, None).ready
+        """Whether the version can answer: it is loaded, or will be by its first request. Raises `ModelNotFound`,
+        `VersionNotFound`."""
+        return model not in self.missing and self._slot(model, version, None).ready
 
     def all_ready(self) -> bool:
         """Whether callers may come: each model's stable version can answer, and will be able to."""
@@ -258,6 +268,8 @@ class Models:
         return number, slots[number]
 
     def _versions(self, model: str) -> _Versions:
+        if model in self.missing:
+            raise NotReady(f"'{model}' is not ready: none of its versions can be served ({self.missing[model]})")
         if model not in self._models:
             raise ModelNotFound(f"no model {model[:100]!r} is served here (there is: {', '.join(self.names()[:10]) or 'none'})")
         return self._models[model]

@@ -102,6 +102,29 @@ def within(test: Awaitable[None]) -> None:
     asyncio.run(bounded())
 
 
+def test_what_cannot_be_loaded_is_in_the_index_and_not_ready(models: Models) -> None:
+    """As HTTP says it."""
+    models.miss("bad", "digest_mismatch")
+
+    def call(channel: grpc.aio.Channel, rpc: str, **fields: Any) -> Any:
+        asked, answer = MESSAGES[f"{rpc}Request"], MESSAGES[f"{rpc}Response"]
+        way = channel.unary_unary(
+            f"/{SERVICE}/{rpc}", request_serializer=asked.SerializeToString, response_deserializer=answer.FromString
+        )
+        return way(asked(**fields), timeout=60, wait_for_ready=True)
+
+    async def test() -> None:
+        async with serving(InferenceService(models)) as channel:
+            index = (await call(channel, "RepositoryIndex")).models
+            assert [(m.version, m.state, m.reason) for m in index if m.name == "bad"] == [("", "UNAVAILABLE", "digest_mismatch")]
+            assert "bad" not in {m.name for m in (await call(channel, "RepositoryIndex", ready=True)).models}
+            assert not (await call(channel, "ModelReady", name="bad")).ready
+            with pytest.raises(grpc.aio.AioRpcError, match="none of its versions can be served"):
+                await call(channel, "ModelMetadata", name="bad")
+
+    asyncio.run(test())
+
+
 @pytest.mark.parametrize(("host", "caller"), [(0.0, None), (0.2, None), (60.0, 0.2)], ids=["at once", "host", "caller"])
 def test_who_is_late_is_told_and_nothing_is_run(
     models: Models, gate: Gate, telemetry: RecordingTelemetry, host: float, caller: float | None

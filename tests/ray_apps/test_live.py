@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import shutil
 import time
 import uuid
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import pytest
 from onnx import helper
 
 from ray_apps.arguments import Arguments
 from ray_apps.hosting import host
 from tests.faulty_proxy import FaultyProxy
-from tests.ray_apps.hosts import CACHE, running, served
+from tests.ray_apps.hosts import CACHE, RunningApp, running, served
 from tests.ray_apps.load import Seen, load, until
 from triform import testing
 from triform.errors import ConfigurationError, DigestMismatch
@@ -105,11 +107,32 @@ def test_a_bad_model_keeps_no_other_from_being_served_unless_it_was_named(versio
     telemetry = RecordingTelemetry()
     with running(Path(versions.location), telemetry, default_model="linear") as app:
         assert app.request("POST", "/v1/models/linear:predict", body=[BODY]).status == 200
-        assert app.request("GET", "/v2/models/bad/ready").status == 404
+        ready = app.request("GET", "/v2/models/bad/ready")
+        assert (ready.status, orjson.loads(ready.body)["ready"]) == (503, False)
+        refused = app.request("POST", "/v1/models/bad:predict", body=[BODY])
+        assert (refused.status, orjson.loads(refused.body)["code"]) == (503, "not_ready")
+        assert "(digest_mismatch)" in orjson.loads(refused.body)["error"]
+        assert app.request("GET", "/v2/health/ready").status == 200
     assert [(r.model, r.code) for r in telemetry.loads if r.code != "ok"] == [("bad", "digest_mismatch")]
     arguments = Arguments.of({**HERE, "repository": versions.location, "models": ["linear", "bad"]})
     with pytest.raises(DigestMismatch):
         host(arguments, arguments.settings({"TRIFORM_CACHE": CACHE}), RecordingTelemetry())
+
+
+def test_a_model_that_came_bad_is_served_once_it_can_be(versions: ModelRepository, tmp_path: Path) -> None:
+    def bad(app: RunningApp) -> int:
+        return app.request("GET", "/v2/models/bad/ready").status
+
+    with running(Path(versions.location), default_model="linear", poll_s=0.05) as app:
+        assert bad(app) == 404
+        staged = testing.repository(tmp_path / "staged", {"bad": twice(tmp_path / "bad.onnx")})
+        spoil(staged, "bad", 1)
+        shutil.copytree(tmp_path / "staged/bad", Path(versions.location) / "bad")
+        until(lambda: bad(app) == 503)
+        package_model(twice(tmp_path / "good.onnx"), name="bad", repository=versions)
+        ReleaseLog(versions, "bad").set(stable=2)
+        until(lambda: bad(app) == 200)
+        assert app.request("POST", "/v1/models/bad:predict", body=[BODY]).body == ANSWERS["linear/2"]
 
 
 @pytest.mark.parametrize(
