@@ -23,6 +23,7 @@ STAMP  := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 export RAY_USAGE_STATS_ENABLED := 0
 export UV_LINK_MODE := copy
+unexport PYTHONDONTWRITEBYTECODE  # where a machine sets it, each of the many processes would compile all that it imports
 
 .PHONY: help setup demo demo-canary test test-slow lint bench load package-lambda lock clean
 
