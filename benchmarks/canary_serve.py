@@ -1,16 +1,18 @@
 """A canary on Ray Serve: what stable's callers notice of it, and how soon a bad one has no callers left.
 
-    python -m benchmarks.canary_serve [--rounds 30] [--seconds 1] [--breaks 5] [--markdown FILE]
+    python -m benchmarks.canary_serve [--rounds 100] [--seconds 1] [--breaks 5] [--markdown FILE]
 
-    each placement, twice: two fresh servers, of which one has a canary at 10% ──► wrk, by turns ──► their ratios
-                           the second time the other one has it, so that no server's own pace counts
+    each placement: one server with the same model under two names, of which one has a canary at 10% ──► wrk, by turns ──► ratios
+                    and what the server takes with nobody asking, before there was a canary and with it
     a rollout of a canary that always fails, two replicas: its first failure -> the last, and the decision to take it off
 
-The tiny model of `benchmarks/serving.py`, JSON, a row a request, one worker and 32 clients. *stable's*: each request has the key
-of one user who is stable's, and whom the server knows after his first request. *all*: each request has another key, so that a
-tenth is the canary's. *the canary's*: the key of one user who is the canary's, compared with the same requests when stable
-answers them. Ratios are geometric means of a round of both times, of which the median is shown with its 95% confidence interval,
-from order statistics (the rounds are not quite independent of each other). *All* and *the canary's* are every fourth round.
+The tiny model of `benchmarks/serving.py`, JSON, a row a request, one worker and 32 clients. Both names are answered by the same
+process, so that neither the pace of a process nor the hour counts; what runs beside it because there is a canary (the
+controller's process) is there in both turns, and so has a table of its own. *stable's*: each request has the key of one user who
+is stable's, and whom the server knows after his first request. *all*: each request has another key, so that a tenth is the
+canary's. *the canary's*: the key of one user who is the canary's. The requests to the name without a canary are the same. Ratios
+are medians of the rounds, with their 95% confidence interval from order statistics. *All* and *the canary's* are every fourth
+round.
 """
 
 from __future__ import annotations
@@ -26,10 +28,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import onnx
@@ -55,9 +57,14 @@ POLL_SECONDS: Final = 1.0  # between two looks at the release log
 CALLERS: Final = 8
 FAILS: Final = 3  # what a bad canary's first input must not be
 STABLES: Final = "stable's"
+CANARYS: Final = "the canary's"
+ALONE: Final = "standalone"  # the model's other name, which has no canary; as long as the first
 OTHERS: Final = 4  # rounds, of which one has the other keys too
-WARM_UP: Final = 8  # seconds: the first canary starts the controller's process
+WARM_UP: Final = 8  # seconds
+IDLE_SECONDS: Final = 20
 WAIT_SECONDS: Final = 60.0  # for a revision to be taken up
+
+T = TypeVar("T")
 
 
 class Seen(NamedTuple):
@@ -67,13 +74,15 @@ class Seen(NamedTuple):
     cpu: float
 
 
-class Pair(NamedTuple):
-    alone: Seen
-    beside: Seen
+class Pair(NamedTuple, Generic[T]):
+    """Of the name without a canary, and of that with one."""
+
+    alone: T
+    beside: T
 
 
 class Host(NamedTuple):
-    """A server, the log of the model that it has, and a request."""
+    """A server, the log of the model whose canary it is, and a request to that."""
 
     server: Running
     log: ReleaseLog
@@ -82,7 +91,7 @@ class Host(NamedTuple):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=30, help="with either server's canary")
+    parser.add_argument("--rounds", type=int, default=100, help="of each placement")
     parser.add_argument("--seconds", type=int, default=1, help="of each measurement")
     parser.add_argument("--breaks", type=int, default=5, help="canaries that fail")
     parser.add_argument("--root", type=Path, default=Path("build"), help="where models go")
@@ -98,42 +107,44 @@ def main() -> None:
 
 
 def compare(options: argparse.Namespace, work: Path, report: Report) -> None:
-    rows = []
+    rows, idle = [], []
     for placement, args in PLACEMENTS.items():
-        passes = [by_turns(options, work / f"{placement[:2]}{number}", args, number) for number in range(2)]
-        rows += [[placement, whose, *told(passes[0][whose], passes[1][whose])] for whose in passes[0]]
+        # short, as the path of a socket may have some hundred characters
+        with hosted(options.root, work / placement[:2], args) as host:
+            before = idle_cpu(host)
+            asks = shared(host)
+            idle.append([placement, *(f"{share:.1%}" for share in (before, idle_cpu(host)))])
+            pairs = by_turns(options, host, asks, work)
+        rows += [[placement, whose, *told(seen)] for whose, seen in pairs.items()]
     columns = ["canary", "keys", "none: req/s", "p50 ms", "CPU us", "at 10%: req/s", "p50 ms", "CPU us"]
     columns += ["req/s, times", "95%", "p50, times", "95%", "CPU, times", "95%"]
     report.table(f"A canary at 10% beside none, {CLIENTS} clients", columns, rows)
+    report.table("CPU time with nobody asking, of one core", ["canary", "none", "at 10%"], idle)
 
 
-def by_turns(options: argparse.Namespace, work: Path, args: Mapping[str, Any], first: int) -> dict[str, list[Pair]]:
-    """Two fresh servers, of which the one that was started `first` (0 or 1) has a canary: what was seen, by whose keys."""
-    pairs: dict[str, list[Pair]] = {}
-    with ExitStack() as stack:
-        hosts = [stack.enter_context(hosted(options.root, work / str(number), args)) for number in range(2)]
-        alone, beside = hosts[1 - first], hosts[first]
-        keyed = shared(beside, alone)
-        for host in hosts:  # after what a change of releases brings with it
-            measured(host, host.ask, WARM_UP, work)
-        for number in range(options.rounds):
-            for whose, ask in keyed.items():
-                if whose != STABLES and number % OTHERS:
-                    continue
-                had = pairs.setdefault(whose, [])
-                order = (0, 1) if len(had) % 2 else (1, 0)
-                seen = {i: measured((alone, beside)[i], ask, options.seconds, work) for i in order}
-                had.append(Pair(seen[0], seen[1]))
-            print(f"round {number + 1} of {options.rounds}", flush=True)
-    return pairs
+def by_turns(options: argparse.Namespace, host: Host, asks: Mapping[str, Pair[Ask]], work: Path) -> dict[str, list[Pair[Seen]]]:
+    """What was seen, by whose keys."""
+    seen: dict[str, list[Pair[Seen]]] = {whose: [] for whose in asks}
+    for ask in asks[STABLES]:
+        measured(host, ask, WARM_UP, work)
+    for number in range(options.rounds):
+        for whose, pair in asks.items():
+            if whose != STABLES and number % OTHERS:
+                continue
+            turns = [(i, pair[i]) for i in ((0, 1) if len(seen[whose]) % 2 else (1, 0))]
+            found = {i: measured(host, ask, options.seconds, work) for i, ask in turns}
+            seen[whose].append(Pair(found[0], found[1]))
+        print(f"round {number + 1} of {options.rounds}", flush=True)
+    return seen
 
 
 @contextmanager
 def hosted(root: Path, work: Path, args: Mapping[str, Any]) -> Iterator[Host]:
-    """A server with two versions of the model."""
+    """A server with two versions of the model, and one of it under the other name."""
     model, repository = packaged(root, "tiny", TINY)
     models = Path(shutil.copytree(repository, work / "models"))
-    package_model(model, name=MODEL, repository=open_repository(models), config=model.with_suffix(".toml"))
+    for name in MODEL, ALONE:
+        package_model(model, name=name, repository=open_repository(models), config=model.with_suffix(".toml"))
     log = ReleaseLog(open_repository(models), MODEL)
     log.set(stable=1)
     x, y = example(model)
@@ -141,14 +152,19 @@ def hosted(root: Path, work: Path, args: Mapping[str, Any]) -> Iterator[Host]:
         yield Host(server, log, WAYS["triform"].encodings["JSON"].ask(x))
 
 
-def shared(beside: Host, alone: Host) -> dict[str, Ask]:
-    """Requests by whose they are, once one server has a canary that answers its keys, and the other has none."""
-    alone.log.set()
-    release, ask = beside.log.set(canary=Canary(2, WEIGHT, RULE)), beside.ask
-    keyed = {STABLES: with_key(ask, release, 1), "all": ask, "the canary's": with_key(ask, release, 2)}
-    for host, version in (beside, 2), (alone, 1):
-        until_answered_by(host.server.address, keyed["the canary's"], version)
-    return keyed
+def shared(host: Host) -> dict[str, Pair[Ask]]:
+    """Requests by whose they are, once the model has a canary that answers its keys: to the name without one, and to this."""
+    release = host.log.set(canary=Canary(2, WEIGHT, RULE))
+    asks = {STABLES: with_key(host.ask, release, 1), "all": host.ask, CANARYS: with_key(host.ask, release, 2)}
+    until_answered_by(host.server.address, asks[CANARYS], 2)
+    return {whose: Pair(ask._replace(path=ask.path.replace(MODEL, ALONE)), ask) for whose, ask in asks.items()}
+
+
+def idle_cpu(host: Host) -> float:
+    """The share of one core that the server's processes take with nobody asking."""
+    time.sleep(WARM_UP)  # the first canary starts the controller's process
+    _, cpu = host.server.measured(partial(time.sleep, IDLE_SECONDS))
+    return cpu / IDLE_SECONDS
 
 
 def measured(host: Host, ask: Ask, seconds: int, work: Path) -> Seen:
@@ -156,18 +172,17 @@ def measured(host: Host, ask: Ask, seconds: int, work: Path) -> Seen:
     return Seen(load, cpu / load.requests)
 
 
-def told(first: list[Pair], second: list[Pair]) -> list[str]:
+def told(pairs: Sequence[Pair[Seen]]) -> list[str]:
     """Medians of either side, then of the ratios, each with its interval."""
     cells = []
     for side in "alone", "beside":
-        seen: list[Seen] = [getattr(pair, side) for pair in first + second]
+        seen: list[Seen] = [getattr(pair, side) for pair in pairs]
         cells.append(f"{statistics.median(one.load.rate for one in seen):,.0f}")
         cells.append(f"{statistics.median(one.load.p50 for one in seen) * 1e3:.2f}")
         cells.append(f"{statistics.median(one.cpu for one in seen) * 1e6:,.0f}")
     values: list[Callable[[Seen], float]] = [lambda one: one.load.rate, lambda one: one.load.p50, lambda one: one.cpu]
     for value in values:
-        both = [[value(pair.beside) / value(pair.alone) for pair in pairs] for pairs in (first, second)]
-        ratios = [math.sqrt(a * b) for a, b in zip(*both, strict=True)]
+        ratios = [value(pair.beside) / value(pair.alone) for pair in pairs]
         cells += [f"{statistics.median(ratios):.3f}", interval(ratios)]
     return cells
 

@@ -27,6 +27,8 @@ from ray_apps.failures import told
 from triform.errors import ConfigurationError, TriformError
 
 APP: Final = "triform"
+LONGEST_FOLDER: Final = 97 - len("/metrics.sock")  # HAProxy leaves ten bytes of a socket's path for a name of its own at first
+
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
@@ -59,7 +61,7 @@ def serve(
     listening = {"--port": (host, port), "--grpc-port": (host, grpc_port), "--metrics-port": ("", metrics_port)}
     for option, address in {**listening, "--stats-port": ("", stats_port)}.items():
         _check_free(option, *address)
-    at = Path(folder) if folder is not None else Path(tempfile.mkdtemp(prefix="triform-serve-"))
+    at = _folder(folder)
     ports = (replica_ports, replica_ports + 1000)
     os.environ.setdefault(GRPC_MESSAGE, str(least_of_grpc(arguments)))
     for name, value in serve_environment(at, metrics_port=metrics_port, stats_port=stats_port, replica_ports=ports).items():
@@ -91,6 +93,16 @@ def _check_free(option: str, host: str, port: int) -> None:
         raise ConfigurationError(
             f"{option}: cannot listen on {host or 'every address'}, port {port}: {error.strerror}"
         ) from error
+
+
+def _folder(given: str | None) -> Path:
+    """For HAProxy, which would say what it cannot take in a log that nobody reads."""
+    at = Path(given) if given is not None else Path(tempfile.mkdtemp(prefix="triform-serve-"))
+    if (size := len(os.fsencode(at))) > LONGEST_FOLDER:
+        raise ConfigurationError(
+            f"--folder: {at} has {size} bytes, and HAProxy's sockets take {LONGEST_FOLDER}: name a folder with a shorter path"
+        )
+    return at
 
 
 def _run(given: dict[str, Any], http_options: dict[str, Any], grpc_port: int, cpus: int | None, grace: float) -> None:

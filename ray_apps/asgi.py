@@ -18,6 +18,7 @@ from contextlib import suppress
 from typing import Any, Final
 from urllib.parse import quote, unquote
 
+from ray_apps.places import no_place
 from triform.errors import BodyTimeout, Overloaded, TriformError
 from triform.headers import REQUEST_ID, Headers
 from triform.http import HttpRequest, HttpResponse, HttpSurface, request_id_of
@@ -108,8 +109,7 @@ class AsgiApp:
     async def full(self, scope: Message, send: Send) -> int:
         """Refuses a request for which its server has no place, nor one to wait for it; returns the status."""
         started, headers = time.perf_counter(), Headers.of_asgi(scope["headers"])
-        error = Overloaded("as many requests are under way, and wait, as may: send the request again later")
-        return await self._send(self._refused(error, headers, started), headers, scope, send)
+        return await self._send(self._refused(no_place(), headers, started), headers, scope, send)
 
     async def _send(self, response: HttpResponse, headers: Headers, scope: Message, send: Send) -> int:
         if self._told_by_server and (REQUEST_ID, response.headers[REQUEST_ID]) in headers:

@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any, Final
 
 from ray_apps.messages import MESSAGES, RPCS, SERVICE
+from ray_apps.places import no_place
 from triform.access import INFER, OPERATE, OVERRIDE
 from triform.api_keys import SIGNED, Role
 from triform.errors import (
@@ -220,6 +221,10 @@ class OpenInference:
         except Exception as error:  # noqa: BLE001 - it is told
             _fail(context, _known(rpc, error))
         return MESSAGES[RPCS[rpc][1]]()
+
+    def full(self, context: Any) -> None:
+        """Refuses a call for which the replica has no place, nor one to wait for it."""
+        self._refused(context, no_place())
 
     def _refused(self, context: Any, error: TriformError) -> None:
         request_id = request_id_of([(str(name), str(value)) for name, value in context.invocation_metadata()], None)

@@ -11,6 +11,8 @@ from typing import Any, Final
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
+from ray_apps.places import refusing
+
 SERVICE: Final = "inference.GRPCInferenceService"
 _NAME: Final = "triform/inference.proto"
 _NAMED: Final = "name:1:string version:2:string"
@@ -116,6 +118,8 @@ def add_to_server(servicer: Any, server: Any) -> None:
     """What Serve's `grpc_servicer_functions` names: registers the RPCs, which Serve leads to the application's methods."""
     import grpc
 
+    if hasattr(server, "service_handler_factory"):
+        server.service_handler_factory = refusing(server.service_handler_factory)
     handlers = {}
     for rpc, (request, _) in RPCS.items():
         make = grpc.stream_stream_rpc_method_handler if rpc in STREAMS else grpc.unary_unary_rpc_method_handler

@@ -20,6 +20,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 
 from ray_apps.asgi import AsgiApp
+from ray_apps.places import is_full
 from ray_apps.writing import direct
 from triform.routes import EVERYBODYS
 
@@ -71,15 +72,9 @@ class Straight:
         path: str = scope["path"][len(scope.get("root_path", "")) :]
         if not path.startswith(self._replica._route_prefix or "") or path.startswith(SERVES):
             return False
-        if self._places.locked() and not self._is_full() and not self._probes(scope):
-            return False
+        if self._places.locked() and not self._probes(scope):
+            return is_full(self._replica)
         return TIME_LIMIT not in [name for name, _ in scope["headers"]]
-
-    def _is_full(self) -> bool:
-        """Whether Serve, too, would refuse."""
-        most: int = self._replica.max_queued_requests
-        waiting: int = self._replica._num_queued_requests
-        return 0 <= most <= waiting
 
     def _probes(self, scope: MutableMapping[str, Any]) -> bool:
         below: str = scope.get("root_path", "") + (self._replica._route_prefix or "").rstrip("/")

@@ -18,6 +18,7 @@ import os
 import re
 import stat
 import sys
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Final, Literal
@@ -82,7 +83,7 @@ class RowIndependence(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return "close" if self.kind == "exact" else self.kind
 
 
-class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, dict=True):  # dict: for `ref`
     format: Literal[1] = 1
     name: str
     version: int
@@ -98,7 +99,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     files: dict[str, FileEntry]
     digest: str = ""
 
-    @property
+    @cached_property
     def ref(self) -> str:
         return f"{self.name}/{self.version}"
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Side = Literal["stable", "canary"]
 Outputs = Mapping[str, np.ndarray[Any, Any]]
 MOST_KEYS: Final = 1000  # of failures, whose repetition is not counted; every one beyond them is
-MOST_WAITING: Final = 256  # requests, whose numbers wait for their bins
+MOST_WAITING: Final = 1024  # requests, whose numbers wait for their bins: of fewer numpy's calls take more time than its work
 MOST_SCORES: Final = 4096  # of one answer
 NOTHING: Final = {"requests": 0, "rows": 0, "disagreed": 0}  # that a shadow was compared with
 

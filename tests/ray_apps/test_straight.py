@@ -17,15 +17,20 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import grpc
 import orjson
 import pytest
 from ray.serve._private.common import DeploymentID
 from ray.serve._private.utils import Semaphore
 from ray.serve.config import HTTPOptions
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from ray_apps.places import no_place, refusing
 from ray_apps.spared import Spared
 from ray_apps.straight import Straight
 from tests.ray_apps.hosts import RunningApp, running, served
+from tests.ray_apps.load import until
+from tests.ray_apps.ports import SERVE_PORTS
 from triform.routes import EVERYBODYS
 from triform.testing import RecordingTelemetry
 
@@ -47,6 +52,7 @@ def address(ray_cluster: Any, online_models: Path) -> Iterator[tuple[str, int]]:
 
 
 ASKED: list[str] = []  # the paths of all requests to it, in this module
+REFUSED: list[str] = []  # the protocol of each that found no place
 
 
 def ask(
@@ -176,12 +182,46 @@ def test_who_may_not_even_wait_is_told_so_in_our_words(address: tuple[str, int])
     with no_place_free(address):
         waiting.start()
         time.sleep(1.0)
-        for body in BODY, b" " * 200_000 + BODY:
-            status, headers, said = ask(address, PREFIX + PREDICT, body=body)
+        for body, given in (BODY, {}), (b" " * 200_000 + BODY, {}), (BODY, LIMIT):
+            status, headers, said = ask(address, PREFIX + PREDICT, given, body=body)
             assert (status, orjson.loads(said)["code"], went_straight(headers)) == (429, "overloaded", True)
             assert "retry-after" in headers
+            REFUSED.append("HTTP")
     waiting.join(60)
     assert ask(address, PREFIX + PREDICT)[0] == 200, "places are free again"
+
+
+def test_over_grpc_as_well(address: tuple[str, int], ray_cluster: Any) -> None:
+    """The status, a stream's too, and the count; probes are answered meanwhile."""
+    to, waiting = [("application", "straight")], threading.Thread(target=ask, args=(address, PREFIX + PREDICT))
+    x = {"name": "x", "datatype": "FP32", "shape": [1, 3], "contents": {"fp32_contents": [1, 2, 3]}}
+    request = service_pb2.ModelInferRequest(model_name="linear", inputs=[x])
+    with grpc.insecure_channel(f"127.0.0.1:{SERVE_PORTS.grpc}") as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        with no_place_free(address):
+            waiting.start()
+            time.sleep(1.0)
+            for calls in stub.ModelInfer, lambda one, **more: list(stub.ModelStreamInfer(iter([one]), **more)):
+                with pytest.raises(grpc.RpcError) as refusal:
+                    calls(request, metadata=to, timeout=60)
+                assert refusal.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+                assert refusal.value.details() == str(no_place())
+                REFUSED.append("gRPC")
+            assert stub.ServerLive(service_pb2.ServerLiveRequest(), metadata=to, timeout=10).live
+            assert stub.ServerReady(service_pb2.ServerReadyRequest(), metadata=to, timeout=10).ready
+        waiting.join(60)
+        assert stub.ModelInfer(request, metadata=to, timeout=60).outputs[0].contents.fp32_contents == [14.0]
+    until(lambda: overloaded(ray_cluster) == len(REFUSED))
+
+
+def overloaded(ray_cluster: Any) -> int:
+    """How many requests this application's replica has counted that found no place."""
+    port = ray_cluster._private.worker._global_node.metrics_export_port
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as page:
+        lines = page.read().decode().splitlines()
+    workers = {worker for line in lines if 'application="straight"' in line for worker in re.findall(r'WorkerId="(\w+)"', line)}
+    refused = [line for line in lines if re.match(r'ray_triform_requests_total\{.*code="overloaded"', line)]
+    return int(sum(float(line.rpartition(" ")[2]) for line in refused if any(worker in line for worker in workers)))
 
 
 class Counts:
@@ -319,12 +359,12 @@ def test_who_may_not_even_wait_is_refused_and_counted(online_models: Path) -> No
         replica = Replica(app.app, places=0)
         replica._num_queued_requests = 5
         assert call(app, replica) == 429
-        assert call(app, replica, headers=[(b"x-request-timeout-seconds", b"30")]) is None
+        assert call(app, replica, headers=[(b"x-request-timeout-seconds", b"30")]) == 429
         assert call(app, replica, "/v2/health/live", method="GET") == 200
         replica.max_queued_requests = -1
         assert call(app, replica) is None
-    assert [(record.model, record.code) for record in telemetry.records] == [("unknown", "overloaded")]
-    assert replica._metrics_manager.requests == [("/", "429", False), ("/", "200", False)]
+    assert [(record.model, record.code) for record in telemetry.records] == [("unknown", "overloaded")] * 2
+    assert replica._metrics_manager.requests == [("/", "429", False), ("/", "429", False), ("/", "200", False)]
     assert (replica._metrics_manager.ongoing, replica._semaphore._value) == (0, 0)
 
 
@@ -350,3 +390,18 @@ def test_where_serve_has_changed_requests_go_its_own_way(app: RunningApp, caplog
     assert call(app, replica) is None
     assert replica.left_to_serve == 1
     assert "its long way" in caplog.text
+
+
+def test_a_factory_of_handlers_that_is_no_replicas_or_another_rays_is_left_alone(caplog: pytest.LogCaptureFixture) -> None:
+    class Proxy:
+        def service_handler_factory(self) -> None:
+            """Of Serve's proxy in Python."""
+
+    class Other(Proxy):
+        def _can_accept_request(self) -> None:
+            """All that it has in common with a replica of 2.60."""
+
+    for replica, told in (Proxy(), ""), (Other(), "counts in another way than 2.60 (_semaphore): it refuses gRPC calls itself"):
+        assert refusing(replica.service_handler_factory) == replica.service_handler_factory
+        assert told in caplog.text
+        assert bool(caplog.text) == bool(told)
