@@ -2,17 +2,19 @@
 
     python -m benchmarks.canary_serve [--rounds 100] [--seconds 1] [--breaks 5] [--markdown FILE]
 
-    each placement: one server with the same model under two names, of which one has a canary at 10% ──► wrk, by turns ──► ratios
+    each placement: one server with the same model under two names ──► wrk, by turns ──► ratios, before there is a canary
+                    one of the names has a canary at 10% ────────────► wrk, by turns ──► ratios
                     and what the server takes with nobody asking, before there was a canary and with it
     a rollout of a canary that always fails, two replicas: its first failure -> the last, and the decision to take it off
 
 The tiny model of `benchmarks/serving.py`, JSON, a row a request, one worker and 32 clients. Both names are answered by the same
-process, so that neither the pace of a process nor the hour counts; what runs beside it because there is a canary (the
-controller's process) is there in both turns, and so has a table of its own. *stable's*: each request has the key of one user who
-is stable's, and whom the server knows after his first request. *all*: each request has another key, so that a tenth is the
-canary's. *the canary's*: the key of one user who is the canary's. The requests to the name without a canary are the same. Ratios
-are medians of the rounds, with their 95% confidence interval from order statistics. *All* and *the canary's* are every fourth
-round.
+process, so that neither the pace of a process nor the hour counts. What runs beside it because there is a canary (the
+controller's process) is there in both turns, and so has a table of its own; replicas of an isolated canary are there from the
+start. *nobody's*: before there is a canary, which tells what the two names differ by anyway. *stable's*: each request has the key
+of one user who is stable's, and whom the server knows after his first request. *all*: each request has another key, so that a
+tenth is the canary's. *the canary's*: the key of one user who is the canary's. The requests to the name without a canary are the
+same. Ratios are medians of the rounds, with their 95% confidence interval from order statistics. *All* and *the canary's* are
+every fourth round.
 """
 
 from __future__ import annotations
@@ -56,6 +58,7 @@ PLACEMENTS: Final[Mapping[str, dict[str, Any]]] = {"in-process": {}, "isolated":
 POLL_SECONDS: Final = 1.0  # between two looks at the release log
 CALLERS: Final = 8
 FAILS: Final = 3  # what a bad canary's first input must not be
+NOBODYS: Final = "nobody's"
 STABLES: Final = "stable's"
 CANARYS: Final = "the canary's"
 ALONE: Final = "standalone"  # the model's other name, which has no canary; as long as the first
@@ -112,24 +115,26 @@ def compare(options: argparse.Namespace, work: Path, report: Report) -> None:
         # short, as the path of a socket may have some hundred characters
         with hosted(options.root, work / placement[:2], args) as host:
             before = idle_cpu(host)
+            pairs = by_turns(options, host, {NOBODYS: pair_of(with_user(host.ask, "anybody"))}, work)
             asks = shared(host)
             idle.append([placement, *(f"{share:.1%}" for share in (before, idle_cpu(host)))])
-            pairs = by_turns(options, host, asks, work)
+            pairs |= by_turns(options, host, asks, work)
         rows += [[placement, whose, *told(seen)] for whose, seen in pairs.items()]
     columns = ["canary", "keys", "none: req/s", "p50 ms", "CPU us", "at 10%: req/s", "p50 ms", "CPU us"]
     columns += ["req/s, times", "95%", "p50, times", "95%", "CPU, times", "95%"]
-    report.table(f"A canary at 10% beside none, {CLIENTS} clients", columns, rows)
+    report.table(f"A name with a canary at 10% beside one without, {CLIENTS} clients", columns, rows)
     report.table("CPU time with nobody asking, of one core", ["canary", "none", "at 10%"], idle)
 
 
 def by_turns(options: argparse.Namespace, host: Host, asks: Mapping[str, Pair[Ask]], work: Path) -> dict[str, list[Pair[Seen]]]:
     """What was seen, by whose keys."""
     seen: dict[str, list[Pair[Seen]]] = {whose: [] for whose in asks}
-    for ask in asks[STABLES]:
+    first = next(iter(asks))
+    for ask in asks[first]:
         measured(host, ask, WARM_UP, work)
     for number in range(options.rounds):
         for whose, pair in asks.items():
-            if whose != STABLES and number % OTHERS:
+            if whose != first and number % OTHERS:
                 continue
             turns = [(i, pair[i]) for i in ((0, 1) if len(seen[whose]) % 2 else (1, 0))]
             found = {i: measured(host, ask, options.seconds, work) for i, ask in turns}
@@ -157,7 +162,12 @@ def shared(host: Host) -> dict[str, Pair[Ask]]:
     release = host.log.set(canary=Canary(2, WEIGHT, RULE))
     asks = {STABLES: with_key(host.ask, release, 1), "all": host.ask, CANARYS: with_key(host.ask, release, 2)}
     until_answered_by(host.server.address, asks[CANARYS], 2)
-    return {whose: Pair(ask._replace(path=ask.path.replace(MODEL, ALONE)), ask) for whose, ask in asks.items()}
+    return {whose: pair_of(ask) for whose, ask in asks.items()}
+
+
+def pair_of(ask: Ask) -> Pair[Ask]:
+    """The same request to either name."""
+    return Pair(ask._replace(path=ask.path.replace(MODEL, ALONE)), ask)
 
 
 def idle_cpu(host: Host) -> float:
@@ -202,7 +212,10 @@ def interval(values: Sequence[float]) -> str:
 def with_key(ask: Ask, release: Release, version: int) -> Ask:
     """The request of a user whom the version answers."""
     split, users = TrafficSplit.of(release), map("user-{}".format, range(10_000))
-    user = next(user for user in users if split.choose(user.encode()) == version)
+    return with_user(ask, next(user for user in users if split.choose(user.encode()) == version))
+
+
+def with_user(ask: Ask, user: str) -> Ask:
     return ask._replace(headers={**ask.headers, str(RULE.header): user})
 
 

@@ -97,12 +97,12 @@ def _check_free(option: str, host: str, port: int) -> None:
 
 def _folder(given: str | None) -> Path:
     """For HAProxy, which would say what it cannot take in a log that nobody reads."""
-    at = Path(given) if given is not None else Path(tempfile.mkdtemp(prefix="triform-serve-"))
+    at = Path(given) if given is not None else Path(tempfile.gettempdir(), "triform-serve-????????")
     if (size := len(os.fsencode(at))) > LONGEST_FOLDER:
         raise ConfigurationError(
             f"--folder: {at} has {size} bytes, and HAProxy's sockets take {LONGEST_FOLDER}: name a folder with a shorter path"
         )
-    return at
+    return at if given is not None else Path(tempfile.mkdtemp(prefix="triform-serve-"))
 
 
 def _run(given: dict[str, Any], http_options: dict[str, Any], grpc_port: int, cpus: int | None, grace: float) -> None:

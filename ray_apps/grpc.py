@@ -224,12 +224,15 @@ class OpenInference:
 
     def full(self, context: Any) -> None:
         """Refuses a call for which the replica has no place, nor one to wait for it."""
-        self._refused(context, no_place())
+        request_id = self._refused(context, no_place())
+        context.set_trailing_metadata([("request_id", request_id)])  # as Serve tells it
 
-    def _refused(self, context: Any, error: TriformError) -> None:
+    def _refused(self, context: Any, error: TriformError) -> str:
+        """Returns the id under which it is counted."""
         request_id = request_id_of([(str(name), str(value)) for name, value in context.invocation_metadata()], None)
         self.surface.service.refused(request_id, error, time.perf_counter())
         _fail(context, error)
+        return request_id
 
 
 Operation = Callable[[HttpRequest], Awaitable[Any]]

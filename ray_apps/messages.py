@@ -118,8 +118,6 @@ def add_to_server(servicer: Any, server: Any) -> None:
     """What Serve's `grpc_servicer_functions` names: registers the RPCs, which Serve leads to the application's methods."""
     import grpc
 
-    if hasattr(server, "service_handler_factory"):
-        server.service_handler_factory = refusing(server.service_handler_factory)
     handlers = {}
     for rpc, (request, _) in RPCS.items():
         make = grpc.stream_stream_rpc_method_handler if rpc in STREAMS else grpc.unary_unary_rpc_method_handler
@@ -128,6 +126,7 @@ def add_to_server(servicer: Any, server: Any) -> None:
             request_deserializer=MESSAGES[request].FromString,
             response_serializer=methodcaller("SerializeToString"),  # an answer may be bytes already: grpc.Serialized
         )
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
-    if hasattr(server, "add_registered_method_handlers"):
-        server.add_registered_method_handlers(SERVICE, handlers)
+    with refusing(server):
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+        if hasattr(server, "add_registered_method_handlers"):
+            server.add_registered_method_handlers(SERVICE, handlers)

@@ -2,23 +2,25 @@
 
     HTTP  straight.py ─┐
                        ├─► is_full ──► no_place() ──► 429 or RESOURCE_EXHAUSTED ──► triform_requests_total{code="overloaded"}
-    gRPC  handlers ────┘        └─no─► Serve's own steps
+    gRPC  Handlers ────┘        └─no─► Serve's own steps
 
-Probes over gRPC are answered without a place, as over HTTP. Seen in Ray 2.60: `_can_accept_request`, and the factory that
-`start_grpc_server` makes handlers by, in ray/serve/_private. Where Ray has none of it, Serve refuses as it does.
+Probes over gRPC are answered without a place, as over HTTP. Seen in Ray 2.60: `_can_accept_request`, and the factory that Serve's
+gRPC server makes handlers by (ray/serve/_private/replica.py, grpc_util.py). Where Ray has none of it, Serve refuses as it does.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 from triform.errors import Overloaded
 
 log = logging.getLogger(__name__)
 
-COUNTED: Final = ("_semaphore", "_num_queued_requests", "max_queued_requests", "_user_callable_wrapper")  # of a replica
+# What is used of a replica.
+REPLICAS: Final = ("_semaphore", "_num_queued_requests", "max_queued_requests", "_deployment_id")
 PROBES: Final = ("ServerLive", "ServerReady")
 
 
@@ -33,48 +35,82 @@ def is_full(replica: Any) -> bool:
     return 0 <= most <= waiting
 
 
-def refusing(factory: Callable[..., Any]) -> Callable[..., Any]:
-    """Serve's factory of gRPC handlers, whose handlers refuse as we do. That of what is no replica stays as it is."""
-    replica = getattr(factory, "__self__", None)
-    if not hasattr(replica, "_can_accept_request"):  # Serve's proxy in Python has such a factory, too
-        return factory
-    if lacking := [name for name in COUNTED if not hasattr(replica, name)]:
-        log.warning("this version of Ray Serve counts in another way than 2.60 (%s): it refuses gRPC calls itself", lacking[0])
-        return factory
+@contextmanager
+def refusing(server: Any) -> Iterator[None]:
+    """Handlers that Serve's gRPC server makes in this block refuse as we do, where it is the server of a replica of ours: other
+    applications' replicas, and Serve's proxy in Python, have such servers, too."""
+    factory = getattr(server, "service_handler_factory", None)
+    handlers = None if factory is None else Handlers.of(factory)
+    if handlers is None:
+        yield
+        return
+    server.service_handler_factory = handlers
+    try:
+        yield
+    finally:
+        server.service_handler_factory = factory
 
-    def made(*, service_method: str, streaming_type: Any) -> Callable[..., Any]:
-        handler, rpc = factory(service_method=service_method, streaming_type=streaming_type), service_method.rpartition("/")[2]
+
+class Handlers:
+    """Makes a replica's handlers of gRPC calls, before those that Serve's own `factory` makes."""
+
+    def __init__(self, replica: Any, application: Any, factory: Callable[..., Any]) -> None:
+        self._replica = replica
+        self._application = application
+        self._factory = factory
+        self._places = replica._semaphore
+        self._named = replica._deployment_id.app_name
+
+    @classmethod
+    def of(cls, factory: Callable[..., Any]) -> Handlers | None:
+        """None where the factory is none of ours, or Ray's replica another than we know."""
+        from ray_apps.grpc import OpenInference
+
+        replica: Any = getattr(factory, "__self__", None)
+        wrapper: Any = getattr(replica, "_user_callable_wrapper", None)
+        application = getattr(wrapper, "_callable", None)
+        if not isinstance(application, OpenInference) or wrapper._run_user_code_in_separate_thread:
+            return None
+        if lacking := [name for name in REPLICAS if not hasattr(replica, name)]:
+            log.warning("this version of Ray Serve is another than 2.60 (no %s): it refuses gRPC calls itself", lacking[0])
+            return None
+        return cls(replica, application, factory)
+
+    def __call__(self, *, service_method: str, streaming_type: Any) -> Callable[..., Any]:
+        """As Serve asks for it."""
+        handler = self._factory(service_method=service_method, streaming_type=streaming_type)
         if streaming_type.name == "UNARY_UNARY":
-            return _unary(replica, rpc, handler)
-        return _stream(replica, handler) if streaming_type.name == "STREAM_STREAM" else handler
+            return self._unary(service_method.rpartition("/")[2], handler)
+        return self._stream(handler) if streaming_type.name == "STREAM_STREAM" else handler
 
-    return made
+    def _unary(self, rpc: str, handler: Callable[[Any, Any], Awaitable[bytes]]) -> Callable[[Any, Any], Awaitable[bytes]]:
+        async def call(request: Any, context: Any) -> bytes:
+            if rpc in PROBES and self._is_busy(context):
+                answer: bytes = (await getattr(self._application, rpc)(request, context)).SerializeToString()
+                return answer
+            return b"" if self._refuses(context) else await handler(request, context)
 
+        return call
 
-def _unary(replica: Any, rpc: str, handler: Callable[[Any, Any], Awaitable[bytes]]) -> Callable[[Any, Any], Awaitable[bytes]]:
-    async def call(request: Any, context: Any) -> bytes:
-        if rpc in PROBES and replica._semaphore.locked():
-            answer: bytes = (await getattr(_application(replica), rpc)(request, context)).SerializeToString()
-            return answer
-        if is_full(replica):
-            _application(replica).full(context)
-            return b""
-        return await handler(request, context)
+    def _stream(self, handler: Callable[[Any, Any], AsyncIterator[bytes]]) -> Callable[[Any, Any], AsyncIterator[bytes]]:
+        async def call(requests: Any, context: Any) -> AsyncIterator[bytes]:
+            if not self._refuses(context):
+                async for answer in handler(requests, context):
+                    yield answer
 
-    return call
+        return call
 
+    def _is_busy(self, context: Any) -> bool:
+        return (self._places.locked() or is_full(self._replica)) and self._is_meant(context)
 
-def _stream(replica: Any, handler: Callable[[Any, Any], AsyncIterator[bytes]]) -> Callable[[Any, Any], AsyncIterator[bytes]]:
-    async def call(requests: Any, context: Any) -> AsyncIterator[bytes]:
-        if is_full(replica):
-            _application(replica).full(context)
-            return
-        async for answer in handler(requests, context):
-            yield answer
+    def _refuses(self, context: Any) -> bool:
+        """Whether it has refused the call."""
+        full = is_full(self._replica) and self._is_meant(context)
+        if full:
+            self._application.full(context)
+        return full
 
-    return call
-
-
-def _application(replica: Any) -> Any:
-    """The `grpc.OpenInference` that it hosts."""
-    return replica._user_callable_wrapper._callable
+    def _is_meant(self, context: Any) -> bool:
+        """Whether the call is for this application, as far as its caller says: it is Serve that says no to others."""
+        given = [value for name, value in context.invocation_metadata() if name == "application" and value]
+        return not given or given[0] == self._named

@@ -72,8 +72,8 @@ class Straight:
         path: str = scope["path"][len(scope.get("root_path", "")) :]
         if not path.startswith(self._replica._route_prefix or "") or path.startswith(SERVES):
             return False
-        if self._places.locked() and not self._probes(scope):
-            return is_full(self._replica)
+        if self._places.locked():
+            return self._probes(scope) or is_full(self._replica)
         return TIME_LIMIT not in [name for name, _ in scope["headers"]]
 
     def _probes(self, scope: MutableMapping[str, Any]) -> bool:

@@ -26,6 +26,7 @@ Outputs = Mapping[str, np.ndarray[Any, Any]]
 MOST_KEYS: Final = 1000  # of failures, whose repetition is not counted; every one beyond them is
 MOST_WAITING: Final = 1024  # requests, whose numbers wait for their bins: of fewer numpy's calls take more time than its work
 MOST_SCORES: Final = 4096  # of one answer
+MOST_BYTES: Final = 256 << 10  # of scores that wait: to put more into bins would hold callers up for milliseconds
 NOTHING: Final = {"requests": 0, "rows": 0, "disagreed": 0}  # that a shadow was compared with
 
 
@@ -38,6 +39,7 @@ class _Arm:
         self.waiting: list[float] = []  # times of requests
         self.waiting_runs: list[tuple[int, float]] = []  # rows and times
         self.waiting_scores: list[bytes] = []
+        self.waiting_bytes = 0  # of those
         self._edges = edges
         self._dtype: np.dtype[Any] = np.dtype(np.float32)  # of those
         self._seconds = np.zeros(BINS, np.int64)
@@ -54,6 +56,9 @@ class _Arm:
                     self._dtype = values.dtype
                 few = values if values.size <= MOST_SCORES else values.ravel()[:: 1 + values.size // MOST_SCORES]
                 self.waiting_scores.append(few.tobytes())
+                self.waiting_bytes += few.nbytes
+                if self.waiting_bytes > MOST_BYTES:
+                    self.fold()
                 return
 
     def fold(self) -> None:
@@ -65,7 +70,7 @@ class _Arm:
         if self.waiting_scores:
             counts = np.array(score_bins(np.frombuffer(b"".join(self.waiting_scores), self._dtype), self._edges))
             self._scores = counts if self._scores is None else self._scores + counts
-        self.waiting, self.waiting_runs, self.waiting_scores = [], [], []
+        self.waiting, self.waiting_runs, self.waiting_scores, self.waiting_bytes = [], [], [], 0
 
     def arm(self) -> Arm:
         self.fold()

@@ -89,18 +89,12 @@ def test_a_port_that_is_taken_is_named_before_ray_starts(tmp_path: Path) -> None
 def test_a_folder_whose_sockets_haproxy_could_not_open_is_named_before_ray_starts(tmp_path: Path, given: bool) -> None:
     deep = tmp_path / ("x" * 84)
     deep.mkdir()
-    command = [
-        sys.executable,
-        "-m",
-        "ray_apps",
-        "--allow-anonymous",
-        "--repository",
-        tmp_path,
-        *(["--folder", deep] if given else []),
-    ]
+    ports = zip(["--port", "--grpc-port", "--metrics-port", "--stats-port"], map(str, free_ports(4)), strict=True)
+    options = [*(part for pair in ports for part in pair), *(["--folder", deep] if given else [])]
+    command = [sys.executable, "-m", "ray_apps", "--allow-anonymous", "--repository", tmp_path, *options]
     environment = os.environ if given else {**os.environ, "TMPDIR": str(deep)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
-    assert (done.returncode, done.stdout) == (2, "")
+    assert (done.returncode, done.stdout, list(deep.glob("triform*"))) == (2, "", [])
     assert done.stderr.startswith(f"configuration: --folder: {deep}"), done.stderr
     assert done.stderr.endswith("HAProxy's sockets take 84: name a folder with a shorter path\n")
 

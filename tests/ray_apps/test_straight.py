@@ -25,7 +25,8 @@ from ray.serve._private.utils import Semaphore
 from ray.serve.config import HTTPOptions
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from ray_apps.places import no_place, refusing
+from ray_apps.grpc import OpenInference
+from ray_apps.places import REPLICAS, Handlers, no_place, refusing
 from ray_apps.spared import Spared
 from ray_apps.straight import Straight
 from tests.ray_apps.hosts import RunningApp, running, served
@@ -171,8 +172,10 @@ def test_probes_are_answered_though_no_place_is_free(address: tuple[str, int]) -
     """Who is busy is not ill. After the test above, whose counts have no probes."""
     with no_place_free(address):
         for path in EVERYBODYS:
-            with urllib.request.urlopen(f"http://{address[0]}:{address[1]}{PREFIX}{path}", timeout=10) as answer:
-                assert (answer.status, went_straight([name.lower() for name in answer.headers])) == (200, True), path
+            for headers in {}, LIMIT:
+                probe = urllib.request.Request(f"http://{address[0]}:{address[1]}{PREFIX}{path}", headers=headers)
+                with urllib.request.urlopen(probe, timeout=10) as answer:  # noqa: S310 - loopback
+                    assert (answer.status, went_straight([name.lower() for name in answer.headers])) == (200, True), path
     assert went_straight(ask(address, PREFIX + PREDICT)[1]), "places are free again"
 
 
@@ -206,7 +209,11 @@ def test_over_grpc_as_well(address: tuple[str, int], ray_cluster: Any) -> None:
                     calls(request, metadata=to, timeout=60)
                 assert refusal.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
                 assert refusal.value.details() == str(no_place())
+                assert "request_id" in dict(refusal.value.trailing_metadata())
                 REFUSED.append("gRPC")
+            with pytest.raises(grpc.RpcError) as refusal:
+                stub.ServerLive(service_pb2.ServerLiveRequest(), metadata=[("application", "another")], timeout=10)
+            assert refusal.value.code() is grpc.StatusCode.NOT_FOUND
             assert stub.ServerLive(service_pb2.ServerLiveRequest(), metadata=to, timeout=10).live
             assert stub.ServerReady(service_pb2.ServerReadyRequest(), metadata=to, timeout=10).ready
         waiting.join(60)
@@ -392,16 +399,31 @@ def test_where_serve_has_changed_requests_go_its_own_way(app: RunningApp, caplog
     assert "its long way" in caplog.text
 
 
-def test_a_factory_of_handlers_that_is_no_replicas_or_another_rays_is_left_alone(caplog: pytest.LogCaptureFixture) -> None:
-    class Proxy:
-        def service_handler_factory(self) -> None:
-            """Of Serve's proxy in Python."""
+class Server:
+    """Serve's for gRPC, as far as its factory of handlers is concerned."""
 
-    class Other(Proxy):
-        def _can_accept_request(self) -> None:
-            """All that it has in common with a replica of 2.60."""
+    def __init__(self, factory: Any) -> None:
+        self.service_handler_factory = factory
 
-    for replica, told in (Proxy(), ""), (Other(), "counts in another way than 2.60 (_semaphore): it refuses gRPC calls itself"):
-        assert refusing(replica.service_handler_factory) == replica.service_handler_factory
-        assert told in caplog.text
-        assert bool(caplog.text) == bool(told)
+
+def test_what_makes_handlers_is_put_back_and_only_in_replicas_of_ours(caplog: pytest.LogCaptureFixture) -> None:
+    class Owner:
+        """Another application's replica, Serve's proxy in Python, or what a later Ray has."""
+
+        def __init__(self, application: Any) -> None:
+            self._user_callable_wrapper = SimpleNamespace(_callable=application, _run_user_code_in_separate_thread=False)
+
+        def make(self, **_: Any) -> str:
+            return "Serve's"
+
+    ours, others = Owner(OpenInference()), Owner("another's")
+    ours.__dict__ |= {name: getattr(Replica(None), name) for name in REPLICAS}
+    for owner, is_ours in (ours, True), (others, False), (Owner(OpenInference()), False):
+        assert caplog.text == ""
+        server = Server(owner.make)
+        with refusing(server):
+            assert isinstance(server.service_handler_factory, Handlers) is is_ours
+        assert server.service_handler_factory == owner.make
+    assert "another than 2.60 (no _semaphore): it refuses gRPC calls itself" in caplog.text
+    with refusing(object()):
+        """A server of grpc's own has no factory."""

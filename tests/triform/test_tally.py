@@ -9,7 +9,7 @@ import pytest
 
 from triform.rollout.policy import PROBABILITY_BINS
 from triform.rollout.windows import Arm, Shadowed, Sketch, rows_bucket, score_bins
-from triform.tally import MOST_KEYS, MOST_SCORES, MOST_WAITING, Side, Tally
+from triform.tally import MOST_BYTES, MOST_KEYS, MOST_SCORES, MOST_WAITING, Side, Tally
 from triform.telemetry import InferenceRecord
 
 CANARY = 2
@@ -102,6 +102,7 @@ def test_it_does_not_grow_with_the_requests(rows: int) -> None:
         tally.request("canary", 10.0 ** (i % 9 - 6), failed_by=str(i).encode())
         arm = tally._its
         assert max(map(len, (arm.waiting, arm.waiting_runs, arm.waiting_scores))) <= MOST_WAITING
+        assert sum(map(len, arm.waiting_scores)) == arm.waiting_bytes <= MOST_BYTES
         assert len(arm.failed) <= MOST_KEYS
     window = tally.take()
     assert sum(window.canary.scores) == rows * window.canary.requests
