@@ -3,14 +3,15 @@
     a request: failed or not, its time    a run: its rows and time    an answer: its scores  ->  Tally  ->  windows.Window
     a request that a shadow answered, too: its rows, and those that disagree
 
-Times and scores (copied) wait in lists until there are some to be put into bins together. A request's time is that of its record,
-from where the host began it: HTTP before it asks who the caller is, gRPC after. Belongs to who answers requests: on an event loop
-to that loop.
+Times and scores (copied) wait, as bare numbers, until there are some to be put into bins together. A request's time is that of
+its record, from where the host began it: HTTP before it asks who the caller is, gRPC after. Belongs to who answers requests: on
+an event loop to that loop.
 """
 
 from __future__ import annotations
 
 import time
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -36,28 +37,31 @@ class _Arm:
     def __init__(self, edges: Sequence[float]) -> None:
         self.requests = self.errors = 0
         self.failed: set[bytes] = set()
-        self.waiting: list[float] = []  # times of requests
-        self.waiting_runs: list[tuple[int, float]] = []  # rows and times
-        self.waiting_scores: list[bytes] = []
-        self.waiting_bytes = 0  # of those
         self._edges = edges
-        self._dtype: np.dtype[Any] = np.dtype(np.float32)  # of those
+        self._dtype: np.dtype[Any] = np.dtype(np.float32)  # of the scores that wait
         self._seconds = np.zeros(BINS, np.int64)
         self._execute = np.zeros((BUCKETS, BINS), np.int64)
         self._scores: np.ndarray[Any, Any] | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        self.waiting = array("d")  # times of requests
+        self.waiting_runs = array("d")  # times
+        self.waiting_rows = array("q")  # of those
+        self.waiting_scores = bytearray()
 
     def score(self, outputs: Outputs) -> None:
         """Copies the first output of floats, if there is one, so that nothing else is kept in memory; of a large one every n-th
         value, so that nobody waits for the rest."""
         for values in outputs.values():
-            if values.dtype.kind == "f":
-                if values.dtype != self._dtype:
+            dtype = values.dtype
+            if dtype.kind == "f":
+                if dtype is not self._dtype and dtype != self._dtype:
                     self.fold()
-                    self._dtype = values.dtype
+                    self._dtype = dtype
                 few = values if values.size <= MOST_SCORES else values.ravel()[:: 1 + values.size // MOST_SCORES]
-                self.waiting_scores.append(few.tobytes())
-                self.waiting_bytes += few.nbytes
-                if self.waiting_bytes > MOST_BYTES:
+                self.waiting_scores += few.tobytes()
+                if len(self.waiting_scores) > MOST_BYTES:
                     self.fold()
                 return
 
@@ -65,12 +69,11 @@ class _Arm:
         """Puts what waits into the bins."""
         self._seconds += bins_of(self.waiting)
         if self.waiting_runs:
-            rows, seconds = zip(*self.waiting_runs, strict=True)
-            self._execute += bins_of_runs(rows, np.maximum(0.0, seconds))
+            self._execute += bins_of_runs(self.waiting_rows, np.maximum(0.0, self.waiting_runs))
         if self.waiting_scores:
-            counts = np.array(score_bins(np.frombuffer(b"".join(self.waiting_scores), self._dtype), self._edges))
+            counts = np.array(score_bins(np.frombuffer(self.waiting_scores, self._dtype), self._edges))
             self._scores = counts if self._scores is None else self._scores + counts
-        self.waiting, self.waiting_runs, self.waiting_scores, self.waiting_bytes = [], [], [], 0
+        self._begin()
 
     def arm(self) -> Arm:
         self.fold()
@@ -97,14 +100,13 @@ class Tally:
 
     def ran(self, side: Side, rows: int, seconds: float) -> None:
         """A run of the model with so many rows."""
-        self._arm(side).waiting_runs.append((rows, seconds))
+        arm = self._arm(side)
+        arm.waiting_rows.append(rows)
+        arm.waiting_runs.append(seconds)
 
     def scored(self, side: Side, outputs: Outputs) -> None:
         """The scores of an answer."""
-        arm = self._arm(side)
-        arm.score(outputs)
-        if len(arm.waiting_scores) > MOST_WAITING:  # of requests whose callers went away
-            arm.fold()
+        self._arm(side).score(outputs)
 
     def request(self, side: Side, seconds: float | None, *, failed_by: bytes | None = None) -> None:
         """A request that this side was given has finished, after what it ran and scored; `seconds`: that a caller waited for it,
@@ -131,7 +133,8 @@ class Tally:
         arm.requests += 1
         arm.waiting.append(record.seconds)
         if record.batch_rows:  # else another request of the run tells of it
-            arm.waiting_runs.append((record.batch_rows, record.stages["execute"]))
+            arm.waiting_rows.append(record.batch_rows)
+            arm.waiting_runs.append(record.stages["execute"])
         arm.score(outputs)
         if len(arm.waiting) >= MOST_WAITING:
             arm.fold()
