@@ -103,6 +103,8 @@ class Tally:
         arm = self._arm(side)
         arm.waiting_rows.append(rows)
         arm.waiting_runs.append(seconds)
+        if len(arm.waiting_runs) >= MOST_WAITING:  # of requests whose callers went away, too
+            arm.fold()
 
     def scored(self, side: Side, outputs: Outputs) -> None:
         """The scores of an answer."""
@@ -119,7 +121,7 @@ class Tally:
             arm.errors += 1
             if len(arm.failed) < MOST_KEYS:
                 arm.failed.add(failed_by)
-        if len(arm.waiting) >= MOST_WAITING or len(arm.waiting_runs) >= MOST_WAITING:
+        if len(arm.waiting) >= MOST_WAITING:
             arm.fold()
 
     def answered(self, record: InferenceRecord, outputs: Outputs) -> None:

@@ -52,18 +52,19 @@ def address(ray_cluster: Any, online_models: Path) -> Iterator[tuple[str, int]]:
         yield address
 
 
-ASKED: list[str] = []  # the paths of all requests to it, in this module
+ASKED: list[str] = []  # the paths of all requests to it but probes, in this module
 REFUSED: list[str] = []  # the protocol of each that found no place
 
 
 def ask(
-    address: tuple[str, int], path: str, headers: dict[str, str] | None = None, body: bytes = BODY
+    address: tuple[str, int], path: str, headers: dict[str, str] | None = None, body: bytes = BODY, method: str = "POST"
 ) -> tuple[int, list[str], bytes]:
     """Status, the names of the answer's headers in their order, and its body."""
-    ASKED.append(path)
+    if method == "POST":
+        ASKED.append(path)
     connection = http.client.HTTPConnection(*address, timeout=60)
     try:
-        connection.request("POST", path, body, headers or {})
+        connection.request(method, path, body, headers or {})
         answer = connection.getresponse()
         return answer.status, [name.lower() for name, _ in answer.getheaders()], answer.read()
     finally:
@@ -115,6 +116,17 @@ def no_place_free(address: tuple[str, int]) -> Iterator[None]:
         connection.send(BODY[1:])
         assert connection.getresponse().read() == b'{"predictions":[[14.0]]}'
         connection.close()
+
+
+@contextmanager
+def no_room_to_wait(address: tuple[str, int]) -> Iterator[None]:
+    """The same, and a third waits for them."""
+    third = threading.Thread(target=ask, args=(address, PREFIX + PREDICT))
+    with no_place_free(address):
+        third.start()
+        time.sleep(1.0)  # until it is there, too
+        yield
+    third.join(60)
 
 
 def test_who_finds_no_place_waits_as_serve_has_it(address: tuple[str, int]) -> None:
@@ -172,38 +184,30 @@ def test_probes_are_answered_though_no_place_is_free(address: tuple[str, int]) -
     """Who is busy is not ill. After the test above, whose counts have no probes."""
     with no_place_free(address):
         for path in EVERYBODYS:
-            for headers in {}, LIMIT:
-                probe = urllib.request.Request(f"http://{address[0]}:{address[1]}{PREFIX}{path}", headers=headers)
-                with urllib.request.urlopen(probe, timeout=10) as answer:  # noqa: S310 - loopback
-                    assert (answer.status, went_straight([name.lower() for name in answer.headers])) == (200, True), path
+            for limit in {}, LIMIT:
+                status, headers, _ = ask(address, PREFIX + path, limit, b"", "GET")
+                assert (status, went_straight(headers)) == (200, True), path
     assert went_straight(ask(address, PREFIX + PREDICT)[1]), "places are free again"
 
 
 def test_who_may_not_even_wait_is_told_so_in_our_words(address: tuple[str, int]) -> None:
-    """Two hold the places, a third waits."""
-    waiting = threading.Thread(target=ask, args=(address, PREFIX + PREDICT))
-    with no_place_free(address):
-        waiting.start()
-        time.sleep(1.0)
+    with no_room_to_wait(address):
         for body, given in (BODY, {}), (b" " * 200_000 + BODY, {}), (BODY, LIMIT):
             status, headers, said = ask(address, PREFIX + PREDICT, given, body=body)
             assert (status, orjson.loads(said)["code"], went_straight(headers)) == (429, "overloaded", True)
             assert "retry-after" in headers
             REFUSED.append("HTTP")
-    waiting.join(60)
     assert ask(address, PREFIX + PREDICT)[0] == 200, "places are free again"
 
 
 def test_over_grpc_as_well(address: tuple[str, int], ray_cluster: Any) -> None:
     """The status, a stream's too, and the count; probes are answered meanwhile."""
-    to, waiting = [("application", "straight")], threading.Thread(target=ask, args=(address, PREFIX + PREDICT))
+    to = [("application", "straight")]
     x = {"name": "x", "datatype": "FP32", "shape": [1, 3], "contents": {"fp32_contents": [1, 2, 3]}}
     request = service_pb2.ModelInferRequest(model_name="linear", inputs=[x])
     with grpc.insecure_channel(f"127.0.0.1:{SERVE_PORTS.grpc}") as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-        with no_place_free(address):
-            waiting.start()
-            time.sleep(1.0)
+        with no_room_to_wait(address):
             for calls in stub.ModelInfer, lambda one, **more: list(stub.ModelStreamInfer(iter([one]), **more)):
                 with pytest.raises(grpc.RpcError) as refusal:
                     calls(request, metadata=to, timeout=60)
@@ -216,7 +220,6 @@ def test_over_grpc_as_well(address: tuple[str, int], ray_cluster: Any) -> None:
             assert refusal.value.code() is grpc.StatusCode.NOT_FOUND
             assert stub.ServerLive(service_pb2.ServerLiveRequest(), metadata=to, timeout=10).live
             assert stub.ServerReady(service_pb2.ServerReadyRequest(), metadata=to, timeout=10).ready
-        waiting.join(60)
         assert stub.ModelInfer(request, metadata=to, timeout=60).outputs[0].contents.fp32_contents == [14.0]
     until(lambda: overloaded(ray_cluster) == len(REFUSED))
 

@@ -111,6 +111,15 @@ def test_it_does_not_grow_with_the_requests(rows: int) -> None:
     assert window.canary.execute[0].total == window.canary.requests
 
 
+def test_it_does_not_grow_with_runs_whose_callers_have_gone() -> None:
+    tally = Tally(PROBABILITY_BINS, CANARY)
+    for _ in range(3 * MOST_WAITING):
+        tally.ran("canary", 1, 0.1)
+        tally.scored("canary", {"label": np.array([7])})
+        assert len(tally._its.waiting_runs) < MOST_WAITING
+    assert tally.take().canary.execute[0].total == 3 * MOST_WAITING
+
+
 def test_an_answer_at_once_is_the_same_as_its_parts() -> None:
     whole, parts = Tally(PROBABILITY_BINS, CANARY, Clock()), Tally(PROBABILITY_BINS, CANARY, Clock())
     answers = [np.array([[0.01, 0.99]], np.float32), None, np.array([[0.5]], np.float64), np.linspace(0, 1, 3 * MOST_SCORES)]
