@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.batchers import Watched
 from tests.gates import Gate
 from triform import testing
 from triform.predictor import Predictor
@@ -31,6 +32,12 @@ def predictors(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pred
         return loaded[name]
 
     return load
+
+
+@pytest.fixture(autouse=True)
+def _nobody_watched_yet() -> None:
+    """Whichever test this process ran before."""
+    Watched.stacked.clear()
 
 
 @pytest.fixture
