@@ -16,6 +16,7 @@ import msgspec
 
 from batch.alone import Work, score_alone
 from batch.attempts import IN_ACTOR, IN_ALL, LOADING, OneProcess, Registry
+from triform.answering import Side
 from triform.batch_rows import BATCH_ROWS
 from triform.disagreement import ComparedPart
 from triform.errors import (
@@ -31,25 +32,27 @@ from triform.errors import (
 )
 from triform.predictor import Predictor
 from triform.repository import Ref
+from triform.row_split import RowSplit
 from triform.runs.folder import RunFolder
 from triform.runs.plan import Pinned, Plan
 from triform.runtime import RuntimeOptions
 from triform.scoring import ScoredPart, score_part
 from triform.settings import Settings
 from triform.sources import Sources
+from triform.splitting import TrafficSplit
 from triform.telemetry import LoadRecord
 
 
 class Outcome(msgspec.Struct, frozen=True):
     """Of one part: what was scored or compared, or the error's code and message. `attempts` counts the processes that died over
-    it too; `load` is there once for each time that an actor has loaded the model."""
+    it too; `loads` are there once for each time that an actor has loaded its models."""
 
     part: int
     scored: ScoredPart | None = None
     code: str = ""
     error: str = ""
     attempts: int = 1
-    load: LoadRecord | None = None
+    loads: tuple[LoadRecord, ...] = ()
     compared: ComparedPart | None = None
 
 
@@ -129,7 +132,8 @@ class PartScorer:
         self.actor, self.me = self.attempts.introduce()
         self._turn = threading.Lock()
         self.predictor: Predictor | None = None
-        self.load: LoadRecord | None = None
+        self.split: RowSplit | None = None
+        self.loads: tuple[LoadRecord, ...] = ()
         self.error: Exception | None = None
         try:
             self.plan = _plan_of(self.folder)
@@ -144,7 +148,7 @@ class PartScorer:
 
     def score(self, number: int) -> Outcome:
         """Scores a part and places it. Called in two threads, one part is placed while the next is scored, never two scored."""
-        deaths, load = 0, None
+        deaths, loads = 0, self.loads
         placed: ScoredPart | None = None
         try:
             with self._turn:
@@ -153,14 +157,14 @@ class PartScorer:
                     self._check_ready()
                     scored = self.folder.adopt(number) or self._score(number, deaths)
                 finally:
-                    load, self.load = self.load, None
+                    loads, self.loads = self.loads, ()
             placed = self._place(scored) if isinstance(scored, Attempted) else scored
         except Exception as error:  # noqa: BLE001 - told as data: raised here, Ray would take it for a dead worker and try again
             if (placed := self._of_another(number)) is None:
-                return Outcome(number, None, *told(error), attempts=deaths + 1, load=load)
+                return Outcome(number, None, *told(error), attempts=deaths + 1, loads=loads)
         finally:
             self.attempts.end(number, self.me, scored=placed is not None)
-        return Outcome(number, placed, attempts=deaths + 1, load=load)
+        return Outcome(number, placed, attempts=deaths + 1, loads=loads)
 
     def _place(self, done: Attempted) -> ScoredPart:
         return self.folder.place(done.attempt, done.scored)
@@ -184,11 +188,20 @@ class PartScorer:
             predictor = self._open()
         finally:
             self.attempts.loaded(self.actor, self.me)
-        self.load = LoadRecord.of(predictor.manifest, predictor.provider, predictor.load_seconds, form="batch")
+        loaded = [predictor, self.split.canary.predictor] if self.split else [predictor]
+        self.loads = tuple(LoadRecord.of(p.manifest, p.provider, p.load_seconds, form="batch") for p in loaded)
         return predictor
 
     def _open(self) -> Predictor:
-        return pinned_predictor(self.plan.repository, self.plan.pinned, self.options)
+        """The run's version; the canary that shares its rows beside it."""
+        plan, split = self.plan, self.plan.split
+        predictor = pinned_predictor(plan.repository, plan.pinned, self.options)
+        if split is not None:
+            canary = pinned_predictor(plan.repository, split.canary, self.options)
+            versions = predictor.manifest.version, canary.manifest.version
+            traffic = TrafficSplit(*versions, split.points, split.salt.encode())
+            self.split = RowSplit(Side.of(canary), traffic, split.column)
+        return predictor
 
     def _score(self, number: int, deaths: int) -> ScoredPart | Attempted:
         if deaths < IN_ACTOR:
@@ -199,7 +212,7 @@ class PartScorer:
 
     def _alone(self, number: int, deaths: int) -> ScoredPart:
         """In a child process. The model's memory is the child's meanwhile."""
-        self.predictor = None
+        self.predictor = self.split = None
         output = self.folder.files.location
         work = Work(output=output, run=self.plan.run, part=number, options=self.options, max_dead=self.max_dead)
         try:
@@ -237,6 +250,7 @@ class PartScorer:
                 max_dead=self.max_dead,
                 on_rows=lambda rows: self.attempts.rows(number, self.me, rows),
                 most_rows=self.most_rows,
+                split=self.split,
             )
         except BaseException:
             data.unlink(missing_ok=True)

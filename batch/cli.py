@@ -21,6 +21,7 @@ from rich.table import Table
 
 from batch import job
 from batch import report as reports
+from batch.canary import canarys_share
 from batch.metrics import published
 from batch.nightly import Done, run_all
 from batch.spec import read_spec
@@ -70,6 +71,10 @@ def run(
         str | None, typer.Option(help="another version of the model, 2 or canary: what it would have answered is compared")
     ] = None,
     policy: Annotated[str | None, typer.Option(help="a rollout.toml by which the comparison is judged")] = None,
+    split: Annotated[
+        bool | None,
+        typer.Option("--split", help="each row by the version of its key: stable, or the release's canary"),
+    ] = None,
     report: Annotated[bool, typer.Option("--report", help="write the report after the commit")] = False,
     json: Annotated[bool, typer.Option("--json", help="print the summary as JSON")] = False,
 ) -> None:
@@ -78,7 +83,7 @@ def run(
         "repository": repository, "model": model, "input": input, "output": output, "key": key, "keep": keep, "actors": actors,
         "cpus": cpus, "gpus": gpus, "provider": provider, "max_dead_letters": max_dead_letters, "if_exists": if_exists,
         "address": address, "partition": partition, "from": first, "to": last, "lease": lease, "pushgateway": pushgateway,
-        "cloudwatch": cloudwatch, "compare": compare, "policy": policy,
+        "cloudwatch": cloudwatch, "compare": compare, "policy": policy, "split": split,
     }  # fmt: skip
     console = Console(stderr=json)
     if report:
@@ -207,6 +212,7 @@ def print_summary(summary: job.Summary, console: Console) -> None:
     done = summary.manifest
     rows = [
         ("model", f"{done.pinned.ref} (digest {done.pinned.digest[:12]})"),
+        *([("canary", canarys_share(done))] if done.split else []),
         ("rows", f"{done.rows_in:,} in = {done.rows_out:,} answered + {done.rows_dead:,} dead letters"),
         *(("", f"{dead:,} {code}") for code, dead in done.dead.items()),
     ]

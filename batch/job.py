@@ -17,7 +17,7 @@ from typing import Final
 import msgspec
 from rich.console import Console
 
-from batch import compare
+from batch import canary, compare
 from batch.actor import Outcome, PartScorer
 from batch.lease import Lease, held
 from batch.pool import Cluster, fitting_pool
@@ -161,14 +161,17 @@ def prepare(spec: JobSpec, console: Console, output: FileStore) -> Plan:
     footers = [file for file, _ in files]
     inputs.check_apart(footers, output.location)
     layout = Layout(key=spec.key, keep=spec.keep, scored_at=utc_now())
-    unfinished = open_run(output, job_id(footers, layout, spec.model, repository.location))
+    job = job_id(footers, layout, spec.model, repository.location, split=spec.split)
+    unfinished = open_run(output, job)
     if unfinished is not None and not RunFolder(output, unfinished).committed():
         plan = RunFolder(output, unfinished).plan()
         console.print(
             f"going on with run {plan.run}, begun {plan.layout.scored_at} with {plan.pinned.ref}", highlight=False, soft_wrap=True
         )
         return plan
-    name, version = resolve(repository, spec.model)
+    release = canary.release_of(repository, spec.model) if spec.split else None
+    asked = Ref.parse(spec.model)
+    name, version = resolve(repository, asked if release is None else Ref(asked.model, version=release.stable))
     package = repository.package(name, version)
     package.verify("golden")
     inputs.check_columns(files, Features(package.manifest.signature, package.manifest.config), layout)
@@ -177,9 +180,11 @@ def prepare(spec: JobSpec, console: Console, output: FileStore) -> Plan:
         console.print(
             f"{pinned.ref}: rows depend on one another, so they are scored one by one, slowly", highlight=False, soft_wrap=True
         )
-    plan = make_plan(footers, layout, model=spec.model, pinned=pinned, repository=repository.location)
+    split = canary.pin(repository, release, package, files) if release is not None else None
+    plan = make_plan(footers, layout, job=job, model=spec.model, pinned=pinned, split=split, repository=repository.location)
+    beside = f" and canary {canary.told(split)}" if split else ", alone: its release has no canary" if spec.split else ""
     console.print(
-        f"run {plan.run}: {plan.rows:,} rows in {len(files)} file(s), {len(plan.parts)} part(s), model {pinned.ref}",
+        f"run {plan.run}: {plan.rows:,} rows in {len(files)} file(s), {len(plan.parts)} part(s), model {pinned.ref}{beside}",
         highlight=False,
         soft_wrap=True,
     )
@@ -234,9 +239,10 @@ def score_missing(
 def _outcomes(
     folder: RunFolder, plan: Plan, spec: JobSpec, cluster: Cluster, missing: list[int], console: Console, watch: Watch
 ) -> Iterator[Outcome]:
-    ref = Ref.parse(plan.pinned.ref)
-    package = open_repository(plan.repository).package(ref.model, ref.version or 0)
-    threads = package.manifest.config.runtime.threads
+    repository = open_repository(plan.repository)
+    refs = [Ref.parse(pinned.ref) for pinned in (plan.pinned, plan.split.canary if plan.split else None) if pinned]
+    packages = [repository.package(ref.model, ref.version or 0) for ref in refs]
+    threads = max(package.manifest.config.runtime.threads for package in packages)
     max_dead = allowed_dead(plan.rows, spec.max_dead_letters)
     yield from drive(
         fitting_pool(spec, cluster, parts=len(missing), threads=threads, console=console),
@@ -256,22 +262,25 @@ def _failure(failed: list[Outcome]) -> TriformError:
 
 
 def _record(outcome: Outcome, plan: Plan, telemetry: Telemetry) -> None:
-    """Counts a part as one request of the batch form, and the loads that actors tell with it."""
-    if outcome.load is not None:
-        telemetry.loaded(outcome.load)
+    """Counts a part as one request of the batch form, of each version that answered rows of it, and the loads that actors tell
+    with it."""
+    for load in outcome.loads:
+        telemetry.loaded(load)
     ref = Ref.parse(plan.pinned.ref)
     scored = outcome.scored
     stages = {name: scored.seconds.get(was, 0.0) for name, was in TELEMETRY_STAGES.items()} if scored and scored.seconds else {}
-    telemetry.record(
-        InferenceRecord(
-            form="batch",
-            model=ref.model,
-            version=ref.version,
-            code="ok" if scored else outcome.code,
-            rows=scored.rows_out if scored else 0,
-            seconds=scored.elapsed if scored else 0.0,
-            stages=stages,
-            dead_letters=scored.dead if scored else {},
-            request_id=f"{plan.run}/{outcome.part}",
-        )
+    record = InferenceRecord(
+        form="batch",
+        model=ref.model,
+        version=ref.version,
+        code="ok" if scored else outcome.code,
+        rows=scored.rows_out - scored.rows_canary if scored else 0,
+        seconds=scored.elapsed if scored else 0.0,
+        stages=stages,
+        dead_letters=scored.dead if scored else {},
+        request_id=f"{plan.run}/{outcome.part}",
     )
+    telemetry.record(record)
+    if plan.split is not None and scored is not None and scored.rows_canary:
+        version = Ref.parse(plan.split.canary.ref).version
+        telemetry.record(msgspec.structs.replace(record, version=version, rows=scored.rows_canary, stages={}, dead_letters={}))

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batch import page
+from batch.canary import canarys_share
 from batch.excerpts import EXAMPLES, SAMPLE_ROWS, Answer, Sample, examples, sample
 from batch.timeline import Timeline, timeline
 from triform.errors import ConfigurationError
@@ -95,6 +96,7 @@ def _overview(plan: Plan, done: RunManifest, time: Timeline) -> Iterator[str]:
         ("run", done.run),
         ("model", f"{done.pinned.ref} (asked for as {done.model})"),
         ("digest", done.pinned.digest),
+        *([("canary", canarys_share(done)), ("its digest", done.split.canary.digest)] if done.split else []),
         ("input", f"{len(plan.files):,} file(s), {len(plan.parts):,} part(s)"),
         ("rows in", done.rows_in),
         ("rows answered", done.rows_out),

@@ -44,6 +44,7 @@ class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     cloudwatch: str | None = None  # a namespace
     compare: str | int | None = None  # another version: a number or an alias
     policy: str | None = None  # a rollout.toml, by which the comparison is judged
+    split: bool = False  # rows are shared with the canary, by their key, as callers online are
 
     def __post_init__(self) -> None:
         _require(bool(self.input), "input", "at least one file, folder or glob", "none")
@@ -56,6 +57,7 @@ class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         actor_range(self.actors)
         _require(self.lease is None or 1.0 <= self.lease <= 86_400.0, "lease", "1 to 86,400 seconds", self.lease)
         _require(self.policy is None or self.compare is not None, "policy", "compare beside it", self.policy)
+        _require(not (self.split and self.compare is not None), "split", "either it or compare", "both")
         self.runtime()
 
     def runtime(self) -> RuntimeOptions:

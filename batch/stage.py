@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 
 from batch.actor import pinned_predictor
 from triform import arrow, buffers
-from triform.answering import Answered, answer
+from triform.answering import Answered, Side, answer
 from triform.batch_rows import BATCH_BYTES, BATCH_ROWS
 from triform.errors import InvalidInput
 from triform.features import Features
@@ -90,7 +90,7 @@ class Predict:
             yield from table.slice(start, rows).combine_chunks().to_batches()
 
     def _answer(self, batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-        answered = answer(self._predictor, self._features, batch)
+        answered = answer(Side(self._predictor, self._features), batch)
         version = buffers.repeated_text(self._predictor.manifest.ref, batch.num_rows)
         if not answered.refused:
             nothing = pa.nulls(batch.num_rows, pa.string())

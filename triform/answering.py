@@ -26,17 +26,29 @@ from triform.signature import Array, rows_of
 from triform.sources import Unread
 
 
+class Side(NamedTuple):
+    """A version with its column mapping."""
+
+    predictor: Predictor
+    features: Features
+
+    @classmethod
+    def of(cls, predictor: Predictor) -> Side:
+        return cls(predictor, Features(predictor.signature, predictor.manifest.config))
+
+
 class Answered(NamedTuple):
-    """`columns` hold the answers of `rows` (numbers within the batch, rising); `refused` are the others."""
+    """`columns` hold the answers of `rows` (numbers within the batch, rising); `refused` are the others. `by`: who answered each
+    of the rows, where they are split (see `row_split.py`)."""
 
     rows: NDArray[np.intp]
     columns: dict[str, pa.Array]
     refused: list[Refused]
+    by: NDArray[np.int8] | None = None
 
 
 def answer(
-    predictor: Predictor,
-    features: Features,
+    side: Side,
     batch: pa.RecordBatch,
     timed: Callable[[str], AbstractContextManager[object]] = nullcontext,
     *,
@@ -47,6 +59,7 @@ def answer(
     `deadline`: a `time.monotonic()` after which the model is stopped. Raises `InvalidInput` for a fault of the schema,
     `ResourceExhausted` where one row alone is too much for the memory, `DeadlineExceeded`.
     """
+    predictor, features = side
     with timed("decode"):
         encoded = arrow.encode(features, batch)
     rows = np.arange(batch.num_rows) if encoded.keep is None else np.flatnonzero(encoded.keep)
@@ -61,23 +74,17 @@ def answer(
 
 
 def answer_read(
-    predictor: Predictor,
-    features: Features,
-    batch: pa.RecordBatch,
-    start: int,
-    unread: Mapping[int, Unread],
-    timed: Callable[[str], AbstractContextManager[object]] = nullcontext,
-    *,
-    deadline: float | None = None,
+    ask: Callable[[pa.RecordBatch], Answered], batch: pa.RecordBatch, start: int, unread: Mapping[int, Unread]
 ) -> Answered:
-    """`answer` for a batch of a file. `start`: its first row's number there; rows that are `unread` are not asked for any."""
+    """What `ask` answers to a batch of a file. `start`: its first row's number there; rows that are `unread` are not asked for
+    any."""
     known = [row for row in range(batch.num_rows) if start + row in unread] if unread else []
     if not known:
-        return answer(predictor, features, batch, timed, deadline=deadline)
+        return ask(batch)
     others = np.delete(np.arange(batch.num_rows), known)
-    rows, answers, refused = answer(predictor, features, batch.take(buffers.from_numpy(others)), timed, deadline=deadline)
+    made = ask(batch.take(buffers.from_numpy(others)))
     told = [Refused(row, unread[start + row].code, unread[start + row].reason) for row in known]
-    return Answered(others[rows], answers, [*told, *(r._replace(row=int(others[r.row])) for r in refused)])
+    return made._replace(rows=others[made.rows], refused=[*told, *(r._replace(row=int(others[r.row])) for r in made.refused)])
 
 
 def predict_isolating(

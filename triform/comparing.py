@@ -15,7 +15,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Final, NamedTuple
+from functools import partial
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +24,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from triform import arrow, buffers
-from triform.answering import Answered, answer_read
+from triform.answering import Answered, Side, answer, answer_read
 from triform.arrow import Refused
 from triform.batch_rows import BATCH_ROWS, batch_rows
 from triform.disagreement import ColumnCount, ComparedPart, added
@@ -41,17 +42,6 @@ TIMED_ROWS: Final = 2048  # the first ones of a window, which both versions answ
 TIMED_RUN: Final = 256  # ... so many at once
 SLOWEST: Final = 20.0  # a candidate may take so many times as long as the run's own version, ...
 PATIENCE: Final = 60.0  # ... or so many seconds, over a part
-
-
-class Side(NamedTuple):
-    """A version with its column mapping."""
-
-    predictor: Predictor
-    features: Features
-
-    @classmethod
-    def of(cls, predictor: Predictor) -> Side:
-        return cls(predictor, Features(predictor.signature, predictor.manifest.config))
 
 
 def shared_columns(stable: Features, candidate: Features) -> list[tuple[OutputColumn, OutputColumn]]:
@@ -221,9 +211,8 @@ class _Comparing:
 
     def _ask(self, batch: pa.RecordBatch, start: int, source: Source) -> Answered:
         """What the candidate answers; where it cannot be asked it has refused the whole batch."""
-        predictor, features = self.sides[1]
         try:
-            return answer_read(predictor, features, batch, start, source.unread, deadline=self.deadline)
+            return answer_read(partial(answer, self.sides[1], deadline=self.deadline), batch, start, source.unread)
         except Exception as error:  # noqa: BLE001 - whatever a candidate does is counted
             self.fault = _told(error)
             return Answered(np.arange(0), {}, [Refused(row, *self.fault) for row in range(batch.num_rows)])

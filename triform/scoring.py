@@ -2,6 +2,7 @@
 
     reader thread                  this thread                                     writer thread
     row groups -> record batches -> encode -> Predictor.run -> columns (answering.py) -> part file
+                                    with a canary: each row by the version of its key (row_split.py)
                                     refused rows, rows that make a run fail ------> dead letters, with the raw row
 
 The bounded queues between the threads read ahead and write behind; memory depends on the batch, never on the file. Rows that
@@ -25,9 +26,10 @@ import numpy as np
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from triform import arrow, buffers
-from triform.answering import answer_read
+from triform.answering import Answered, Side, answer, answer_read
 from triform.batch_rows import BATCH_ROWS, batch_rows
 from triform.dead_letters import FOOTER_KEY, DeadLetter, decoded, sink
 from triform.dead_letters import write as write_dead_letters
@@ -36,6 +38,7 @@ from triform.features import Features
 from triform.package import FileEntry, file_entry
 from triform.pipeline import Behind, ahead
 from triform.predictor import Predictor
+from triform.row_split import CANARY, INSTEAD, RowSplit
 from triform.signature import Array
 from triform.sources import Identity, Source, Sources, Unread, plain_field, unreadable
 
@@ -92,6 +95,8 @@ class ScoredPart(msgspec.Struct, frozen=True):
     elapsed: float
     began: float = 0.0  # Unix time of this attempt's start, by its machine's clock; 0 where nobody recorded it
     worker: str = ""  # host:process
+    rows_canary: int = 0  # of those answered: by the canary, where rows are split
+    rows_instead: int = 0  # the canary's by their key, but it did not answer them: stable did
 
     @property
     def rows_dead(self) -> int:
@@ -110,17 +115,19 @@ def score_part(
     max_dead: int | None = None,
     on_rows: Callable[[int], None] | None = None,
     most_rows: int = BATCH_ROWS,
+    split: RowSplit | None = None,
 ) -> ScoredPart:
     """Writes the part's answers to `data` and, if there are any, its dead letters to `dead_letters`; both synced to disk.
 
     `footer` is stored, with the counts, in the files' metadata. `sources`: open connections to use again. More than `max_dead`
     dead letters end the work early. `on_rows` is told, after each batch, how many rows have been read so far. A batch has at most
-    `most_rows`; where memory runs out, the part is scored again in smaller ones. Raises `InputUnreadable`, `InputChanged` (the
-    file is no longer the planned one), `TooManyDeadLetters`, and `ResourceExhausted` where memory does not suffice for one row at
-    a time.
+    `most_rows`; where memory runs out, the part is scored again in smaller ones. `split`: which rows are a canary's.
+
+    Raises `InputUnreadable`, `InputChanged` (the file is no longer the planned one), `TooManyDeadLetters`, and
+    `ResourceExhausted` where memory does not suffice for one row at a time.
     """
     while True:
-        scoring = _Scoring(part, predictor, layout, sources or Sources(), max_dead, on_rows, most_rows)
+        scoring = _Scoring(part, predictor, layout, sources or Sources(), max_dead, on_rows, most_rows, split)
         try:
             return scoring.run(data, dead_letters, dict(footer or {}))
         except (MemoryError, ResourceExhausted) as error:  # ArrowMemoryError is a MemoryError
@@ -148,6 +155,7 @@ class _Scoring:
         max_dead: int | None,
         on_rows: Callable[[int], None] | None,
         most_rows: int,
+        split: RowSplit | None,
     ) -> None:
         self.part = part
         self.predictor = predictor
@@ -156,7 +164,15 @@ class _Scoring:
         self.max_dead = max_dead
         self.on_rows = on_rows
         self.most_rows = most_rows
-        self.features = Features(predictor.signature, predictor.manifest.config)
+        self.stable = Side.of(predictor)
+        self.features = self.stable.features
+        self.split = split
+        sides = [self.stable, split.canary] if split else [self.stable]
+        needed = [column for side in sides for column in side.features.columns]
+        self.columns = list(dict.fromkeys([*needed, *([split.column] if split else []), *layout.carried]))
+        self.coded = sorted({column for side in sides for column in side.features.text}.difference(layout.carried))
+        self.refs = pa.array([side.predictor.manifest.ref for side in sides])
+        self.by = np.zeros(INSTEAD + 1, np.int64)  # rows by who answered them
         self.scored_at = int(datetime.fromisoformat(layout.scored_at).timestamp()) * 1_000_000
         self.dead: list[DeadLetter] = []
         self.dead_rows: list[pa.RecordBatch] | None = []  # what was read of them; None: too much to keep
@@ -167,8 +183,7 @@ class _Scoring:
 
     def run(self, data: Path, dead_letters: Path, footer: dict[str, Any]) -> ScoredPart:
         began, started = time.time(), time.perf_counter()
-        coded = sorted(self.features.text.difference(self.layout.carried))
-        with self.sources.open(self.part.path, self.part.identity, coded) as source:
+        with self.sources.open(self.part.path, self.part.identity, self.coded) as source:
             schema = output_schema(self.features, source.schema, self.layout)
             with sink(data, schema) as writer:
                 with (
@@ -186,6 +201,8 @@ class _Scoring:
                     "rows_in": self.rows_in,
                     "rows_out": self.rows_out,
                     "dead": self._dead_by_code(),
+                    "rows_canary": int(self.by[CANARY]),
+                    "rows_instead": int(self.by[INSTEAD]),
                 }
                 writer.add_key_value_metadata({FOOTER_KEY: orjson.dumps(footer | counts)})
             if self.dead:
@@ -201,6 +218,8 @@ class _Scoring:
             elapsed=round(time.perf_counter() - started, 6),
             began=round(began, 6),
             worker=f"{socket.gethostname()[:64]}:{os.getpid()}",
+            rows_canary=int(self.by[CANARY]),
+            rows_instead=int(self.by[INSTEAD]),
         )
 
     def _dead_by_code(self) -> dict[str, int]:
@@ -216,10 +235,9 @@ class _Scoring:
 
     def _batches(self, source: Source) -> Iterator[pa.RecordBatch]:
         """The needed columns, batch by batch."""
-        columns = list(dict.fromkeys((*self.features.columns, *self.layout.carried)))
         with unreadable(self.part.path, self.part.row_groups):
-            self.most_rows = batch_rows(source.parquet, self.part.row_groups, columns, most=self.most_rows)
-        batches = source.batches(self.most_rows, self.part.row_groups, columns)
+            self.most_rows = batch_rows(source.parquet, self.part.row_groups, self.columns, most=self.most_rows)
+        batches = source.batches(self.most_rows, self.part.row_groups, self.columns)
         while True:
             with self._timed("read"):
                 batch = next(batches, None)
@@ -232,7 +250,7 @@ class _Scoring:
         first = self.rows_in
         self.rows_in += batch.num_rows
         start = self.part.first_row + first
-        rows, answers, refused = answer_read(self.predictor, self.features, batch, start, unread, self._timed)
+        rows, answers, refused, by = answer_read(self._ask, batch, start, unread)
         self._bury(DeadLetter(first + r.row, r.code, r.reason) for r in refused)
         self.rows_out += len(rows)
         with self._timed("encode"):
@@ -241,9 +259,22 @@ class _Scoring:
             carried = batch.select(self.layout.carried)
             if len(rows) != batch.num_rows:
                 carried = carried.take(buffers.from_numpy(rows))
-            version = buffers.repeated_text(self.predictor.manifest.ref, len(rows))
+            named = [answers[column.name] for column in self.features.outputs]
+            version = self._versions(len(rows), by)
             stamp = buffers.repeated_instant(self.scored_at, len(rows))
-            return pa.RecordBatch.from_arrays([*carried.columns, *answers.values(), version, stamp], schema=schema)
+            return pa.RecordBatch.from_arrays([*carried.columns, *named, version, stamp], schema=schema)
+
+    def _ask(self, batch: pa.RecordBatch) -> Answered:
+        if self.split is None:
+            return answer(self.stable, batch, self._timed)
+        return self.split.answer(self.stable, batch, self._timed)
+
+    def _versions(self, rows: int, by: NDArray[np.int8] | None) -> pa.Array:
+        """Of each row the version that answered it."""
+        if by is None:
+            return buffers.repeated_text(self.predictor.manifest.ref, rows)
+        self.by += np.bincount(by, minlength=len(self.by))
+        return self.refs.take(buffers.from_numpy((by == CANARY).astype(np.int8)))
 
     def _bury(self, letters: Iterator[DeadLetter]) -> None:
         self.dead.extend(letters)

@@ -1,8 +1,9 @@
-"""Which version answers a key: sticky, weighted, the same in every form that splits (a batch run has one version).
+"""Which version answers a key: sticky, weighted, the same in every form.
 
     header, else the request's id -> KeyRule.of_request            -> TrafficSplit.choose -> version
     a column of records, or of a table -> KeyRule.of_rows, one a row -> TrafficSplit.split  -> rows by version
                                                                         each version's outputs -> reassemble
+    a batch run's key column           -> row_split.py               -> TrafficSplit.choose -> each row's version
 
 `blake2b(salt + key)` modulo 10,000 is a key's place, in basis points; the canary answers the places below its weight. So a key
 keeps its version while the weight and the salt stay, raising the weight only adds keys to the canary, and a new rollout (a new

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.batch.workbench import Workbench, read_rows
 from tests.canaries import USERS, Released, answers, build, records
 from tests.conformance.hosts import Answer, Send, asgi, aws_lambda
 from triform.splitting import KeyRule, TrafficSplit
@@ -55,14 +56,20 @@ def test_a_header_keeps_a_caller_on_its_version(send: Send, released: Released, 
 
 @pytest.mark.parametrize("users", [USERS, [*range(7, 31)]], ids=["texts", "numbers"])
 def test_rows_of_a_table_are_the_same_users(send: Send, released: Released, tmp_path: Path, users: list[Any]) -> None:
-    """What docs/releases.md says to ask about a batch's input: whose rows are the canary's."""
-    pq.write_table(pa.Table.from_pylist(records(users)), tmp_path / "rows.parquet")
-    table, release = pq.read_table(tmp_path / "rows.parquet"), released.log().in_force()
-    rows = TrafficSplit.of(release).split(KeyRule.of_rows(table["user"].to_pylist(), "nobody"))
-    answer = told(send("POST", "/v1/models/scored:predict", JSON, orjson.dumps({"instances": table.to_pylist()})))
-    labels = [row["label"] for row in answer["predictions"]]
-    assert {version: [i for i, label in enumerate(labels) if label == version] for version in (1, 2)} == {
-        version: at.tolist() for version, at in rows.items()
+    """A batch run that is split answers each of them by the version that answers them online; so do the functions that
+    docs/releases.md names."""
+    bench = Workbench(tmp_path, released.root)
+    bench.input.mkdir()
+    pq.write_table(pa.Table.from_pylist(records(users)), bench.input / "rows.parquet")
+    scored = read_rows(bench.score_and_run(model="scored", key=(), keep=("a", "b", "user"), split=True).data)
+    records_read = scored.select(["a", "b", "user"]).to_pylist()
+    answer = told(send("POST", "/v1/models/scored:predict", JSON, orjson.dumps({"instances": records_read})))
+    assert answer["predictions"] == scored.select(["sum", "label"]).to_pylist()
+    assert {row["label"] for row in answer["predictions"]} == {1, 2}
+    rows = TrafficSplit.of(released.log().in_force()).split(KeyRule.of_rows(scored["user"].to_pylist(), "nobody"))
+    refs = scored["_model_version"].to_pylist()
+    assert {v: [i for i, ref in enumerate(refs) if ref == f"scored/{v}"] for v in (1, 2)} == {
+        v: at.tolist() for v, at in rows.items()
     }
 
 

@@ -21,7 +21,7 @@ from triform.package import FileEntry
 from triform.runs import keys
 from triform.runs.folder import RunFolder, part_name
 from triform.runs.inputs import READERS, InputFile
-from triform.runs.plan import Pinned, Plan
+from triform.runs.plan import Pinned, PinnedCanary, Plan
 from triform.runs.pointer import check_output, point_at
 from triform.scoring import Part, ScoredPart
 from triform.sources import Sources
@@ -34,6 +34,7 @@ class RunManifest(msgspec.Struct, frozen=True, kw_only=True):
     run: str
     model: str
     pinned: Pinned
+    split: PinnedCanary | None = None
     key: tuple[str, ...]
     scored_at: str
     committed_at: str
@@ -46,6 +47,16 @@ class RunManifest(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def rows_dead(self) -> int:
         return sum(self.dead.values())
+
+    @property
+    def rows_canary(self) -> int:
+        """Rows that the canary answered; 0 where there is none."""
+        return sum(part.rows_canary for part in self.parts)
+
+    @property
+    def rows_instead(self) -> int:
+        """Rows of the canary's keys that stable answered, because the canary did not."""
+        return sum(part.rows_instead for part in self.parts)
 
 
 def commit(folder: RunFolder, plan: Plan, *, max_dead_letters: float, if_exists: str = "fail") -> RunManifest:
@@ -89,6 +100,7 @@ def _manifest(plan: Plan, parts: list[ScoredPart]) -> RunManifest:
         run=plan.run,
         model=plan.model,
         pinned=plan.pinned,
+        split=plan.split,
         key=plan.layout.key,
         scored_at=plan.layout.scored_at,
         committed_at=utc_now(),

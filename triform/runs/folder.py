@@ -47,6 +47,8 @@ class Footer(msgspec.Struct, frozen=True):
     rows_in: int
     rows_out: int
     dead: dict[str, int]
+    rows_canary: int = 0
+    rows_instead: int = 0
 
 
 class PartFile(msgspec.Struct, frozen=True):
@@ -163,7 +165,18 @@ class RunFolder:
             self._place_letters(footer, letters)
         if scored is None or footer.attempt != attempt:
             entry = self.files.entry(letters) if footer.dead else None
-            scored = ScoredPart(part, footer.rows_in, footer.rows_out, footer.dead, self.files.entry(name), entry, {}, 0.0)
+            scored = ScoredPart(
+                part=part,
+                rows_in=footer.rows_in,
+                rows_out=footer.rows_out,
+                dead=footer.dead,
+                data=self.files.entry(name),
+                dead_letters=entry,
+                seconds={},
+                elapsed=0.0,
+                rows_canary=footer.rows_canary,
+                rows_instead=footer.rows_instead,
+            )
         self.files.create(self._record(part), msgspec.json.encode(scored))
         return self.record(part)
 

@@ -28,12 +28,24 @@ class Pinned(msgspec.Struct, frozen=True):
     digest: str
 
 
+class PinnedCanary(msgspec.Struct, frozen=True, kw_only=True):
+    """The canary beside a run's version, and which rows are its: those whose key, in `column`, `salt` gives one of the first
+    `points` of 10,000 places. As `revision` of the release log has it."""
+
+    canary: Pinned
+    points: int
+    salt: str
+    column: str
+    revision: int
+
+
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     version: int = PLAN_VERSION
     run: str
     job: str
     model: str  # as it was asked for
     pinned: Pinned
+    split: PinnedCanary | None = None
     repository: str
     layout: Layout
     files: tuple[InputFile, ...]
@@ -44,13 +56,14 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         return sum(part.rows for part in self.parts)
 
 
-def job_id(files: Sequence[InputFile], layout: Layout, model: str, repository: str) -> str:
-    return _identity([_inputs(files), layout.key, layout.keep, "model", model, repository])
+def job_id(files: Sequence[InputFile], layout: Layout, model: str, repository: str, *, split: bool = False) -> str:
+    return _identity([_inputs(files), layout.key, layout.keep, "model", model, repository, *(["split"] if split else [])])
 
 
-def run_id(files: Sequence[InputFile], layout: Layout, pinned: Pinned) -> str:
+def run_id(files: Sequence[InputFile], layout: Layout, pinned: Pinned, split: PinnedCanary | None = None) -> str:
     """The package digest covers its column mapping and null policy too."""
-    return _identity([_inputs(files), layout.key, layout.keep, "package", pinned.digest])
+    shared = ["split", split.canary.digest, split.points, split.salt, split.column] if split else []
+    return _identity([_inputs(files), layout.key, layout.keep, "package", pinned.digest, *shared])
 
 
 def _inputs(files: Sequence[InputFile]) -> list[tuple[str, int, str]]:
@@ -61,15 +74,25 @@ def _identity(content: list[Any]) -> str:
     return hashlib.sha256(msgspec.json.encode([PLAN_VERSION, *content])).hexdigest()[:16]
 
 
-def make_plan(files: Sequence[InputFile], layout: Layout, *, model: str, pinned: Pinned, repository: str) -> Plan:
+def make_plan(
+    files: Sequence[InputFile],
+    layout: Layout,
+    *,
+    model: str,
+    pinned: Pinned,
+    repository: str,
+    split: PinnedCanary | None = None,
+    job: str | None = None,
+) -> Plan:
     """Parts in the order of the files. A file without rows has none; if no file has any, one empty part gives the output its
-    schema."""
+    schema. `job`: its `job_id`, where it is to be split."""
     parts = [part for file in files for part in _parts(file)] or [_part(file, (), 0, 0) for file in files[:1]]
     return Plan(
-        run=run_id(files, layout, pinned),
-        job=job_id(files, layout, model, repository),
+        run=run_id(files, layout, pinned, split),
+        job=job or job_id(files, layout, model, repository),
         model=model,
         pinned=pinned,
+        split=split,
         repository=repository,
         layout=layout,
         files=tuple(files),
