@@ -148,7 +148,7 @@ class PartScorer:
 
     def score(self, number: int) -> Outcome:
         """Scores a part and places it. Called in two threads, one part is placed while the next is scored, never two scored."""
-        deaths, loads = 0, self.loads
+        deaths, loads = 0, tuple[LoadRecord, ...]()
         placed: ScoredPart | None = None
         try:
             with self._turn:
@@ -180,16 +180,19 @@ class PartScorer:
     def _load(self) -> Predictor:
         deaths = self.attempts.load(self.actor, self.me)
         if deaths >= LOADING:
+            refs = " and ".join(pinned.ref for pinned in self.plan.versions)
             raise ModelCrashed(
-                f"{self.plan.pinned.ref}: {deaths} processes died one after another while they loaded the model: is there memory "
-                "enough for it, in each actor? Ray's log says what ended them"
+                f"{refs}: {deaths} processes died one after another while they loaded the model: is there memory enough for it, "
+                "in each actor? Ray's log says what ended them"
             )
         try:
             predictor = self._open()
         finally:
             self.attempts.loaded(self.actor, self.me)
-        loaded = [predictor, self.split.canary.predictor] if self.split else [predictor]
-        self.loads = tuple(LoadRecord.of(p.manifest, p.provider, p.load_seconds, form="batch") for p in loaded)
+        loaded = {"stable": predictor} | ({"canary": self.split.canary.predictor} if self.split else {})
+        self.loads = tuple(
+            LoadRecord.of(p.manifest, p.provider, p.load_seconds, form="batch", variant=variant) for variant, p in loaded.items()
+        )
         return predictor
 
     def _open(self) -> Predictor:

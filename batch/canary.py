@@ -9,6 +9,7 @@ A release without a canary makes a run without one. The run keeps what it has pi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 import pyarrow as pa
 
@@ -24,6 +25,11 @@ from triform.runs.inputs import InputFile
 from triform.runs.plan import Pinned, PinnedCanary
 from triform.scoring import Layout
 from triform.splitting import TrafficSplit
+
+KEYS: Final = (
+    pa.types.is_integer, pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary,
+    pa.types.is_null,  # of a file in which nobody has a key
+)  # fmt: skip
 
 
 def release_of(repository: ModelRepository, model: str) -> Release:
@@ -60,7 +66,10 @@ def pin(
             f"split: one output cannot hold both versions' answers: {manifest.ref} answers {has[0]}; "
             f"{package.manifest.ref} {has[1]}"
         )
-    inputs.check_columns(files, theirs, Layout())
+    try:
+        inputs.check_columns(files, theirs, Layout())
+    except InvalidInput as error:
+        raise InvalidInput(f"split: of the canary, {package.manifest.ref}: {error}") from error
     _check_keys(files, column)
     traffic = TrafficSplit.of(release)
     pinned = Pinned(package.manifest.ref, package.manifest.digest)
@@ -77,12 +86,6 @@ def _check_keys(files: Sequence[tuple[InputFile, pa.Schema]], column: str) -> No
         words = kind.value_type if pa.types.is_dictionary(kind) else kind
         if not any(is_key(words) for is_key in KEYS):
             raise InvalidInput(f"{file.path}: column '{column}' is {kind}; a key is text or a whole number")
-
-
-KEYS = (
-    pa.types.is_integer, pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view,
-    pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary,
-)  # fmt: skip
 
 
 def told(split: PinnedCanary) -> str:

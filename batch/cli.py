@@ -73,7 +73,7 @@ def run(
     policy: Annotated[str | None, typer.Option(help="a rollout.toml by which the comparison is judged")] = None,
     split: Annotated[
         bool | None,
-        typer.Option("--split", help="each row by the version of its key: stable, or the release's canary"),
+        typer.Option("--split/--no-split", help="each row by the version of its key: stable, or the release's canary"),
     ] = None,
     report: Annotated[bool, typer.Option("--report", help="write the report after the commit")] = False,
     json: Annotated[bool, typer.Option("--json", help="print the summary as JSON")] = False,

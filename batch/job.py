@@ -28,7 +28,8 @@ from batch.spec import JobSpec
 from triform.cli.output import printable
 from triform.errors import JobError, StoreError, TooManyDeadLetters, TriformError, by_code
 from triform.features import Features
-from triform.repository import Ref, open_repository, resolve
+from triform.package import Manifest
+from triform.repository import ModelRepository, Ref, open_repository, resolve
 from triform.runs import inputs
 from triform.runs.commit import RunManifest, allowed_dead, commit, utc_now
 from triform.runs.comparison import Comparison
@@ -165,9 +166,9 @@ def prepare(spec: JobSpec, console: Console, output: FileStore) -> Plan:
     unfinished = open_run(output, job)
     if unfinished is not None and not RunFolder(output, unfinished).committed():
         plan = RunFolder(output, unfinished).plan()
-        console.print(
-            f"going on with run {plan.run}, begun {plan.layout.scored_at} with {plan.pinned.ref}", highlight=False, soft_wrap=True
-        )
+        beside = f" and canary {canary.told(plan.split)}" if plan.split else ""
+        told = f"going on with run {plan.run}, begun {plan.layout.scored_at} with {plan.pinned.ref}{beside}"
+        console.print(told, highlight=False, soft_wrap=True)
         return plan
     release = canary.release_of(repository, spec.model) if spec.split else None
     asked = Ref.parse(spec.model)
@@ -176,13 +177,14 @@ def prepare(spec: JobSpec, console: Console, output: FileStore) -> Plan:
     package.verify("golden")
     inputs.check_columns(files, Features(package.manifest.signature, package.manifest.config), layout)
     pinned = Pinned(package.manifest.ref, package.manifest.digest)
-    if package.manifest.row_independence.kind == "dependent":
-        console.print(
-            f"{pinned.ref}: rows depend on one another, so they are scored one by one, slowly", highlight=False, soft_wrap=True
-        )
     split = canary.pin(repository, release, package, files) if release is not None else None
     plan = make_plan(footers, layout, job=job, model=spec.model, pinned=pinned, split=split, repository=repository.location)
-    beside = f" and canary {canary.told(split)}" if split else ", alone: its release has no canary" if spec.split else ""
+    for manifest in _manifests(repository, plan):
+        if manifest.row_independence.kind == "dependent":
+            told = f"{manifest.ref}: rows depend on one another, so they are scored one by one, slowly"
+            console.print(told, highlight=False, soft_wrap=True)
+    alone = ", alone: its release has no canary with a share of the keys" if spec.split else ""
+    beside = f" and canary {canary.told(split)}" if split else alone
     console.print(
         f"run {plan.run}: {plan.rows:,} rows in {len(files)} file(s), {len(plan.parts)} part(s), model {pinned.ref}{beside}",
         highlight=False,
@@ -239,10 +241,7 @@ def score_missing(
 def _outcomes(
     folder: RunFolder, plan: Plan, spec: JobSpec, cluster: Cluster, missing: list[int], console: Console, watch: Watch
 ) -> Iterator[Outcome]:
-    repository = open_repository(plan.repository)
-    refs = [Ref.parse(pinned.ref) for pinned in (plan.pinned, plan.split.canary if plan.split else None) if pinned]
-    packages = [repository.package(ref.model, ref.version or 0) for ref in refs]
-    threads = max(package.manifest.config.runtime.threads for package in packages)
+    threads = max(manifest.config.runtime.threads for manifest in _manifests(open_repository(plan.repository), plan))
     max_dead = allowed_dead(plan.rows, spec.max_dead_letters)
     yield from drive(
         fitting_pool(spec, cluster, parts=len(missing), threads=threads, console=console),
@@ -251,6 +250,12 @@ def _outcomes(
         args=(folder.files.location, plan.run, spec.runtime(), max_dead),
         watch=watch,
     )
+
+
+def _manifests(repository: ModelRepository, plan: Plan) -> list[Manifest]:
+    """Of the versions that answer rows."""
+    refs = [Ref.parse(pinned.ref) for pinned in plan.versions]
+    return [repository.package(ref.model, ref.version or 0).manifest for ref in refs]
 
 
 def _failure(failed: list[Outcome]) -> TriformError:
@@ -283,4 +288,5 @@ def _record(outcome: Outcome, plan: Plan, telemetry: Telemetry) -> None:
     telemetry.record(record)
     if plan.split is not None and scored is not None and scored.rows_canary:
         version = Ref.parse(plan.split.canary.ref).version
-        telemetry.record(msgspec.structs.replace(record, version=version, rows=scored.rows_canary, stages={}, dead_letters={}))
+        share = msgspec.structs.replace(record, version=version, variant="canary", rows=scored.rows_canary)
+        telemetry.record(msgspec.structs.replace(share, stages={}, dead_letters={}))

@@ -196,7 +196,8 @@ class Split:
         self.tally.request(side, seconds)
         if exchange.before:  # stable has answered its rows
             self.tally.request("stable", seconds)
-        self.tally.answers_of_stable += bool(exchange.before) or side == "stable"
+        if exchange.before or side == "stable":
+            self.tally.stable_answered()
         if side == "canary":
             self._failures = 0
         return encoded

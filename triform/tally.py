@@ -3,9 +3,9 @@
     a request: failed or not, its time    a run: its rows and time    an answer: its scores  ->  Tally  ->  windows.Window
     a request that a shadow answered, too: its rows, and those that disagree
 
-Times and scores (copied) wait, as bare numbers, until there are some to be put into bins together. A request's time is that of
-its record, from where the host began it: HTTP before it asks who the caller is, gRPC after. Belongs to who answers requests: on
-an event loop to that loop.
+Small answers wait until some can be counted together; times and scores (copied) wait, as bare numbers, until there are some to
+be put into bins together. A request's time is that of its record, from where the host began it: HTTP before it asks who the
+caller is, gRPC after. Belongs to who answers requests: on an event loop to that loop.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ MOST_KEYS: Final = 1000  # of failures, whose repetition is not counted; every o
 MOST_WAITING: Final = 1024  # requests, whose numbers wait for their bins: of fewer numpy's calls take more time than its work
 MOST_SCORES: Final = 4096  # of one answer
 MOST_BYTES: Final = 256 << 10  # of scores that wait: to put more into bins would hold callers up for milliseconds
+MOST_HELD: Final = 64  # rows of answers that are still to be counted, with one more for each answer; ...
+MOST_HELD_BYTES: Final = 256 << 10  # ... fewer where that would be more than this
 NOTHING: Final = {"requests": 0, "rows": 0, "disagreed": 0}  # that a shadow was compared with
 
 
@@ -90,7 +92,9 @@ class Tally:
     """`edges`: of the bins of scores, the policy's; `canary`: its version. `clock` is monotonic."""
 
     def __init__(self, edges: Sequence[float], canary: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self.answers_of_stable = self.answers_of_canary = 0  # how many requests `answered` was told of, in all windows
+        self._of_stable = self._of_canary = 0  # requests that either has answered, in all windows
+        self._answers: list[tuple[InferenceRecord, Outputs]] = []  # that wait to be counted
+        self._held, self._most = 0, 0  # rows of those, as `MOST_HELD` has them; beyond so many they are counted
         self._edges = edges
         self._canary = canary
         self._clock = clock
@@ -126,20 +130,48 @@ class Tally:
 
     def answered(self, record: InferenceRecord, outputs: Outputs) -> None:
         """A request that one version has answered with these: `request`, `ran` and `scored` in one, as nearly all are counted."""
-        if record.version == self._canary:
-            arm = self._its
-            self.answers_of_canary += 1
-        else:
-            arm = self._stable
-            self.answers_of_stable += 1
-        arm.requests += 1
-        arm.waiting.append(record.seconds)
-        if record.batch_rows:  # else another request of the run tells of it
-            arm.waiting_rows.append(record.batch_rows)
-            arm.waiting_runs.append(record.stages["execute"])
-        arm.score(outputs)
-        if len(arm.waiting) >= MOST_WAITING:
-            arm.fold()
+        self._answers.append((record, outputs))
+        self._held += 1 + (record.batch_rows or record.rows)
+        if self._held > self._most:
+            self._count()
+
+    def _count(self) -> None:
+        """Counts the answers that wait, one after another: alone, each would find the processor's caches taken."""
+        answers, self._answers = self._answers, []
+        for record, outputs in answers:
+            if record.version == self._canary:
+                arm = self._its
+                self._of_canary += 1
+            else:
+                arm = self._stable
+                self._of_stable += 1
+            arm.requests += 1
+            arm.waiting.append(record.seconds)
+            if record.batch_rows:  # else another request of the run tells of it
+                arm.waiting_rows.append(record.batch_rows)
+                arm.waiting_runs.append(record.stages["execute"])
+            arm.score(outputs)
+            if len(arm.waiting) >= MOST_WAITING:
+                arm.fold()
+        if answers:
+            size = sum([values.nbytes for values in outputs.values()])
+            self._held, self._most = 0, min(MOST_HELD, MOST_HELD_BYTES * (1 + record.rows) // (1 + size))
+
+    @property
+    def answers_of_stable(self) -> int:
+        """How many requests it has answered, in all windows."""
+        self._count()
+        return self._of_stable
+
+    @property
+    def answers_of_canary(self) -> int:
+        """The same of the canary's."""
+        self._count()
+        return self._of_canary
+
+    def stable_answered(self) -> None:
+        """A request that `answered` is not told of."""
+        self._of_stable += 1
 
     def _arm(self, side: Side) -> _Arm:
         return self._its if side == "canary" else self._stable
@@ -153,6 +185,7 @@ class Tally:
 
     def take(self, step: int = 0, edges: Sequence[float] | None = None) -> Window:
         """What has been counted since the last time; the next window begins. `edges`: of its bins, from then on."""
+        self._count()
         now = self._clock()
         window = Window(
             step=step,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -15,6 +16,7 @@ from batch.actor import PartScorer
 from batch.attempts import Attempt, OneProcess
 from tests.batch.workbench import Cli, Workbench, options, read_rows
 from tests.canaries import USERS, Released, answers, build, records
+from tests.triform.test_independence import hungry
 from triform import testing
 from triform.errors import ConfigurationError, InvalidInput, TriformError
 from triform.packaging import package_model
@@ -68,6 +70,7 @@ def share_lookup(released: Released) -> None:
         ([*range(7, 31)], pa.uint16()),
         ([None, "user-1", None, "user-1", *USERS], None),
         ([None] * 4, pa.string()),
+        ([None] * 4, pa.null()),
         (["user-3"] * 4, None),
         ([], pa.string()),
     ],
@@ -123,7 +126,7 @@ def test_a_run_keeps_the_split_that_it_began_with(bench: Workbench, released: Re
     assert done.manifest.split is not None
     assert done.manifest.split.revision == 1
     later = bench.score_and_run(**SCORED, if_exists="replace")
-    assert "model scored/1, alone: its release has no canary" in bench.said
+    assert "model scored/1, alone: its release has no canary with a share of the keys" in bench.said
     assert set(read_rows(later.data)["_model_version"].to_pylist()) == {"scored/1"}
     assert later.manifest.split is None
     assert later.manifest.run != done.manifest.run
@@ -145,6 +148,92 @@ def test_a_job_with_and_one_without_do_not_take_each_others_unfinished_run(bench
     shared, alone = bench.begin(**SCORED), bench.begin(**SCORED | {"split": False})
     assert shared[0].run != alone[0].run
     assert (alone[1].split, shared[1].job == alone[1].job) == (None, False)
+
+
+def test_who_has_taken_a_bad_canary_off_goes_on_without_it(bench: Workbench, released: Released, call: Cli) -> None:
+    """As docs/batch.md advises, of a job file that says `split = true`."""
+    share_lookup(released)
+    bench.write("a.parquet", 0)
+    file = bench.root / "job.toml"
+    file.write_text("split = true\n")
+    bench.begin(**LOOKUP | {"model": "lookup@stable", "keep": ("note",)})
+    canary = released.root / "lookup/2/model.onnx"
+    canary.chmod(0o644)
+    canary.write_bytes(canary.read_bytes()[:-1])
+    told = bench.score(**LOOKUP | {"model": "lookup@stable", "keep": ("note",)})[0]
+    assert (told.scored, "lookup/2" in told.error) == (None, True)
+    released.log("lookup").rollback()
+    told = bench.score(**LOOKUP | {"model": "lookup@stable", "keep": ("note",)})[0]
+    assert told.scored is None, "it has pinned the canary"
+    bench.score(model="lookup@stable")
+    code, out, err = call("run", file, *options(bench), "--no-split")
+    assert (code, err) == (0, "")
+    assert "lookup/1" in out
+
+
+def test_a_part_in_many_batches_adds_up(bench: Workbench, released: Released) -> None:
+    """As one does that memory did not suffice for."""
+    write_users(bench, USERS * 5)
+    folder, _ = bench.begin(**SCORED)
+    outcome = PartScorer(str(bench.output), folder.run, RuntimeOptions(), 0, most_rows=7).score(0)
+    assert outcome.scored is not None, outcome
+    assert outcome.scored.rows_canary == 5 * versions(released, USERS).count(2)
+    rows = read_rows(bench.run(**SCORED).data)
+    assert rows["label"].to_pylist() == versions(released, USERS * 5)
+
+
+def test_versions_may_read_other_columns_and_answer_in_another_order(
+    bench: Workbench, released: Released, tmp_path: Path
+) -> None:
+    toml = tmp_path / "other.toml"
+    toml.write_text('[inputs.x]\ncolumns = ["b", "c"]\n[outputs.y]\ncolumns = ["label", "sum"]\n')
+    package_model(released.root / "scored/2/model.onnx", name="scored", repository=released.repository, config=toml)
+    released.log().set(stable=1, canary=Canary(3, 0.5))
+    table = pa.table({"a": range(24), "b": [1] * 24, "c": range(100, 124), "user": USERS})
+    bench.input.mkdir()
+    pq.write_table(table, bench.input / "a.parquet")
+    split = released.split()
+    for i, row in enumerate(read_rows(bench.score_and_run(**SCORED).data).to_pylist()):
+        stable = split.choose(row["user"].encode()) == 1
+        assert (row["sum"], row["label"]) == ((i + 1.0, 1.0) if stable else (2.0, 2.0 * (101 + i)))
+    pq.write_table(table.drop(["c"]), bench.input / "a.parquet")
+    with pytest.raises(InvalidInput, match=r"split: of the canary, scored/3: .*a\.parquet: .*'c'"):
+        bench.begin(**SCORED)
+
+
+def test_a_key_may_be_a_text_that_the_model_reads(bench: Workbench, released: Released, tmp_path: Path) -> None:
+    toml = tmp_path / "text.toml"
+    for version in "first", "second":
+        toml.write_text(f'description = "{version}"\n[key]\ncolumn = "word"\n')
+        package_model(testing.text_and_number(tmp_path / "m.onnx"), name="text", repository=released.repository, config=toml)
+    released.log("text").set(stable=1, canary=Canary(2, 0.5))
+    words = [*"abcdefgh", None, *"aabb"] * 3
+    bench.input.mkdir()
+    pq.write_table(pa.table({"word": words, "x": [1.0] * len(words)}), bench.input / "a.parquet")
+    done = bench.score_and_run(model="text", key=(), keep=(), split=True, max_dead_letters=0.5)
+    split, known = released.split("text"), [word for word in words if word is not None]
+    rows = read_rows(done.data)
+    assert rows["is_a"].to_pylist() == [word == "a" for word in known]
+    assert rows["_model_version"].to_pylist() == [f"text/{split.choose(word.encode())}" for word in known]
+    assert done.manifest.dead == {"missing_value": 3}
+
+
+def test_a_canary_for_which_memory_does_not_suffice_leaves_its_rows_to_stable(
+    bench: Workbench, released: Released, tmp_path: Path
+) -> None:
+    """An x of 100 takes 2**46 bytes of it, alone too."""
+    toml = tmp_path / "x.toml"
+    toml.write_text('[key]\ncolumn = "id"\n')
+    for file in testing.identity(tmp_path / "1.onnx", "FP32", shape=("N", 1)), hungry(tmp_path / "2.onnx"):
+        package_model(file, name="hungry", repository=released.repository, config=toml)
+    released.log("hungry").set(stable=1, canary=Canary(2, 0.5))
+    bench.write("a.parquet", 0, x=np.where(np.arange(100) % 40 < 39, 1, 100).astype(np.float32), group=20)
+    done = bench.score_and_run(model="hungry", keep=(), split=True)
+    rows = read_rows(done.data)
+    assert (done.manifest.rows_out, done.manifest.dead) == (100, {})
+    answered = set(zip(rows["y"].to_pylist(), rows["_model_version"].to_pylist(), strict=True))
+    assert answered <= {(1.0, "hungry/1"), (100.0, "hungry/1"), (2.0, "hungry/2")}
+    assert done.manifest.rows_canary + done.manifest.rows_instead > 0
 
 
 def test_a_part_that_is_found_again_still_says_who_answered(bench: Workbench, released: Released) -> None:
@@ -182,7 +271,8 @@ def test_on_ray_each_version_counts_its_rows_and_its_load(bench: Workbench, rele
     rows = {version: 2 * versions(released, USERS).count(version) for version in (1, 2)}
     counted = {version: sum(r.rows for r in recording.records if r.version == version) for version in (1, 2)}
     assert counted == rows
-    assert sorted(load.version for load in recording.loads) == [1, 2]
+    assert {(r.version, r.variant) for r in recording.records} == {(1, "stable"), (2, "canary")}
+    assert sorted((load.version, load.variant) for load in recording.loads) == [(1, "stable"), (2, "canary")]
     assert done.manifest.rows_canary == rows[2]
 
 
@@ -223,8 +313,9 @@ def test_what_has_no_split_is_refused(bench: Workbench, changes: dict[str, Any],
         (pa.array([1.5] * 3), "column 'user' is double; a key is text or a whole number"),
         (pa.array([True] * 3), "column 'user' is bool"),
         (pa.array([["a"]] * 3), "column 'user' is list"),
+        (pa.array([b"0123456789abcdef"] * 3, pa.binary(16)), "column 'user' is fixed_size_binary"),
     ],
-    ids=["none", "fractions", "booleans", "lists"],
+    ids=["none", "fractions", "booleans", "lists", "uuids"],
 )
 def test_a_column_without_keys_is_named(bench: Workbench, user: pa.Array | None, said: str) -> None:
     columns = {"a": [1, 2, 3], "b": [1, 2, 3]} | ({} if user is None else {"user": user})

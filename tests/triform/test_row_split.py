@@ -9,15 +9,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.canaries import build
+from triform import row_split
 from triform.answering import Side
 from triform.predictor import Predictor
 from triform.row_split import CANARY, INSTEAD, STABLE, RowSplit
 from triform.splitting import TrafficSplit, key_of
 
-KEYS = st.one_of(
-    st.lists(st.none() | st.text(max_size=8), max_size=30), st.lists(st.none() | st.integers(-(2**63), 2**63 - 1), max_size=30)
+TEXTS = [pa.string(), pa.large_string()]
+NUMBERS = [pa.int64(), pa.int8(), pa.uint16()]
+COLUMNS = st.one_of(
+    st.builds(pa.array, st.lists(st.none() | st.text(max_size=8), max_size=30), st.sampled_from(TEXTS)),
+    st.builds(pa.array, st.lists(st.none() | st.binary(max_size=8), max_size=30), st.just(pa.binary())),
+    st.builds(pa.array, st.lists(st.none() | st.integers(0, 127), max_size=30), st.sampled_from(NUMBERS)),
+    st.builds(pa.nulls, st.integers(0, 5)),
 )
 SPLITS = st.builds(TrafficSplit, st.just(1), st.just(2), st.integers(0, 10_000), st.binary(max_size=8))
+ROWS = st.tuples(st.none() | st.integers(0, 50), st.none() | st.sampled_from([*range(12), 99, 100]))  # key, x
+HALF = TrafficSplit(1, 2, 5000, b"salt")
 
 
 @pytest.fixture(scope="module")
@@ -28,18 +36,50 @@ def sides(tmp_path_factory: pytest.TempPathFactory) -> tuple[Side, Side]:
     return stable, canary
 
 
-@given(KEYS, SPLITS, st.booleans())
+@given(COLUMNS, SPLITS, st.sampled_from([None, pa.int8(), pa.uint8(), pa.int32()]))
 def test_a_column_gives_rows_to_the_version_that_a_header_gives_a_caller(
-    sides: tuple[Side, Side], keys: list[str | int | None], traffic: TrafficSplit, coded: bool
+    sides: tuple[Side, Side], column: pa.Array, traffic: TrafficSplit, index: pa.DataType | None
 ) -> None:
-    column = pa.array(keys, pa.string() if all(isinstance(key, str | None) for key in keys) else pa.int64())
-    chosen = RowSplit(sides[1], traffic, "key").chosen(column.dictionary_encode() if coded else column)
-    assert chosen.tolist() == [key is not None and traffic.choose(key_of(key)) == 2 for key in keys]
+    """`index`: of a column that is coded, or None."""
+    given = column if index is None else column.dictionary_encode().cast(pa.dictionary(index, column.type))
+    chosen = RowSplit(sides[1], traffic, "key").chosen(given)
+    assert chosen.tolist() == [key is not None and traffic.choose(key_of(key)) == 2 for key in column.to_pylist()]
 
 
-@given(
-    st.lists(st.tuples(st.none() | st.integers(0, 50), st.none() | st.sampled_from([*range(12), 99, 100])), max_size=40), SPLITS
-)
+@pytest.mark.parametrize(("index", "words"), [(pa.int8(), 128), (pa.uint8(), 256), (pa.int32(), 5000)])
+@pytest.mark.parametrize("rows", [1, 127, 5000])
+def test_a_dictionary_may_be_as_long_as_its_codes_allow_and_longer_than_the_batch(
+    sides: tuple[Side, Side], index: pa.DataType, words: int, rows: int
+) -> None:
+    numbers = [None if number == 3 else number % words for number in range(rows)]
+    coded = pa.DictionaryArray.from_arrays(pa.array(numbers, index), [f"user-{i}" for i in range(words)])
+    chosen = RowSplit(sides[1], HALF, "key").chosen(coded)
+    assert chosen.tolist() == [n is not None and HALF.choose(f"user-{n}".encode()) == 2 for n in numbers]
+
+
+@pytest.mark.parametrize(("kind", "raw"), [(pa.string(), pa.binary()), (pa.large_string(), pa.large_binary())])
+def test_a_text_that_is_not_utf_8_is_a_key_by_its_bytes(sides: tuple[Side, Side], kind: pa.DataType, raw: pa.DataType) -> None:
+    """A Parquet file may hold such; one of them stops no others."""
+    words = [b"user-1", b"\xff\xfe", None, b"user-2"]
+    chosen = RowSplit(sides[1], HALF, "key").chosen(pa.array(words, raw).view(kind))
+    assert chosen.tolist() == [word is not None and HALF.choose(word) == 2 for word in words]
+
+
+def test_a_canary_that_takes_too_long_is_not_asked_again(
+    sides: tuple[Side, Side], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    batch = pa.record_batch({"key": pa.array(range(20)), "x": pa.array(range(20))})
+    split = RowSplit(sides[1], TrafficSplit(1, 2, 10_000, b"salt"), "key")
+    for seconds in -1.0, 60.0:
+        monkeypatch.setattr(row_split, "PATIENCE", seconds)
+        made = split.answer(sides[0], batch)
+        assert made.by is not None
+        assert (made.by.tolist(), made.columns["y"].to_pylist()) == ([INSTEAD] * 20, [10.0 * x for x in range(20)])
+    (told,) = caplog.messages
+    assert "lookup/2 answered none of 20 rows" in told
+
+
+@given(st.lists(ROWS, max_size=40), SPLITS)
 def test_every_row_is_answered_or_refused_once_and_in_its_place(
     sides: tuple[Side, Side], rows: list[tuple[int | None, int | None]], traffic: TrafficSplit
 ) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from triform.rollout.policy import PROBABILITY_BINS
 from triform.rollout.windows import Arm, Shadowed, Sketch, rows_bucket, score_bins
-from triform.tally import MOST_BYTES, MOST_KEYS, MOST_SCORES, MOST_WAITING, Side, Tally
+from triform.tally import MOST_BYTES, MOST_HELD, MOST_KEYS, MOST_SCORES, MOST_WAITING, Side, Tally
 from triform.telemetry import InferenceRecord
 
 CANARY = 2
@@ -140,10 +140,30 @@ def test_an_answer_at_once_is_the_same_as_its_parts() -> None:
     assert whole.answers_of_canary == 2 * MOST_WAITING, "of all windows"
 
 
-def test_an_answer_that_waits_keeps_nothing_else_in_memory() -> None:
-    tally, batch = Tally(PROBABILITY_BINS, CANARY), np.zeros((1024, 1), np.float32)
-    gone = weakref.ref(batch)
-    tally.answered(InferenceRecord(form="serve", version=1, stages={"execute": 0.1}, batch_rows=1024), {"score": batch[:1]})
-    del batch
-    assert gone() is None
-    assert sum(tally.take().stable.scores) == 1
+@pytest.mark.parametrize(
+    ("rows", "batch_rows", "width"), [(1, 1024, 1), (1024, 0, 1), (1, 1, 1 << 20)], ids=["of many", "many", "large"]
+)
+def test_an_answer_that_waits_keeps_nothing_large_in_memory(rows: int, batch_rows: int, width: int) -> None:
+    tally = Tally(PROBABILITY_BINS, CANARY)
+    record = InferenceRecord(form="serve", version=1, stages={"execute": 0.1}, rows=rows, batch_rows=batch_rows)
+    for number in range(3):
+        batch = np.zeros((max(rows, batch_rows), width), np.float32)
+        gone = weakref.ref(batch)
+        tally.answered(record, {"score": batch[:rows]})
+        del batch
+        assert gone() is None, number
+    assert tally.take().stable.requests == 3
+
+
+def test_small_answers_are_counted_some_at_a_time() -> None:
+    tally = Tally(PROBABILITY_BINS, CANARY)
+    record = InferenceRecord(form="serve", version=CANARY, stages={"execute": 0.1}, rows=1, batch_rows=1)
+    waiting = set[int]()
+    for number in range(1000):
+        tally.answered(record, {"score": np.full((1, 1), 0.5, np.float32)})
+        waiting.add(len(tally._answers))
+        if number == 500:
+            assert (tally.answers_of_canary, tally.answers_of_stable, tally._answers) == (501, 0, [])
+    assert 1 < max(waiting) <= MOST_HELD // 2
+    window = tally.take()
+    assert (window.canary.requests, sum(window.canary.scores), window.canary.execute[0].total) == (1000, 1000, 1000)

@@ -55,6 +55,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     def rows(self) -> int:
         return sum(part.rows for part in self.parts)
 
+    @property
+    def versions(self) -> tuple[Pinned, ...]:
+        """The packages that answer rows, the canary's last."""
+        return (self.pinned, self.split.canary) if self.split else (self.pinned,)
+
 
 def job_id(files: Sequence[InputFile], layout: Layout, model: str, repository: str, *, split: bool = False) -> str:
     return _identity([_inputs(files), layout.key, layout.keep, "model", model, repository, *(["split"] if split else [])])

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from triform.runs.inputs import InputFile, RowGroup
-from triform.runs.plan import PART_BYTES, PART_ROWS, Pinned, Plan, make_plan
+from triform.runs.plan import PART_BYTES, PART_ROWS, Pinned, PinnedCanary, Plan, job_id, make_plan
 from triform.scoring import Layout
 
 GROUPS = st.builds(
@@ -104,6 +104,23 @@ def test_identities_change_with_what_matters_and_nothing_else(changes: dict[str,
     """Actors, addresses and limits cannot matter: the planner is not told of them."""
     before, after = plan([FILE]), plan(**{"files": [FILE]} | changes)
     assert (after.run != before.run, after.job != before.job) == (run, job)
+
+
+def test_identities_are_those_of_every_version_of_the_code() -> None:
+    """An unfinished run is found again after an update, and a committed one is not scored anew."""
+    made = plan([FILE])
+    assert (made.run, made.job) == ("591fe1b4e17fa85a", "85993c9a74a3eb61")
+
+
+def test_a_run_that_is_shared_is_another_by_all_that_decides_who_answers() -> None:
+    canary = Pinned("m/2", "c" * 64)
+    split = PinnedCanary(canary=canary, points=1000, salt="salt", column="user", revision=7)
+    others = [{"canary": Pinned("m/2", "d" * 64)}, {"points": 1001}, {"salt": "other"}, {"column": "other"}]
+    plans = [plan([FILE]), *(plan([FILE], split=msgspec.structs.replace(split, **change)) for change in [{}, *others])]
+    assert len({made.run for made in plans}) == 6
+    assert plan([FILE], split=msgspec.structs.replace(split, revision=8)).run == plans[1].run, "of a rollout that goes on"
+    assert (plans[1].versions, plans[0].versions) == ((PINNED, canary), (PINNED,))
+    assert job_id([FILE], Layout(), "m", "/models", split=True) != job_id([FILE], Layout(), "m", "/models")
 
 
 def test_key_and_kept_columns_are_not_mistaken_for_one_another() -> None:
