@@ -24,7 +24,7 @@ import ray
 from ray import serve
 
 from ray_apps.logs import log_as_json
-from triform.audit import Action, open_audit
+from triform.audit import Action, Bounded, open_audit
 from triform.errors import StoreError, TriformError
 from triform.models import Models
 from triform.rollout.machine import ENDED, holds
@@ -271,7 +271,7 @@ class Judges:
 
     def __init__(self, settings: Settings) -> None:
         self._repository = settings.open_repository()
-        self._audit = open_audit(settings.audit)
+        self._audit = Bounded(open_audit(settings.audit))
         self._rollouts: dict[str, Rollout] = {}
         self._waiting: dict[str, tuple[int, Window]] = {}  # with their revision: windows that are to become longer
         self._unsure: dict[str, Unsure] = {}  # what may be on record, or not: the store did not say
@@ -317,7 +317,8 @@ class Judges:
         self._unsure.pop(rollout.model, None)
 
     def _record(self, rollout: Rollout, nonce: str) -> None:
-        """In the audit log: what the look of that nonce decided, if it did. A rollback does not wait for a log that is full."""
+        """In the audit log: what the look of that nonce decided, if it did. Rollouts do not wait for a log that is full or
+        hangs."""
         number = next((n for n, entry in enumerate(rollout.entries) if entry.nonce == nonce), 0)
         before, now = rollout.entries[number - 1].state, rollout.entries[number].state
         if number and (before.phase, before.step) != (now.phase, now.step):

@@ -15,8 +15,11 @@ import fcntl
 import hashlib
 import logging
 import os
+import queue
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, Protocol
@@ -94,6 +97,51 @@ class AuditFile:
                 os.close(file)
         except OSError as error:
             raise StoreError(f"the audit log cannot be written ({error.strerror or error})") from error
+
+
+class Bounded:
+    """Another log, for whoever must not be held up by it (a file on a mount that hangs, a lock that nobody gives back): what it
+    does not take within `seconds` is written when it does, in order, `most` actions at most, while this process lives."""
+
+    def __init__(self, audit: Audit, seconds: float = 5.0, most: int = 100) -> None:
+        self._audit = audit
+        self._seconds = seconds
+        self._waiting: queue.Queue[tuple[Action, Future[None]]] = queue.Queue(most)
+        self._last: Future[None] | None = None
+        self._writer: threading.Thread | None = None
+
+    def append(self, action: Action) -> None:
+        """Raises `StoreError`, too, where it is not written yet: at once where an earlier one is not."""
+        late = self._last is not None and not self._last.done()
+        written = Future[None]()
+        try:
+            self._waiting.put_nowait((action, written))
+        except queue.Full:
+            raise StoreError(f"the audit log takes nothing, and {self._waiting.maxsize} actions wait for it already") from None
+        self._last = written
+        if self._writer is None:
+            self._writer = threading.Thread(target=self._write, daemon=True, name="audit")
+            self._writer.start()
+        try:
+            written.result(0.0 if late else self._seconds)
+        except TimeoutError:
+            written.add_done_callback(_tell)
+            raise StoreError("the audit log has not taken it yet; it is written there as soon as that does") from None
+
+    def _write(self) -> None:
+        while True:
+            action, written = self._waiting.get()
+            try:
+                self._audit.append(action)
+            except Exception as error:  # noqa: BLE001 - whoever waits is told
+                written.set_exception(error)
+            else:
+                written.set_result(None)
+
+
+def _tell(written: Future[None]) -> None:
+    if (error := written.exception()) is not None:
+        log.warning("an action is not on record: %s", error)
 
 
 def open_audit(path: str | None) -> Audit:

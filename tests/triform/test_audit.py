@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import stat
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from triform.audit import FIRST, Action, AuditFile, Entry, audited, digest, verify
+from tests.ray_apps.load import until
+from triform.audit import FIRST, Action, AuditFile, Bounded, Entry, audited, digest, verify
 from triform.errors import ReleaseConflict, StoreError
 
 
@@ -178,3 +180,37 @@ def test_what_could_not_be_recorded_is_not_begun(tmp_path: Path) -> None:
     assert not begun
     with pytest.raises(StoreError, match="cannot be read"):
         verify(tmp_path / "no/log")
+
+
+def test_who_must_not_wait_does_not_and_nothing_is_lost(log: AuditFile) -> None:
+    """The lock is somebody's who does not give it back, as on a mount that hangs."""
+    bounded = Bounded(log, seconds=0.1, most=3)
+    bounded.append(did("act.0"))
+    with log.path.open("ab") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        for number in range(1, 5):
+            with pytest.raises(StoreError, match="has not taken it yet"):
+                bounded.append(did(f"act.{number}"))
+        with pytest.raises(StoreError, match="3 actions wait for it already"):
+            bounded.append(did("act.5"))
+        assert [entry.what for entry in entries(log)] == ["act.0"]
+    until(lambda: len(entries(log)) == 5)
+    bounded.append(did("act.6"))
+    assert [entry.what for entry in entries(log)] == [f"act.{number}" for number in (0, 1, 2, 3, 4, 6)]
+    assert verify(log.path).faults == []
+
+
+def test_what_is_not_written_late_either_is_told(log: AuditFile, caplog: pytest.LogCaptureFixture) -> None:
+    bounded = Bounded(log, seconds=0.1)
+    log.append(did("act.0"))
+    with log.path.open("ab") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(StoreError):
+            bounded.append(did("act.1"))
+        with pytest.raises(StoreError):
+            bounded.append(did("act.2"))
+        log.path.unlink()
+        log.path.mkdir()
+    until(lambda: "an action is not on record: the audit log cannot be written" in caplog.text)
+    with pytest.raises(StoreError, match="cannot be written"):
+        bounded.append(did("act.3"))
