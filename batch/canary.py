@@ -24,6 +24,7 @@ from triform.runs.commit import RunManifest
 from triform.runs.inputs import InputFile
 from triform.runs.plan import Pinned, PinnedCanary
 from triform.scoring import Layout
+from triform.sources import plain_field
 from triform.splitting import TrafficSplit
 
 KEYS: Final = (
@@ -78,11 +79,12 @@ def pin(
 
 def _check_keys(files: Sequence[tuple[InputFile, pa.Schema]], column: str) -> None:
     for file, schema in files:
-        if schema.names.count(column) != 1:
-            raise InvalidInput(
-                f"{file.path}: no column '{column}', whose keys split the rows (it has: {', '.join(schema.names)})"
-            )
-        kind = schema.field(column).type
+        if schema.names.count(column) > 1:
+            raise InvalidInput(f"{file.path}: the column '{column}', whose keys split the rows, is there twice")
+        if column not in schema.names:
+            has = ", ".join(schema.names)
+            raise InvalidInput(f"{file.path}: no column '{column}', whose keys split the rows (it has: {has})")
+        kind = plain_field(schema.field(column)).type
         words = kind.value_type if pa.types.is_dictionary(kind) else kind
         if not any(is_key(words) for is_key in KEYS):
             raise InvalidInput(f"{file.path}: column '{column}' is {kind}; a key is text or a whole number")
@@ -97,5 +99,8 @@ def canarys_share(done: RunManifest) -> str:
     """What came of it, for a person."""
     if done.split is None:
         return ""
-    instead = f"; stable answered {done.rows_instead:,} more of its keys, which it did not" if done.rows_instead else ""
+    reasons = ", ".join(f"{code} {rows:,}" for code, rows in done.instead.items())
+    instead = (
+        f"; stable answered {sum(done.instead.values()):,} more of its keys, which it did not ({reasons})" if reasons else ""
+    )
     return f"{told(done.split)}: {done.rows_canary:,} of {done.rows_out:,} rows{instead}"

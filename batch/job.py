@@ -36,7 +36,7 @@ from triform.runs.comparison import Comparison
 from triform.runs.folder import RunFolder, open_run
 from triform.runs.plan import Pinned, Plan, job_id, make_plan
 from triform.runs.pointer import check_output
-from triform.scoring import Layout
+from triform.scoring import Layout, ScoredPart
 from triform.sources import Sources
 from triform.stores.files import FileStore, open_files
 from triform.telemetry import InferenceRecord, RunRecord, Silent, Telemetry
@@ -267,8 +267,8 @@ def _failure(failed: list[Outcome]) -> TriformError:
 
 
 def _record(outcome: Outcome, plan: Plan, telemetry: Telemetry) -> None:
-    """Counts a part as one request of the batch form, of each version that answered rows of it, and the loads that actors tell
-    with it."""
+    """Counts a part as one request of the batch form: stable's, and the canary's too if it has answered rows of it; and the loads
+    that actors tell with it."""
     for load in outcome.loads:
         telemetry.loaded(load)
     ref = Ref.parse(plan.pinned.ref)
@@ -283,10 +283,18 @@ def _record(outcome: Outcome, plan: Plan, telemetry: Telemetry) -> None:
         seconds=scored.elapsed if scored else 0.0,
         stages=stages,
         dead_letters=scored.dead if scored else {},
+        instead_of=_failed_canary(plan, scored),
         request_id=f"{plan.run}/{outcome.part}",
     )
     telemetry.record(record)
     if plan.split is not None and scored is not None and scored.rows_canary:
         version = Ref.parse(plan.split.canary.ref).version
         share = msgspec.structs.replace(record, version=version, variant="canary", rows=scored.rows_canary)
-        telemetry.record(msgspec.structs.replace(share, stages={}, dead_letters={}))
+        telemetry.record(msgspec.structs.replace(share, stages={}, dead_letters={}, instead_of=None))
+
+
+def _failed_canary(plan: Plan, scored: ScoredPart | None) -> tuple[int, str] | None:
+    """The canary, if stable had to answer rows of its, and the commonest reason."""
+    if plan.split is None or scored is None or not scored.instead:
+        return None
+    return Ref.parse(plan.split.canary.ref).version or 0, max(scored.instead, key=scored.instead.__getitem__)

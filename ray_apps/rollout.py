@@ -328,7 +328,7 @@ class Judges:
             try:
                 self._audit.append(action)
             except StoreError as error:
-                log.warning("rollout %d of %s is not on record: %s", rollout.number, rollout.model, error)
+                log.warning("rollout %d of %s, %s: %s", rollout.number, rollout.model, what, error)
 
 
 def coarser(windows: Sequence[Window], seconds: float, alone: float) -> tuple[list[Window], Window | None]:

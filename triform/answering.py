@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,9 @@ from triform.features import Features
 from triform.predictor import Predictor, joined
 from triform.signature import Array, rows_of
 from triform.sources import Unread
+
+SLOWEST: Final = 20.0  # a candidate may take so many times as long as a run's own version, ...
+PATIENCE: Final = 60.0  # ... or so many seconds
 
 
 class Side(NamedTuple):
@@ -38,13 +41,17 @@ class Side(NamedTuple):
 
 
 class Answered(NamedTuple):
-    """`columns` hold the answers of `rows` (numbers within the batch, rising); `refused` are the others. `by`: who answered each
-    of the rows, where they are split (see `row_split.py`)."""
+    """`columns` hold the answers of `rows` (numbers within the batch, rising); `refused` are the others.
+
+    Where rows are split (`row_split.py`), `canary` says of each of `rows` whether it is the canary's answer, and `instead` how
+    many of its rows stable has answered, by the code for which it had not.
+    """
 
     rows: NDArray[np.intp]
     columns: dict[str, pa.Array]
     refused: list[Refused]
-    by: NDArray[np.int8] | None = None
+    canary: NDArray[np.bool_] | None = None
+    instead: Mapping[str, int] = {}
 
 
 def answer(
@@ -53,10 +60,12 @@ def answer(
     timed: Callable[[str], AbstractContextManager[object]] = nullcontext,
     *,
     deadline: float | None = None,
+    lenient: bool = False,
 ) -> Answered:
     """Answers a batch that has (at least) the model's columns; `timed` is entered with "decode", "predict" and "encode".
 
-    `deadline`: a `time.monotonic()` after which the model is stopped. Raises `InvalidInput` for a fault of the schema,
+    `deadline`: a `time.monotonic()` after which the model is stopped. `lenient`: rows for which memory does not suffice are
+    refused, too. Raises `InvalidInput` for a fault of the schema,
     `ResourceExhausted` where one row alone is too much for the memory, `DeadlineExceeded`.
     """
     predictor, features = side
@@ -64,7 +73,7 @@ def answer(
         encoded = arrow.encode(features, batch)
     rows = np.arange(batch.num_rows) if encoded.keep is None else np.flatnonzero(encoded.keep)
     with timed("predict"):
-        outputs, failed = predict_isolating(predictor, encoded.inputs, deadline)
+        outputs, failed = predict_isolating(predictor, encoded.inputs, deadline, lenient=lenient)
     refused = encoded.refused
     if failed:
         refused = [*refused, *(Refused(int(rows[at]), code, reason) for at, code, reason in failed)]
@@ -88,7 +97,7 @@ def answer_read(
 
 
 def predict_isolating(
-    predictor: Predictor, inputs: Mapping[str, Array], deadline: float | None = None
+    predictor: Predictor, inputs: Mapping[str, Array], deadline: float | None = None, *, lenient: bool = False
 ) -> tuple[dict[str, Array], list[tuple[int, str, str]]]:
     """The answers of the rows that can be answered, and (row, code, reason) of those that make a run fail.
 
@@ -96,7 +105,7 @@ def predict_isolating(
     """
     answered: list[dict[str, Array]] = []
     failed: list[tuple[int, str, str]] = []
-    _halve(predictor, inputs, 0, rows_of(inputs), answered, failed, deadline)
+    _halve(predictor, inputs, 0, rows_of(inputs), answered, failed, deadline, lenient)
     return joined(answered or [predictor.run({n: a[:0] for n, a in inputs.items()})]), failed
 
 
@@ -108,15 +117,16 @@ def _halve(
     answered: list[dict[str, Array]],
     failed: list[tuple[int, str, str]],
     deadline: float | None,
+    lenient: bool,
 ) -> None:
     try:
         answered.append(predictor.run({n: a[start:stop] for n, a in inputs.items()}, deadline=deadline))
     except (RunFailed, ResourceExhausted) as error:
         if stop - start > 1:
             middle = (start + stop) // 2
-            _halve(predictor, inputs, start, middle, answered, failed, deadline)
-            _halve(predictor, inputs, middle, stop, answered, failed, deadline)
-        elif isinstance(error, ResourceExhausted):
+            _halve(predictor, inputs, start, middle, answered, failed, deadline, lenient)
+            _halve(predictor, inputs, middle, stop, answered, failed, deadline, lenient)
+        elif isinstance(error, ResourceExhausted) and not lenient:
             raise  # memory that one row does not get is the machine's trouble, not the row's
         else:
             failed.append((start, error.code, str(error)))

@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -31,6 +32,7 @@ from triform.errors import StoreError, TriformError
 log = logging.getLogger(__name__)
 
 FIRST: Final = "0" * 64  # what stands before the first line
+LATE: Final = 1.0  # seconds between an action and its line, of which the line tells
 MOST_CHARACTERS: Final = 500  # of a field
 _BLOCK: Final = 1 << 16
 
@@ -55,14 +57,14 @@ class Entry(Action, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Audit(Protocol):
-    def append(self, action: Action) -> None:
-        """Returns when it is written. Raises `StoreError`."""
+    def append(self, action: Action, done: float | None = None) -> None:
+        """Returns when it is written. `done`: in Unix time, if not now. Raises `StoreError`."""
 
 
 class Logged:
     """Where no file is configured (on Lambda there is none that would last): a record in the process's log, not chained."""
 
-    def append(self, action: Action) -> None:
+    def append(self, action: Action, done: float | None = None) -> None:  # noqa: ARG002
         fields = {f"audit_{name}": value for name, value in _said(action).items()}
         log.info("operate: %(audit_what)s %(audit_target)s: %(audit_result)s", fields, extra=fields)
 
@@ -78,12 +80,14 @@ class AuditFile:
         with self._opened():
             pass
 
-    def append(self, action: Action) -> None:
+    def append(self, action: Action, done: float | None = None) -> None:
+        """A line that is `LATE`, because it had to wait, says in its note when the action was done."""
+        done = time.time() if done is None else done
         with self._opened() as file:
+            if time.time() > done + LATE:
+                action = msgspec.structs.replace(action, note=f"done at {_at(done)}: {action.note}")
             last, torn = _last_line(file)
-            now = time.time()
-            at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now % 1 * 1000):03d}Z"
-            entry = Entry(at=at, before=digest(last) if last is not None else FIRST, torn=torn, **_said(action))
+            entry = Entry(at=_at(time.time()), before=digest(last) if last is not None else FIRST, torn=torn, **_said(action))
             _write(file, b"\n" * torn + msgspec.json.encode(entry) + b"\n")
 
     @contextmanager
@@ -106,16 +110,16 @@ class Bounded:
     def __init__(self, audit: Audit, seconds: float = 5.0, most: int = 100) -> None:
         self._audit = audit
         self._seconds = seconds
-        self._waiting: queue.Queue[tuple[Action, Future[None]]] = queue.Queue(most)
+        self._waiting: queue.Queue[tuple[Action, float, Future[None]]] = queue.Queue(most)
         self._last: Future[None] | None = None
         self._writer: threading.Thread | None = None
 
-    def append(self, action: Action) -> None:
+    def append(self, action: Action, done: float | None = None) -> None:
         """Raises `StoreError`, too, where it is not written yet: at once where an earlier one is not."""
         late = self._last is not None and not self._last.done()
         written = Future[None]()
         try:
-            self._waiting.put_nowait((action, written))
+            self._waiting.put_nowait((action, done or time.time(), written))
         except queue.Full:
             raise StoreError(f"the audit log takes nothing, and {self._waiting.maxsize} actions wait for it already") from None
         self._last = written
@@ -125,23 +129,25 @@ class Bounded:
         try:
             written.result(0.0 if late else self._seconds)
         except TimeoutError:
-            written.add_done_callback(_tell)
-            raise StoreError("the audit log has not taken it yet; it is written there as soon as that does") from None
+            written.add_done_callback(partial(_tell, action))
+            raise StoreError("the audit log has not taken it yet: it is written there as soon as that does") from None
 
     def _write(self) -> None:
         while True:
-            action, written = self._waiting.get()
+            action, done, written = self._waiting.get()
             try:
-                self._audit.append(action)
+                self._audit.append(action, done)
             except Exception as error:  # noqa: BLE001 - whoever waits is told
                 written.set_exception(error)
             else:
                 written.set_result(None)
 
 
-def _tell(written: Future[None]) -> None:
-    if (error := written.exception()) is not None:
-        log.warning("an action is not on record: %s", error)
+def _tell(action: Action, written: Future[None]) -> None:
+    """What came of an action that nobody waits for any more."""
+    error = written.exception()
+    told = "is on record now" if error is None else f"is not on record: {error}"
+    log.warning("%s %s (%s) %s", action.what, action.target, action.note, told)
 
 
 def open_audit(path: str | None) -> Audit:
@@ -226,6 +232,11 @@ def _said(action: Action) -> dict[str, str]:
 
 def digest(line: bytes) -> str:
     return hashlib.sha256(line).hexdigest()
+
+
+def _at(seconds: float) -> str:
+    """Unix time in ISO 8601, UTC."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{int(seconds % 1 * 1000):03d}Z"
 
 
 def _entry(line: bytes) -> Entry | None:

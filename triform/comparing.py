@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from triform import arrow, buffers
-from triform.answering import Answered, Side, answer, answer_read
+from triform.answering import PATIENCE, SLOWEST, Answered, Side, answer, answer_read
 from triform.arrow import Refused
 from triform.batch_rows import BATCH_ROWS, batch_rows
 from triform.disagreement import ColumnCount, ComparedPart, added
@@ -40,8 +40,6 @@ from triform.sources import Source, Sources, unreadable
 WINDOWS: Final = 10  # of a part, unless they would have fewer rows than TIMED_ROWS
 TIMED_ROWS: Final = 2048  # the first ones of a window, which both versions answer for their times ...
 TIMED_RUN: Final = 256  # ... so many at once
-SLOWEST: Final = 20.0  # a candidate may take so many times as long as the run's own version, ...
-PATIENCE: Final = 60.0  # ... or so many seconds, over a part
 
 
 def shared_columns(stable: Features, candidate: Features) -> list[tuple[OutputColumn, OutputColumn]]:
@@ -128,7 +126,7 @@ class _Comparing:
         self.windows: list[Window] = []
         self.now = _Tally()
         self.fault = ("", "")
-        self.deadline: float | None = None  # the candidate's, for the part
+        self.deadline: float | None = None  # the candidate's, over the part
 
     def _tolerance(self, *columns: OutputColumn) -> Tolerance:
         return widest(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
@@ -21,66 +22,84 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from triform import buffers
-from triform.answering import Answered, Side, answer
+from triform.answering import PATIENCE, SLOWEST, Answered, Side, answer
 from triform.arrow import Refused
-from triform.errors import DeadlineExceeded
+from triform.errors import DeadlineExceeded, TriformError
 from triform.splitting import TrafficSplit, key_of
 
 log = logging.getLogger(__name__)
 
-STABLE: Final = 0  # who answered a row
-CANARY: Final = 1
-INSTEAD: Final = 2  # stable, a row that is the canary's by its key
-PATIENCE: Final = 60.0  # seconds for a batch's rows; a canary that takes longer is not asked again
+TIMED_ROWS: Final = 64  # that stable answers once, for how long it takes
 
 
 class RowSplit:
-    """Whose a row is: the canary's, if `traffic` gives it the row's key, in `column`."""
+    """Whose a row is: the canary's, if `traffic` gives it the row's key, in `column`.
+
+    A canary that takes more than `PATIENCE` seconds for its rows of a batch, and more than `SLOWEST` times what stable would, is
+    not asked again.
+    """
 
     def __init__(self, canary: Side, traffic: TrafficSplit, column: str) -> None:
         self.canary = canary
         self.column = column
         self._traffic = traffic
+        self._row_seconds: float | None = None  # stable's
         self._slow = False
 
     def answer(
         self, stable: Side, batch: pa.RecordBatch, timed: Callable[[str], AbstractContextManager[object]] = nullcontext
     ) -> Answered:
-        """As `answering.answer`, and `by`. The versions' output columns have the same names and types."""
+        """As `answering.answer`, with `canary` and `instead`. The versions' output columns have the same names and types."""
         with timed("decode"):
             chosen = self.chosen(batch.column(self.column))
         theirs = np.flatnonzero(chosen)
-        made = self._of_canary(batch, theirs, timed) if len(theirs) else None
-        answered = theirs[made.rows] if made is not None else theirs[:0]
+        made = self._of_canary(stable, batch, theirs, timed)
+        answered = theirs[made.rows]
         others = np.setdiff1d(np.arange(batch.num_rows), answered, assume_unique=True)
-        if made is not None and not len(others):
-            return made._replace(by=np.full(len(answered), CANARY, np.int8))
+        if len(answered) and not len(others):
+            return made._replace(canary=np.ones(len(answered), np.bool_))
         rest = answer(stable, batch.take(buffers.from_numpy(others)) if len(answered) else batch, timed)
         rows = others[rest.rows]
-        by = np.where(chosen[rows], INSTEAD, STABLE).astype(np.int8)
         refused = [Refused(int(others[r.row]), r.code, r.reason) for r in rest.refused]
-        if made is None or not len(answered):
-            return Answered(rows, rest.columns, refused, by)
+        reasons = {int(theirs[r.row]): r.code for r in made.refused}
+        instead = Counter(reasons[row] for row in rows[chosen[rows]].tolist())
+        if not len(answered):
+            return Answered(rows, rest.columns, refused, np.zeros(len(rows), np.bool_), instead)
         with timed("encode"):
-            rows, by = np.concatenate([answered, rows]), np.concatenate([np.full(len(answered), CANARY, np.int8), by])
+            canary = np.arange(len(answered) + len(rows)) < len(answered)
+            rows = np.concatenate([answered, rows])
             order = np.argsort(rows)
             at = buffers.from_numpy(order)
             columns = {name: pa.concat_arrays([made.columns[name], values]).take(at) for name, values in rest.columns.items()}
-        return Answered(rows[order], columns, refused, by[order])
+        return Answered(rows[order], columns, refused, canary[order], instead)
 
-    def _of_canary(self, batch: pa.RecordBatch, theirs: NDArray[np.intp], timed: Callable[[str], Any]) -> Answered | None:
-        """What it answers to its rows; None: nothing, whatever it did."""
-        if self._slow:
-            return None
-        rows = batch.take(buffers.from_numpy(theirs))
-        try:
-            return answer(self.canary, rows, timed, deadline=time.monotonic() + PATIENCE)
-        except MemoryError:  # not the model's own, which it has tried to do with down to one row
-            raise
-        except Exception as error:  # noqa: BLE001 - as above
-            self._slow = isinstance(error, DeadlineExceeded)
-            log.warning("the canary %s answered none of %d rows: %s", self.canary.predictor.manifest.ref, len(theirs), error)
-            return None
+    def _of_canary(self, stable: Side, batch: pa.RecordBatch, theirs: NDArray[np.intp], timed: Callable[[str], Any]) -> Answered:
+        """What it answers to its rows; it has refused all where it could not be asked."""
+        code = DeadlineExceeded.code
+        if len(theirs) and not self._slow:
+            deadline = time.monotonic() + self._allowed(stable, batch, len(theirs))
+            try:
+                return answer(self.canary, batch.take(buffers.from_numpy(theirs)), timed, deadline=deadline, lenient=True)
+            except MemoryError as error:  # of what stands around the model
+                if batch.num_rows > 1:
+                    raise  # a smaller batch may do
+                code = self._failed(error, len(theirs))
+            except Exception as error:  # noqa: BLE001 - whatever a canary does, stable answers
+                self._slow = isinstance(error, DeadlineExceeded)
+                code = self._failed(error, len(theirs))
+        return Answered(np.arange(0), {}, [Refused(row, code, "") for row in range(len(theirs))])
+
+    def _allowed(self, stable: Side, batch: pa.RecordBatch, rows: int) -> float:
+        """Seconds that the canary may take for so many rows."""
+        if self._row_seconds is None:
+            some, began = batch.slice(0, TIMED_ROWS), time.perf_counter()
+            answer(stable, some)
+            self._row_seconds = (time.perf_counter() - began) / some.num_rows
+        return max(PATIENCE, SLOWEST * self._row_seconds * rows)
+
+    def _failed(self, error: Exception, rows: int) -> str:
+        log.warning("the canary %s answered none of %d rows: %s", self.canary.predictor.manifest.ref, rows, error)
+        return error.code if isinstance(error, TriformError) else TriformError.code
 
     def chosen(self, keys: pa.Array) -> NDArray[np.bool_]:
         """Of each row, whether it is the canary's."""

@@ -38,7 +38,7 @@ from triform.features import Features
 from triform.package import FileEntry, file_entry
 from triform.pipeline import Behind, ahead
 from triform.predictor import Predictor
-from triform.row_split import CANARY, INSTEAD, RowSplit
+from triform.row_split import RowSplit
 from triform.signature import Array
 from triform.sources import Identity, Source, Sources, Unread, plain_field, unreadable
 
@@ -96,11 +96,15 @@ class ScoredPart(msgspec.Struct, frozen=True):
     began: float = 0.0  # Unix time of this attempt's start, by its machine's clock; 0 where nobody recorded it
     worker: str = ""  # host:process
     rows_canary: int = 0  # of those answered: by the canary, where rows are split
-    rows_instead: int = 0  # the canary's by their key, but it did not answer them: stable did
+    instead: dict[str, int] = {}  # rows of its keys that stable answered, by the code for which it did not
 
     @property
     def rows_dead(self) -> int:
         return sum(self.dead.values())
+
+    @property
+    def rows_instead(self) -> int:
+        return sum(self.instead.values())
 
 
 def score_part(
@@ -172,7 +176,8 @@ class _Scoring:
         self.columns = list(dict.fromkeys([*needed, *([split.column] if split else []), *layout.carried]))
         self.coded = sorted({column for side in sides for column in side.features.text}.difference(layout.carried))
         self.refs = pa.array([side.predictor.manifest.ref for side in sides])
-        self.by = np.zeros(INSTEAD + 1, np.int64)  # rows by who answered them
+        self.rows_canary = 0
+        self.instead = Counter[str]()
         self.scored_at = int(datetime.fromisoformat(layout.scored_at).timestamp()) * 1_000_000
         self.dead: list[DeadLetter] = []
         self.dead_rows: list[pa.RecordBatch] | None = []  # what was read of them; None: too much to keep
@@ -201,8 +206,8 @@ class _Scoring:
                     "rows_in": self.rows_in,
                     "rows_out": self.rows_out,
                     "dead": self._dead_by_code(),
-                    "rows_canary": int(self.by[CANARY]),
-                    "rows_instead": int(self.by[INSTEAD]),
+                    "rows_canary": self.rows_canary,
+                    "instead": self.instead,
                 }
                 writer.add_key_value_metadata({FOOTER_KEY: orjson.dumps(footer | counts)})
             if self.dead:
@@ -218,8 +223,8 @@ class _Scoring:
             elapsed=round(time.perf_counter() - started, 6),
             began=round(began, 6),
             worker=f"{socket.gethostname()[:64]}:{os.getpid()}",
-            rows_canary=int(self.by[CANARY]),
-            rows_instead=int(self.by[INSTEAD]),
+            rows_canary=self.rows_canary,
+            instead=dict(self.instead),
         )
 
     def _dead_by_code(self) -> dict[str, int]:
@@ -250,9 +255,11 @@ class _Scoring:
         first = self.rows_in
         self.rows_in += batch.num_rows
         start = self.part.first_row + first
-        rows, answers, refused, by = answer_read(self._ask, batch, start, unread)
+        rows, answers, refused, canarys, instead = answer_read(self._ask, batch, start, unread)
         self._bury(DeadLetter(first + r.row, r.code, r.reason) for r in refused)
         self.rows_out += len(rows)
+        self.rows_canary += 0 if canarys is None else int(canarys.sum())
+        self.instead.update(instead)
         with self._timed("encode"):
             if len(rows) != batch.num_rows:
                 self._keep_dead_rows(batch, rows)
@@ -260,7 +267,7 @@ class _Scoring:
             if len(rows) != batch.num_rows:
                 carried = carried.take(buffers.from_numpy(rows))
             named = [answers[column.name] for column in self.features.outputs]
-            version = self._versions(len(rows), by)
+            version = self._versions(len(rows), canarys)
             stamp = buffers.repeated_instant(self.scored_at, len(rows))
             return pa.RecordBatch.from_arrays([*carried.columns, *named, version, stamp], schema=schema)
 
@@ -269,12 +276,11 @@ class _Scoring:
             return answer(self.stable, batch, self._timed)
         return self.split.answer(self.stable, batch, self._timed)
 
-    def _versions(self, rows: int, by: NDArray[np.int8] | None) -> pa.Array:
+    def _versions(self, rows: int, canarys: NDArray[np.bool_] | None) -> pa.Array:
         """Of each row the version that answered it."""
-        if by is None:
+        if canarys is None:
             return buffers.repeated_text(self.predictor.manifest.ref, rows)
-        self.by += np.bincount(by, minlength=len(self.by))
-        return self.refs.take(buffers.from_numpy((by == CANARY).astype(np.int8)))
+        return self.refs.take(buffers.from_numpy(canarys.astype(np.int8)))
 
     def _bury(self, letters: Iterator[DeadLetter]) -> None:
         self.dead.extend(letters)

@@ -3,9 +3,9 @@
     a request: failed or not, its time    a run: its rows and time    an answer: its scores  ->  Tally  ->  windows.Window
     a request that a shadow answered, too: its rows, and those that disagree
 
-Small answers wait until some can be counted together; times and scores (copied) wait, as bare numbers, until there are some to
-be put into bins together. A request's time is that of its record, from where the host began it: HTTP before it asks who the
-caller is, gRPC after. Belongs to who answers requests: on an event loop to that loop.
+Small answers wait, with their scores, until some can be counted together; times and scores (copied) wait, as bare numbers, until
+there are some to be put into bins together. A request's time is that of its record, from where the host began it: HTTP before it
+asks who the caller is, gRPC after. Belongs to who answers requests: on an event loop to that loop.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ if TYPE_CHECKING:
     from triform.telemetry import InferenceRecord
 
 Side = Literal["stable", "canary"]
-Outputs = Mapping[str, np.ndarray[Any, Any]]
+Scores = np.ndarray[Any, Any]
+Outputs = Mapping[str, Scores]
 MOST_KEYS: Final = 1000  # of failures, whose repetition is not counted; every one beyond them is
 MOST_WAITING: Final = 1024  # requests, whose numbers wait for their bins: of fewer numpy's calls take more time than its work
 MOST_SCORES: Final = 4096  # of one answer
 MOST_BYTES: Final = 256 << 10  # of scores that wait: to put more into bins would hold callers up for milliseconds
-MOST_HELD: Final = 64  # rows of answers that are still to be counted, with one more for each answer; ...
-MOST_HELD_BYTES: Final = 256 << 10  # ... fewer where that would be more than this
+MOST_ANSWERS: Final = 32  # that are still to be counted
+SMALL: Final = 8 << 10  # bytes that the scores of one of them may keep in memory
 NOTHING: Final = {"requests": 0, "rows": 0, "disagreed": 0}  # that a shadow was compared with
 
 
@@ -52,20 +53,16 @@ class _Arm:
         self.waiting_rows = array("q")  # of those
         self.waiting_scores = bytearray()
 
-    def score(self, outputs: Outputs) -> None:
-        """Copies the first output of floats, if there is one, so that nothing else is kept in memory; of a large one every n-th
-        value, so that nobody waits for the rest."""
-        for values in outputs.values():
-            dtype = values.dtype
-            if dtype.kind == "f":
-                if dtype is not self._dtype and dtype != self._dtype:
-                    self.fold()
-                    self._dtype = dtype
-                few = values if values.size <= MOST_SCORES else values.ravel()[:: 1 + values.size // MOST_SCORES]
-                self.waiting_scores += few.tobytes()
-                if len(self.waiting_scores) > MOST_BYTES:
-                    self.fold()
-                return
+    def score(self, values: Scores) -> None:
+        """Copies them, so that nothing else is kept in memory; of many every n-th, so that nobody waits for the rest."""
+        dtype = values.dtype
+        if dtype is not self._dtype and dtype != self._dtype:
+            self.fold()
+            self._dtype = dtype
+        few = values if values.size <= MOST_SCORES else values.ravel()[:: 1 + values.size // MOST_SCORES]
+        self.waiting_scores += few.tobytes()
+        if len(self.waiting_scores) > MOST_BYTES:
+            self.fold()
 
     def fold(self) -> None:
         """Puts what waits into the bins."""
@@ -93,8 +90,7 @@ class Tally:
 
     def __init__(self, edges: Sequence[float], canary: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._of_stable = self._of_canary = 0  # requests that either has answered, in all windows
-        self._answers: list[tuple[InferenceRecord, Outputs]] = []  # that wait to be counted
-        self._held, self._most = 0, 0  # rows of those, as `MOST_HELD` has them; beyond so many they are counted
+        self._answers: list[tuple[InferenceRecord, Scores | None]] = []  # that wait to be counted
         self._edges = edges
         self._canary = canary
         self._clock = clock
@@ -112,7 +108,8 @@ class Tally:
 
     def scored(self, side: Side, outputs: Outputs) -> None:
         """The scores of an answer."""
-        self._arm(side).score(outputs)
+        if (scores := _scores(outputs)) is not None:
+            self._arm(side).score(scores)
 
     def request(self, side: Side, seconds: float | None, *, failed_by: bytes | None = None) -> None:
         """A request that this side was given has finished, after what it ran and scored; `seconds`: that a caller waited for it,
@@ -130,15 +127,15 @@ class Tally:
 
     def answered(self, record: InferenceRecord, outputs: Outputs) -> None:
         """A request that one version has answered with these: `request`, `ran` and `scored` in one, as nearly all are counted."""
-        self._answers.append((record, outputs))
-        self._held += 1 + (record.batch_rows or record.rows)
-        if self._held > self._most:
+        scores = _scores(outputs)
+        self._answers.append((record, scores))
+        if len(self._answers) >= MOST_ANSWERS or (scores is not None and _kept_bytes(scores) > SMALL):
             self._count()
 
     def _count(self) -> None:
         """Counts the answers that wait, one after another: alone, each would find the processor's caches taken."""
         answers, self._answers = self._answers, []
-        for record, outputs in answers:
+        for record, scores in answers:
             if record.version == self._canary:
                 arm = self._its
                 self._of_canary += 1
@@ -150,12 +147,10 @@ class Tally:
             if record.batch_rows:  # else another request of the run tells of it
                 arm.waiting_rows.append(record.batch_rows)
                 arm.waiting_runs.append(record.stages["execute"])
-            arm.score(outputs)
+            if scores is not None:
+                arm.score(scores)
             if len(arm.waiting) >= MOST_WAITING:
                 arm.fold()
-        if answers:
-            size = sum([values.nbytes for values in outputs.values()])
-            self._held, self._most = 0, min(MOST_HELD, MOST_HELD_BYTES * (1 + record.rows) // (1 + size))
 
     @property
     def answers_of_stable(self) -> int:
@@ -198,3 +193,17 @@ class Tally:
         self._began, self._shadowed = now, dict(NOTHING)
         self._stable, self._its = _Arm(self._edges), _Arm(self._edges)
         return window
+
+
+def _scores(outputs: Outputs) -> Scores | None:
+    """The first output of floats."""
+    for values in outputs.values():
+        if values.dtype.kind == "f":
+            return values
+    return None
+
+
+def _kept_bytes(values: Scores) -> int:
+    """In memory, as long as these are: a request's answer is a part of its run's."""
+    base = values.base
+    return values.nbytes if base is None else base.nbytes if isinstance(base, np.ndarray) else SMALL + 1

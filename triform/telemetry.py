@@ -64,7 +64,7 @@ CANARY_CUTS: Final = Metric("triform_canary_cuts_total", "counter", "Canaries th
 CANARY_FAILURES: Final = Metric(
     "triform_canary_failures_total",
     "counter",
-    "Requests that a canary failed, and stable answered in its place",
+    "Requests (in batch: parts) that a canary failed, at least in part, and stable answered in its place",
     (*_MODEL, "code"),
 )
 FEATURE_DRIFT: Final = Metric("triform_feature_drift", "gauge", "Distance from the reference distribution", (*_MODEL, "feature"))

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
 from tests.batch.killing import family, started
-from tests.batch.workbench import Workbench, assert_each_row_once, visible
+from tests.batch.workbench import Workbench, assert_each_row_once, read_rows, visible
 from triform.golden import child_env
+from triform.releases import Canary, ReleaseLog
+from triform.repository import open_repository
+from triform.splitting import KeyRule, TrafficSplit
 
 FILES, ROWS = 20, 2000  # some seconds of work
 
@@ -112,6 +118,27 @@ def test_a_killed_run_is_finished_by_the_same_command(workbench: Workbench, ray_
     assert kill_when(workbench, lambda: recorded(workbench) >= after_first + 5, *there)
     assert visible(workbench.output) == []
     finish(workbench, *there)
+
+
+@pytest.mark.slow
+def test_a_killed_run_that_a_canary_shares_goes_on_as_it_began(workbench: Workbench, ray_cluster: Any) -> None:
+    """Its share has grown and it was taken off in the meantime."""
+    workbench.repository = Path(shutil.copytree(workbench.repository, workbench.root / "models"))
+    log = ReleaseLog(open_repository(workbench.repository), "lookup")
+    split = TrafficSplit.of(log.set(canary=Canary(2, 0.3, KeyRule(column="id"))))
+    for i in range(FILES):
+        workbench.write(f"{i:02d}.parquet", i * ROWS, ROWS)
+    there = "--split", "--address", ray_cluster.get_runtime_context().gcs_address
+    for change in partial(log.set, canary=Canary(2, 0.9)), log.rollback:
+        before = recorded(workbench)
+        assert kill_when(workbench, lambda before=before: recorded(workbench) >= before + 3, *there)  # type: ignore[misc]
+        change()
+    finish(workbench, *there)
+    (run,) = workbench.output.glob("run=*")
+    rows = read_rows(run / "data")
+    chosen = [split.choose(str(row).encode()) for row in rows["id"].to_pylist()]
+    assert rows["_model_version"].to_pylist() == [f"lookup/{version}" for version in chosen]
+    assert set(chosen) == {1, 2}
 
 
 def at_random(bench: Workbench, chance: random.Random, starting: float) -> Callable[[], bool]:

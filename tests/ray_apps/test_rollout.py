@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 from ray_apps import rollout
 from ray_apps.rollout import LATE, MOST_KEPT, Gathering, Judges, Report, Seen, coarser
 from tests.canaries import Released, build
+from tests.ray_apps.load import until
 from triform.errors import StoreError
 from triform.releases import Canary
 from triform.rollout.policy import Errors, Guards, Policy, ScoreShift, Step
@@ -291,6 +294,24 @@ class TestJudges:
         path.mkdir()
         judges.look("scored", Seen([(4, window(3, errors=3))], (4, "three in a row")))
         assert released.log().in_force().canary is None
+
+    def test_a_log_that_hangs_keeps_no_bad_canary(self, released: Released, tmp_path: Path) -> None:
+        """Somebody has its lock, and does not give it back until the canary is off."""
+        path = tmp_path / "audit.jsonl"
+        judges = Judges(Settings.from_env({}, repository=str(released.root), audit=str(path)))
+        RolloutLog(released.repository, "scored").start(POLICY, 2)
+        looking = threading.Thread(
+            target=judges.look, args=("scored", Seen([(3, window(3, errors=3))], (3, "three in a row"))), daemon=True
+        )
+        with path.open("ab") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            looking.start()
+            looking.join(60)
+            assert not looking.is_alive()
+            assert released.log().in_force().canary is None
+        until(lambda: path.read_bytes().endswith(b"\n"))
+        line = msgspec.json.decode(path.read_bytes())
+        assert (line["what"], line["note"].startswith("done at ")) == ("rollout.rolled_back", True)
 
     def test_what_is_over_touches_no_later_release(self, released: Released, judges: Judges) -> None:
         log = RolloutLog(released.repository, "scored")

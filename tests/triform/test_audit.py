@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import stat
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from subprocess import Popen
 from typing import Any
@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.ray_apps.load import until
+from triform import audit
 from triform.audit import FIRST, Action, AuditFile, Bounded, Entry, audited, digest, verify
 from triform.errors import ReleaseConflict, StoreError
 
@@ -182,35 +182,55 @@ def test_what_could_not_be_recorded_is_not_begun(tmp_path: Path) -> None:
         verify(tmp_path / "no/log")
 
 
-def test_who_must_not_wait_does_not_and_nothing_is_lost(log: AuditFile) -> None:
+def held_up(bounded: Bounded, *actions: Action, seconds: float = 0.05) -> None:
+    """The log takes none of these."""
+    bounded._seconds = seconds
+    for action in actions:
+        with pytest.raises(StoreError, match="has not taken it yet"):
+            bounded.append(action)
+
+
+def caught_up(bounded: Bounded) -> None:
+    """The log has taken, or refused, all."""
+    assert bounded._last is not None
+    wait([bounded._last], timeout=60)
+    bounded._seconds = 60.0
+
+
+def test_who_must_not_wait_does_not_and_nothing_is_lost(
+    log: AuditFile, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """The lock is somebody's who does not give it back, as on a mount that hangs."""
-    bounded = Bounded(log, seconds=0.1, most=3)
+    monkeypatch.setattr(audit, "LATE", 0.0)
+    bounded = Bounded(log, seconds=60.0, most=3)
     bounded.append(did("act.0"))
     with log.path.open("ab") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        for number in range(1, 5):
-            with pytest.raises(StoreError, match="has not taken it yet"):
-                bounded.append(did(f"act.{number}"))
+        held_up(bounded, *(did(f"act.{number}", note="it was bad") for number in range(1, 5)))
         with pytest.raises(StoreError, match="3 actions wait for it already"):
             bounded.append(did("act.5"))
         assert [entry.what for entry in entries(log)] == ["act.0"]
-    until(lambda: len(entries(log)) == 5)
+    caught_up(bounded)
     bounded.append(did("act.6"))
-    assert [entry.what for entry in entries(log)] == [f"act.{number}" for number in (0, 1, 2, 3, 4, 6)]
+    written = entries(log)
+    assert [entry.what for entry in written] == [f"act.{number}" for number in (0, 1, 2, 3, 4, 6)]
+    for late in written[1:5]:
+        assert late.note.startswith("done at ")
+        assert late.note.endswith(": it was bad")
+        assert late.note[8:32] <= late.at
     assert verify(log.path).faults == []
+    assert "act.4 churn (it was bad) is on record now" in caplog.text
 
 
 def test_what_is_not_written_late_either_is_told(log: AuditFile, caplog: pytest.LogCaptureFixture) -> None:
-    bounded = Bounded(log, seconds=0.1)
+    bounded = Bounded(log)
     log.append(did("act.0"))
     with log.path.open("ab") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        with pytest.raises(StoreError):
-            bounded.append(did("act.1"))
-        with pytest.raises(StoreError):
-            bounded.append(did("act.2"))
+        held_up(bounded, did("act.1"), did("act.2"))
         log.path.unlink()
         log.path.mkdir()
-    until(lambda: "an action is not on record: the audit log cannot be written" in caplog.text)
+    caught_up(bounded)
     with pytest.raises(StoreError, match="cannot be written"):
         bounded.append(did("act.3"))
+    assert "act.2 churn () is not on record: the audit log cannot be written" in caplog.text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -10,9 +12,9 @@ from hypothesis import strategies as st
 
 from tests.canaries import build
 from triform import row_split
-from triform.answering import Side
+from triform.answering import Answered, Side, answer
 from triform.predictor import Predictor
-from triform.row_split import CANARY, INSTEAD, STABLE, RowSplit
+from triform.row_split import RowSplit
 from triform.splitting import TrafficSplit, key_of
 
 TEXTS = [pa.string(), pa.large_string()]
@@ -25,7 +27,7 @@ COLUMNS = st.one_of(
 )
 SPLITS = st.builds(TrafficSplit, st.just(1), st.just(2), st.integers(0, 10_000), st.binary(max_size=8))
 ROWS = st.tuples(st.none() | st.integers(0, 50), st.none() | st.sampled_from([*range(12), 99, 100]))  # key, x
-HALF = TrafficSplit(1, 2, 5000, b"salt")
+HALF, ALL = TrafficSplit(1, 2, 5000, b"salt"), TrafficSplit(1, 2, 10_000, b"salt")
 
 
 @pytest.fixture(scope="module")
@@ -69,14 +71,47 @@ def test_a_canary_that_takes_too_long_is_not_asked_again(
     sides: tuple[Side, Side], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     batch = pa.record_batch({"key": pa.array(range(20)), "x": pa.array(range(20))})
-    split = RowSplit(sides[1], TrafficSplit(1, 2, 10_000, b"salt"), "key")
+    split = RowSplit(sides[1], ALL, "key")
+    monkeypatch.setattr(row_split, "SLOWEST", 0.0)
     for seconds in -1.0, 60.0:
         monkeypatch.setattr(row_split, "PATIENCE", seconds)
         made = split.answer(sides[0], batch)
-        assert made.by is not None
-        assert (made.by.tolist(), made.columns["y"].to_pylist()) == ([INSTEAD] * 20, [10.0 * x for x in range(20)])
+        assert made.canary is not None
+        assert (made.canary.any(), made.instead) == (False, {"deadline_exceeded": 20})
+        assert made.columns["y"].to_pylist() == [10.0 * x for x in range(20)]
     (told,) = caplog.messages
     assert "lookup/2 answered none of 20 rows" in told
+
+
+def test_a_canary_that_is_as_slow_as_stable_has_the_time(sides: tuple[Side, Side], monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = pa.record_batch({"key": pa.array(range(10)), "x": pa.array(range(10))})
+    monkeypatch.setattr(row_split, "PATIENCE", 0.0)
+    monkeypatch.setattr(row_split, "SLOWEST", 1e6)
+    made = RowSplit(sides[1], ALL, "key").answer(sides[0], batch)
+    assert made.canary is not None
+    assert (made.canary.all(), made.instead) == (True, {})
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_what_a_canary_does_not_survive_around_its_model_is_stables_in_the_smallest_batch(
+    sides: tuple[Side, Side], monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    """Memory that lacks for several rows may do for fewer: `score_part` tries."""
+
+    def lacking(side: Side, *args: Any, **options: Any) -> Answered:
+        if side is sides[1]:
+            raise MemoryError
+        return answer(side, *args, **options)
+
+    monkeypatch.setattr(row_split, "answer", lacking)
+    batch = pa.record_batch({"key": pa.array(range(rows)), "x": pa.array(range(rows))})
+    split = RowSplit(sides[1], ALL, "key")
+    if rows > 1:
+        with pytest.raises(MemoryError):
+            split.answer(sides[0], batch)
+    else:
+        made = split.answer(sides[0], batch)
+        assert (made.columns["y"].to_pylist(), made.instead) == ([0.0], {"internal": 1})
 
 
 @given(st.lists(ROWS, max_size=40), SPLITS)
@@ -93,6 +128,7 @@ def test_every_row_is_answered_or_refused_once_and_in_its_place(
         row: "missing_value" if value is None else "run_failed" for row, value in enumerate(x) if value in (None, 100)
     }
     theirs = [key is not None and traffic.choose(key_of(key)) == 2 for key in keys]
-    expected = [(CANARY if x[row] < 10 else INSTEAD) if theirs[row] else STABLE for row in made.rows]  # type: ignore[operator]
-    assert made.by is not None
-    assert made.by.tolist() == expected
+    assert made.canary is not None
+    assert made.canary.tolist() == [theirs[row] and x[row] < 10 for row in made.rows]  # type: ignore[operator]
+    instead = sum(theirs[row] and x[row] >= 10 for row in made.rows)  # type: ignore[operator]
+    assert made.instead == ({"run_failed": instead} if instead else {})

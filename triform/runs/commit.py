@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import datetime
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
@@ -54,9 +54,9 @@ class RunManifest(msgspec.Struct, frozen=True, kw_only=True):
         return sum(part.rows_canary for part in self.parts)
 
     @property
-    def rows_instead(self) -> int:
-        """Rows of the canary's keys that stable answered, because the canary did not."""
-        return sum(part.rows_instead for part in self.parts)
+    def instead(self) -> dict[str, int]:
+        """Rows of the canary's keys that stable answered, by the code for which the canary did not, the commonest first."""
+        return _summed(part.instead for part in self.parts)
 
 
 def commit(folder: RunFolder, plan: Plan, *, max_dead_letters: float, if_exists: str = "fail") -> RunManifest:
@@ -118,9 +118,13 @@ def utc_now() -> str:
 
 def dead_by_code(parts: list[ScoredPart]) -> dict[str, int]:
     """Dead letters by reason, the commonest first."""
+    return _summed(part.dead for part in parts)
+
+
+def _summed(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
     total: Counter[str] = Counter()
-    for part in parts:
-        total.update(part.dead)
+    for count in counts:
+        total.update(count)
     return dict(total.most_common())
 
 

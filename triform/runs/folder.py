@@ -48,7 +48,7 @@ class Footer(msgspec.Struct, frozen=True):
     rows_out: int
     dead: dict[str, int]
     rows_canary: int = 0
-    rows_instead: int = 0
+    instead: dict[str, int] = {}
 
 
 class PartFile(msgspec.Struct, frozen=True):
@@ -175,7 +175,7 @@ class RunFolder:
                 seconds={},
                 elapsed=0.0,
                 rows_canary=footer.rows_canary,
-                rows_instead=footer.rows_instead,
+                instead=footer.instead,
             )
         self.files.create(self._record(part), msgspec.json.encode(scored))
         return self.record(part)
