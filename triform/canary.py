@@ -111,6 +111,7 @@ class Split:
                 self.cut(f"it cannot be loaded: {error.code}")
             raise
         self._loaded[version] = served if column is None else served._replace(key=column)
+        self.tally.expect(version, served.signature.row_bytes)
         return self._loaded[version]
 
     @property

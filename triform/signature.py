@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from functools import cached_property
+from math import prod
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
@@ -115,6 +116,15 @@ class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tr
     @cached_property
     def output_names(self) -> tuple[str, ...]:
         return tuple(t.name for t in self.outputs)
+
+    @cached_property
+    def row_bytes(self) -> int | None:
+        """Of a row's outputs; None where some have no fixed size."""
+        sizes = [0 if t.datatype == "BYTES" else t.dtype.itemsize for t in self.outputs]
+        shapes = [[d if isinstance(d, int) else -1 for d in t.row_shape] for t in self.outputs]
+        if not all(sizes) or any(d < 0 for shape in shapes for d in shape):
+            return None
+        return sum(size * prod(shape) for size, shape in zip(sizes, shapes, strict=True))
 
     def validate(self, arrays: Mapping[str, Any]) -> dict[str, Array]:
         """Checks names, ranks, sizes and row counts, and casts where nothing is lost.

@@ -3,7 +3,7 @@
     a request: failed or not, its time    a run: its rows and time    an answer: its scores  ->  Tally  ->  windows.Window
     a request that a shadow answered, too: its rows, and those that disagree
 
-Small answers wait, with their scores, until some can be counted together; times and scores (copied) wait, as bare numbers, until
+Small answers wait, as they are, until some can be counted together; times and scores (copied) wait, as bare numbers, until
 there are some to be put into bins together. A request's time is that of its record, from where the host began it: HTTP before it
 asks who the caller is, gRPC after. Belongs to who answers requests: on an event loop to that loop.
 """
@@ -29,8 +29,9 @@ MOST_KEYS: Final = 1000  # of failures, whose repetition is not counted; every o
 MOST_WAITING: Final = 1024  # requests, whose numbers wait for their bins: of fewer numpy's calls take more time than its work
 MOST_SCORES: Final = 4096  # of one answer
 MOST_BYTES: Final = 256 << 10  # of scores that wait: to put more into bins would hold callers up for milliseconds
-MOST_ANSWERS: Final = 32  # that are still to be counted
-SMALL: Final = 8 << 10  # bytes that the scores of one of them may keep in memory
+MOST_ANSWERS: Final = 32  # that are still to be counted; each keeps what its run of the model has answered, and so is of ...
+FEW_ROWS: Final = 8  # ... so many at most ...
+SMALL_ROW: Final = 256  # ... with so many bytes each
 NOTHING: Final = {"requests": 0, "rows": 0, "disagreed": 0}  # that a shadow was compared with
 
 
@@ -90,7 +91,8 @@ class Tally:
 
     def __init__(self, edges: Sequence[float], canary: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._of_stable = self._of_canary = 0  # requests that either has answered, in all windows
-        self._answers: list[tuple[InferenceRecord, Scores | None]] = []  # that wait to be counted
+        self._answers: list[tuple[InferenceRecord, Outputs]] = []  # that wait to be counted
+        self._small = set[int | None]()  # versions whose answers may wait
         self._edges = edges
         self._canary = canary
         self._clock = clock
@@ -127,15 +129,20 @@ class Tally:
 
     def answered(self, record: InferenceRecord, outputs: Outputs) -> None:
         """A request that one version has answered with these: `request`, `ran` and `scored` in one, as nearly all are counted."""
-        scores = _scores(outputs)
-        self._answers.append((record, scores))
-        if len(self._answers) >= MOST_ANSWERS or (scores is not None and _kept_bytes(scores) > SMALL):
+        self._answers.append((record, outputs))
+        if record.version not in self._small or record.rows > FEW_ROWS or len(self._answers) >= MOST_ANSWERS:
             self._count()
+
+    def expect(self, version: int, row_bytes: int | None) -> None:
+        """That this version may answer, with so many bytes a row, or None if nobody knows: its answers may wait if they are
+        small."""
+        if row_bytes is not None and row_bytes <= SMALL_ROW:
+            self._small.add(version)
 
     def _count(self) -> None:
         """Counts the answers that wait, one after another: alone, each would find the processor's caches taken."""
         answers, self._answers = self._answers, []
-        for record, scores in answers:
+        for record, outputs in answers:
             if record.version == self._canary:
                 arm = self._its
                 self._of_canary += 1
@@ -147,7 +154,7 @@ class Tally:
             if record.batch_rows:  # else another request of the run tells of it
                 arm.waiting_rows.append(record.batch_rows)
                 arm.waiting_runs.append(record.stages["execute"])
-            if scores is not None:
+            if (scores := _scores(outputs)) is not None:
                 arm.score(scores)
             if len(arm.waiting) >= MOST_WAITING:
                 arm.fold()
@@ -201,9 +208,3 @@ def _scores(outputs: Outputs) -> Scores | None:
         if values.dtype.kind == "f":
             return values
     return None
-
-
-def _kept_bytes(values: Scores) -> int:
-    """In memory, as long as these are: a request's answer is a part of its run's."""
-    base = values.base
-    return values.nbytes if base is None else base.nbytes if isinstance(base, np.ndarray) else SMALL + 1

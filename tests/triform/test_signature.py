@@ -249,3 +249,18 @@ def test_booleans_of_a_typed_array_are_numbers() -> None:
         signature.validate({"x": [True, False]})
     boolean = Signature((TensorMetadata("x", "BOOL", ("rows",)),), ())
     assert boolean.validate({"x": [True, 0, 1.0]})["x"].tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("outputs", "expected"),
+    [
+        ([("y", "FP32", ())], 4),
+        ([("y", "FP32", (2, 3)), ("label", "INT64", ())], 32),
+        ([("y", "FP32", (-1,))], None),
+        ([("y", "FP32", ("words",))], None),
+        ([("y", "FP32", ()), ("label", "BYTES", ())], None),
+    ],
+)
+def test_the_bytes_of_a_rows_outputs_are_known_where_they_are_fixed(outputs: Any, expected: int | None) -> None:
+    made = tuple(TensorMetadata(name, datatype, (ROWS, *shape)) for name, datatype, shape in outputs)
+    assert Signature((), made).row_bytes == expected

@@ -10,7 +10,7 @@ import pytest
 
 from triform.rollout.policy import PROBABILITY_BINS
 from triform.rollout.windows import Arm, Shadowed, Sketch, rows_bucket, score_bins
-from triform.tally import MOST_ANSWERS, MOST_BYTES, MOST_KEYS, MOST_SCORES, MOST_WAITING, SMALL, Side, Tally
+from triform.tally import FEW_ROWS, MOST_ANSWERS, MOST_BYTES, MOST_KEYS, MOST_SCORES, MOST_WAITING, SMALL_ROW, Side, Tally
 from triform.telemetry import InferenceRecord
 
 CANARY = 2
@@ -141,36 +141,26 @@ def test_an_answer_at_once_is_the_same_as_its_parts() -> None:
     assert whole.answers_of_canary == 2 * MOST_WAITING, "of all windows"
 
 
-@pytest.mark.parametrize("first", [True, False], ids=["of the first request", "of another"])
-@pytest.mark.parametrize(("rows", "width"), [(1, SMALL), (SMALL, 1), (1024, 1024)], ids=["wide", "many", "both"])
-def test_an_answer_that_waits_keeps_nothing_large_in_memory(rows: int, width: int, *, first: bool) -> None:
-    """Beside small ones, and though it is a small part of its run's."""
-    tally = Tally(PROBABILITY_BINS, CANARY)
-    small = InferenceRecord(form="serve", version=1, stages={"execute": 0.1}, rows=1, batch_rows=1)
-    for _ in range(3):
-        tally.answered(small, {"score": np.zeros((1, 1), np.float32)})
-        batch = np.zeros((rows, width), np.float32)
-        gone = weakref.ref(batch)
-        record = msgspec.structs.replace(small, rows=1, batch_rows=rows if first else 0)
-        tally.answered(record, {"score": batch[:1, :1], "embedding": batch})
-        del batch
-        assert gone() is None
-    assert tally.take().stable.requests == 6
-
-
-def test_of_an_answer_that_waits_only_the_scores_are_kept() -> None:
-    tally = Tally(PROBABILITY_BINS, CANARY)
-    texts = np.zeros(1, "U9999")
-    gone = weakref.ref(texts)
-    tally.answered(InferenceRecord(form="serve", version=1), {"label": texts, "score": np.zeros(1, np.float32)})
-    del texts
-    assert gone() is None
+@pytest.mark.parametrize(("rows", "row_bytes"), [(1, SMALL_ROW + 1), (1, None), (FEW_ROWS + 1, 4)])
+def test_an_answer_that_may_be_large_does_not_wait(rows: int, row_bytes: int | None) -> None:
+    tally, batch = Tally(PROBABILITY_BINS, CANARY), np.zeros((1024, 1), np.float32)
+    tally.expect(CANARY, 4)
+    tally.expect(1, row_bytes)
+    small = InferenceRecord(form="serve", version=CANARY, stages={"execute": 0.1}, rows=1, batch_rows=1)
+    tally.answered(small, {"score": np.zeros((1, 1), np.float32)})
     assert len(tally._answers) == 1
+    gone = weakref.ref(batch)
+    tally.answered(msgspec.structs.replace(small, version=1, rows=rows), {"score": batch[:rows]})
+    del batch
+    assert gone() is None
+    window = tally.take()
+    assert (window.stable.requests, window.canary.requests) == (1, 1)
 
 
 def test_small_answers_are_counted_some_at_a_time() -> None:
     tally = Tally(PROBABILITY_BINS, CANARY)
-    record = InferenceRecord(form="serve", version=CANARY, stages={"execute": 0.1}, rows=1, batch_rows=1)
+    tally.expect(CANARY, SMALL_ROW)
+    record = InferenceRecord(form="serve", version=CANARY, stages={"execute": 0.1}, rows=FEW_ROWS, batch_rows=FEW_ROWS)
     waiting = set[int]()
     for number in range(1000):
         tally.answered(record, {"score": np.full((1, 1), 0.5, np.float32)})
@@ -179,4 +169,6 @@ def test_small_answers_are_counted_some_at_a_time() -> None:
             assert (tally.answers_of_canary, tally.answers_of_stable, tally._answers) == (501, 0, [])
     assert max(waiting) == MOST_ANSWERS - 1
     window = tally.take()
-    assert (window.canary.requests, sum(window.canary.scores), window.canary.execute[0].total) == (1000, 1000, 1000)
+    assert (window.canary.requests, sum(window.canary.scores), sum(s.total for s in window.canary.execute.values())) == (
+        1000,
+    ) * 3
