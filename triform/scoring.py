@@ -102,10 +102,6 @@ class ScoredPart(msgspec.Struct, frozen=True):
     def rows_dead(self) -> int:
         return sum(self.dead.values())
 
-    @property
-    def rows_instead(self) -> int:
-        return sum(self.instead.values())
-
 
 def score_part(
     part: Part,

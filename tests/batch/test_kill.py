@@ -32,6 +32,10 @@ def recorded(bench: Workbench) -> int:
     return len(list(bench.output.glob("run=*/_parts/[0-9]*.json")))
 
 
+def has_recorded(bench: Workbench, parts: int) -> bool:
+    return recorded(bench) >= parts
+
+
 @contextmanager
 def driver(bench: Workbench, *args: str) -> Iterator[subprocess.Popen[str]]:
     """The command in a session of its own. Whatever descends from it has ended afterwards."""
@@ -130,8 +134,8 @@ def test_a_killed_run_that_a_canary_shares_goes_on_as_it_began(workbench: Workbe
         workbench.write(f"{i:02d}.parquet", i * ROWS, ROWS)
     there = "--split", "--address", ray_cluster.get_runtime_context().gcs_address
     for change in partial(log.set, canary=Canary(2, 0.9)), log.rollback:
-        before = recorded(workbench)
-        assert kill_when(workbench, lambda before=before: recorded(workbench) >= before + 3, *there)  # type: ignore[misc]
+        wanted = recorded(workbench) + 3
+        assert kill_when(workbench, partial(has_recorded, workbench, wanted), *there)
         change()
     finish(workbench, *there)
     (run,) = workbench.output.glob("run=*")
