@@ -191,7 +191,9 @@ READ_HERE = {
 
 
 @pytest.mark.parametrize(
-    ("asked", "aside"), [*((one, True) for one in READ_ASIDE.items()), *((one, False) for one in READ_HERE.items())], ids=str
+    ("asked", "aside"),
+    [*((one, True) for one in READ_ASIDE.items()), *((one, False) for one in READ_HERE.items())],
+    ids=[*(f"aside: {name}" for name in READ_ASIDE), *(f"here: {name}" for name in READ_HERE)],  # gzip's bytes hold the time
 )
 def test_what_takes_long_to_read_is_read_in_a_thread(
     online_models: Path, gate: Gate, asked: tuple[str, tuple[str, dict[str, str], bytes]], *, aside: bool
