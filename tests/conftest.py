@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from infra.local.processes import background
 from tests.conformance.models import build
@@ -40,7 +40,8 @@ os.environ.update(SERVE_PORTS.environment(Path(tempfile.mkdtemp(prefix="serve-")
 
 ROOT = Path(__file__).parent.parent
 
-settings.register_profile("triform", deadline=None)  # how long an example takes says more of the machine than of the code
+# How long an example takes, to make or to try, says more of the machine than of the code.
+settings.register_profile("triform", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("triform")
 
 

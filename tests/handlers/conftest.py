@@ -23,10 +23,16 @@ def context(seconds: float = 30.0, request_id: str = "11111111-2222-3333-4444-55
 @pytest.fixture(autouse=True)
 def _loggers() -> Iterator[None]:
     """Each test has the JSON logger anew: it keeps the standard output of its day, and is no other test's business."""
+    _forget_loggers()
     yield
+    _forget_loggers()
+
+
+def _forget_loggers() -> None:
     logger = logging.getLogger("triform")
     logger.handlers.clear()
     logger.setLevel(logging.NOTSET)
+    logger.propagate = True
     for name in ("init", "powertools_handler"):  # what Powertools knows its own logger by
         vars(logger).pop(name, None)
 
