@@ -27,7 +27,7 @@ from ray_apps.logs import log_as_json
 from triform.audit import Action, Bounded, open_audit
 from triform.errors import StoreError, TriformError
 from triform.models import Models
-from triform.rollout.machine import ENDED, holds
+from triform.rollout.machine import ENDED, in_force
 from triform.rollout.windows import Window, joined, merge
 from triform.rollout_log import HEARTBEAT_SECONDS, Rollout, RolloutLog, new_nonce
 from triform.settings import Settings
@@ -156,12 +156,19 @@ class Controller:
         while True:
             await asyncio.sleep(min(GLANCE_SECONDS, self._every / 5))
             if not self._again and all(gathering.is_empty for gathering in self._gathering.values()):
-                self._told.clear()
-                await self._told.wait()
+                await self._wait()
             for model, gathering in [*self._gathering.items()]:
                 due = model in self._again or gathering.due(time.time() / self._every)
                 if due and time.monotonic() >= self._again.get(model, 0.0):
                     await self._look(model, gathering)
+
+    async def _wait(self) -> None:
+        """For a report; or for a while, if a rollout is under way of which nobody reports: another release may have ended it."""
+        self._told.clear()
+        try:
+            await asyncio.wait_for(self._told.wait(), HEARTBEAT_SECONDS)
+        except TimeoutError:
+            self._again = dict.fromkeys(self._judges.under_way(), 0.0)
 
     async def _look(self, model: str, gathering: Gathering) -> None:
         """What goes wrong is told, and tried again: other models do not wait for it."""
@@ -276,6 +283,10 @@ class Judges:
         self._waiting: dict[str, tuple[int, Window]] = {}  # with their revision: windows that are to become longer
         self._unsure: dict[str, Unsure] = {}  # what may be on record, or not: the store did not say
 
+    def under_way(self) -> list[str]:
+        """The models whose rollouts had not ended at the latest look."""
+        return [model for model, rollout in self._rollouts.items() if not rollout.ended]
+
     def look(self, model: str, seen: Seen) -> Edges:
         """Judges what was seen; what replicas are to know of the model's policy. Raises `TriformError`; the windows that
         `seen` still has then are to be shown again."""
@@ -286,7 +297,8 @@ class Judges:
         self._rollouts[model] = rollout
         self._make_sure(rollouts, rollout)
         release = rollout.release = rollouts.releases.in_force(rollout.release)
-        now = release.revision if holds(rollout.policy, rollout.state, release) else None
+        step = in_force(rollout.policy, rollout.state, release)
+        now = release.revision if step is not None else None
         cut = seen.cut[1] if seen.cut is not None and seen.cut[0] == now else None
         waiting = self._waiting.get(model)
         ready, left = coarser(
@@ -295,8 +307,7 @@ class Judges:
         )
         quiet = time.time() - (rollout.state.at or 0.0) >= HEARTBEAT_SECONDS
         if ready or cut or left is None or quiet:
-            step = rollout.state.step
-            windows = [msgspec.structs.replace(window, step=step) for window in ready]
+            windows = [msgspec.structs.replace(window, step=step) for window in ready if step is not None]
             self._unsure[model] = Unsure(rollout.number, windows, cut, new_nonce())
         self._waiting.pop(model, None)
         if left is not None and now is not None:

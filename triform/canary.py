@@ -159,25 +159,25 @@ class Split:
         that runs elsewhere does not answer stable does.
         """
         if (served := self.gives(exchange, headers)) is None:
-            return await self.otherwise(answer, exchange, headers, decode, size)
+            return await self.otherwise(answer, exchange, decode, size)
         encoding = answer(exchange, partial(decode, served), size)
-        return await self._or_instead(encoding, answer, exchange, headers, decode, size)
+        return await self._or_instead(encoding, answer, exchange, decode, size)
 
-    async def otherwise(self, answer: Answer, exchange: Exchange, headers: Named, decode: Decode, size: int) -> Encoded:
+    async def otherwise(self, answer: Answer, exchange: Exchange, decode: Decode, size: int) -> Encoded:
         """The same where `gives` has none to give: a shadow is to be asked, too, or each record has a key of its own."""
         if self.shadow is not None:
-            return await self.shadow.answer(answer, exchange, headers, decode, size)
+            return await self.shadow.answer(answer, exchange, decode, size)
         exchange.served = self.served(self.traffic.stable)
         encoding = self._by_record(answer, exchange, decode, size)
-        return await self._or_instead(encoding, answer, exchange, headers, decode, size)
+        return await self._or_instead(encoding, answer, exchange, decode, size)
 
     async def _or_instead(
-        self, encoding: Awaitable[Encoded], answer: Answer, exchange: Exchange, headers: Named, decode: Decode, size: int
+        self, encoding: Awaitable[Encoded], answer: Answer, exchange: Exchange, decode: Decode, size: int
     ) -> Encoded:
         try:
             return await encoding
         except BaseException as error:
-            if (instead := await self.instead(error, answer, exchange, headers, decode, size)) is None:
+            if (instead := await self.instead(error, answer, exchange, decode, size)) is None:
                 raise
             return instead
 
@@ -204,7 +204,7 @@ class Split:
         return encoded
 
     async def instead(
-        self, error: BaseException, answer: Answer, exchange: Exchange, headers: Named, decode: Decode, size: int
+        self, error: BaseException, answer: Answer, exchange: Exchange, decode: Decode, size: int
     ) -> Encoded | None:
         """What stable answers in the place of a canary that runs elsewhere. None: the error is the caller's answer, and it is
         counted whose it is. What has run counts though its caller has gone."""
@@ -213,15 +213,14 @@ class Split:
             self.count_run(exchange)
         if not isinstance(error, Exception):
             return None
-        seconds, key = time.perf_counter() - exchange.started, self._key(headers, exchange.request_id)
-        key = exchange.request_id.encode() if key is None else key
+        seconds = time.perf_counter() - exchange.started
         if exchange.chosen.elsewhere:
-            return await self._in_its_place(error, key, seconds, answer, exchange, decode, size)
+            return await self._in_its_place(error, seconds, answer, exchange, decode, size)
         side, ran = self.side(exchange), "execute" in exchange.stages
         failed = ran and not isinstance(error, Overloaded)  # else it is the caller's, or the queue's
         if side == "canary" and not ran and isinstance(error, InvalidRequest):
             failed = await self._stable_reads(exchange.chosen, answer, exchange, decode, size)
-        self.tally.request(side, seconds, failed_by=key if failed else None)
+        self.tally.request(side, seconds, failed=failed)
         if failed and side == "canary" and (not ran or await self._stable_answers(error, answer, exchange, decode, size)):
             self.failed(error)
         return None
@@ -240,7 +239,7 @@ class Split:
         return "canary" if exchange.chosen.manifest.version == self.traffic.canary else "stable"
 
     async def _in_its_place(
-        self, error: Exception, key: bytes, seconds: float, answer: Answer, exchange: Exchange, decode: Decode, size: int
+        self, error: Exception, seconds: float, answer: Answer, exchange: Exchange, decode: Decode, size: int
     ) -> Encoded:
         """Stable's answer to what the canary has failed in so many seconds. What neither answers ends with stable's error.
 
@@ -253,7 +252,7 @@ class Split:
             failed = True
         finally:
             if counts:
-                self.tally.request("canary", seconds, failed_by=key if failed else None)
+                self.tally.request("canary", seconds, failed=failed)
         if counts:
             told = {"request_id": exchange.request_id, "version": self.traffic.canary}
             log.warning("the canary failed a request, which %s answered", exchange.refs, exc_info=error, extra=told)

@@ -302,7 +302,7 @@ class HttpSurface:
     ) -> T:
         """What a split answers; the headers name who has."""
         try:
-            return await answer(self.answer, exchange, received.named, lambda served: decode(self._body(received), served), size)
+            return await answer(self.answer, exchange, lambda served: decode(self._body(received), served), size)
         finally:
             received.told[MODEL] = exchange.refs or received.told[MODEL]
 

@@ -147,6 +147,8 @@ class RolloutLog:
         """
         by, before = by or whoami(), self.latest()
         if before is not None and not before.ended:
+            self.look(before, by=by)  # somebody may have released something else since, and nobody looked
+        if before is not None and not before.ended:
             raise self._under_way(before)
         release = self.releases.current()
         if release is None:
@@ -196,11 +198,11 @@ class RolloutLog:
             if rollout.ended and not self._is_undone(rollout, actions, release):
                 actions = ()
             if command is not None and not (actions and command != "promote"):
-                self._refuse_idle(rollout, seen, state, now)
+                self._refuse_idle(rollout, seen, state, now, by)
             if reason:
                 state = msgspec.structs.replace(state, reason=f"{state.reason}: {reason}")
                 actions = tuple(msgspec.structs.replace(action, reason=state.reason) for action in actions)
-            told = bool(windows or cut or command) and not rollout.ended
+            told = bool(windows or cut or command) and not (rollout.ended and not actions)
             beats = not rollout.ended and not (state.at or 0.0) - (before.at or 0.0) < HEARTBEAT_SECONDS
             if told or beats or not _same(state, before):
                 entry = self._entry(
@@ -242,12 +244,13 @@ class RolloutLog:
         its_own = release.reason.partition(":")[0] == _named(rollout)
         return stayed or (its_own and release.changed_by in {entry.by for entry in rollout.entries})
 
-    def _refuse_idle(self, rollout: Rollout, seen: Observation, state: State, now: float) -> None:
-        """Raises `InvalidRequest` where a command changes nothing."""
+    def _refuse_idle(self, rollout: Rollout, seen: Observation, state: State, now: float, by: str) -> None:
+        """Raises `InvalidRequest` where a command changes nothing; what the log tells goes on record all the same."""
         before = rollout.state
         if rollout.ended:
             raise InvalidRequest(f"rollout {rollout.number} of '{self.model}' is over: {before.phase} ({before.reason})")
-        if state == advance(rollout.policy, before, msgspec.structs.replace(seen, command=None), now)[0]:
+        if state == advance(rollout.policy, before, _without(seen), now)[0]:
+            self.look(rollout, by=by)
             raise InvalidRequest(f"rollout {rollout.number} of '{self.model}' is {_doing(state)}: it cannot {seen.command} now")
 
     def _act(self, rollout: Rollout, actions: Sequence[Action], by: str) -> bool:

@@ -24,7 +24,6 @@ import numpy as np
 import numpy.typing as npt
 
 from triform.errors import Overloaded, TriformError
-from triform.headers import Named
 from triform.protocols.bodies import Call, Encoded
 from triform.rollout.agreement import apart, recorded, widest
 from triform.signature import Array
@@ -53,7 +52,6 @@ class Asked(NamedTuple):
     """A request that stable has answered with `outputs`. `size`: of what is to be decoded; `bytes`: that are kept of it;
     `seconds`: that its caller would have waited."""
 
-    key: bytes
     exchange: Exchange
     answer: Answer
     decode: Decode
@@ -81,25 +79,21 @@ class Shadowing:
         self._bytes = 0
         self._task: asyncio.Task[None] | None = None
 
-    async def answer(self, answer: Answer, exchange: Exchange, headers: Named, decode: Decode, size: int) -> Encoded:
+    async def answer(self, answer: Answer, exchange: Exchange, decode: Decode, size: int) -> Encoded:
         """Stable's answer, as if there were no shadow. Raises as `HttpSurface.answer`."""
         now = time.monotonic()
-        way, tally, key = self._way(exchange), self._split.tally, self._key(headers, exchange)
+        way, tally = self._way(exchange), self._split.tally
         try:
             encoded = await answer(way, partial(decode, exchange.chosen), size)
         except Exception as error:
             failed = "execute" in exchange.stages and not isinstance(error, Overloaded)
-            tally.request("stable", time.perf_counter() - exchange.started, failed_by=key if failed else None)
+            tally.request("stable", time.perf_counter() - exchange.started, failed=failed)
             raise
         tally.request("stable", time.perf_counter() - exchange.started)
         kept = max(size, sum(array.nbytes for array in way.inputs.values())) + _kept(way.outputs)
         seconds = SECONDS if exchange.deadline is None else exchange.deadline - now
-        self.offer(Asked(key, exchange, answer, decode, size, way.outputs, kept, seconds))
+        self.offer(Asked(exchange, answer, decode, size, way.outputs, kept, seconds))
         return encoded
-
-    def _key(self, headers: Named, exchange: Exchange) -> bytes:
-        """Who asks, if the rollout has a header for that: to count a failure of his once."""
-        return self._split.rule.of_request(headers) or exchange.request_id.encode()
 
     def offer(self, asked: Asked) -> None:
         """Takes what was asked, if it is sampled and there is room. Neither waits nor raises."""
@@ -144,7 +138,7 @@ class Shadowing:
         again.ended(code, time.perf_counter() - began)
         if code == Overloaded.code:  # others' work was in the way: it has not been asked
             return
-        self._split.tally.request("canary", None, failed_by=None if code == "ok" else asked.key)
+        self._split.tally.request("canary", None, failed=code != "ok")
         if code == "ok":
             self._split.tally.shadowed(compared.rows, compared.disagreed)
 

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 Side = Literal["stable", "canary"]
 Scores = np.ndarray[Any, Any]
 Outputs = Mapping[str, Scores]
-MOST_KEYS: Final = 1000  # of failures, whose repetition is not counted; every one beyond them is
 MOST_WAITING: Final = 1024  # requests, whose numbers wait for their bins: of fewer numpy's calls take more time than its work
 MOST_SCORES: Final = 4096  # of one answer
 MOST_BYTES: Final = 256 << 10  # of scores that wait: to put more into bins would hold callers up for milliseconds
@@ -40,7 +39,6 @@ class _Arm:
 
     def __init__(self, edges: Sequence[float]) -> None:
         self.requests = self.errors = 0
-        self.failed: set[bytes] = set()
         self._edges = edges
         self._dtype: np.dtype[Any] = np.dtype(np.float32)  # of the scores that wait
         self._seconds = np.zeros(BINS, np.int64)
@@ -113,17 +111,15 @@ class Tally:
         if (scores := _scores(outputs)) is not None:
             self._arm(side).score(scores)
 
-    def request(self, side: Side, seconds: float | None, *, failed_by: bytes | None = None) -> None:
+    def request(self, side: Side, seconds: float | None, *, failed: bool = False) -> None:
         """A request that this side was given has finished, after what it ran and scored; `seconds`: that a caller waited for it,
-        if one did. `failed_by`: its key, where the version failed it; a key that fails again counts no second time."""
+        if one did. `failed`: whether the version failed it. A caller who fails again counts again, as his requests do: how much
+        that makes the counts vary is the gate's to see (rollout/comparison.py)."""
         arm = self._arm(side)
         arm.requests += 1
         if seconds is not None:
             arm.waiting.append(seconds)
-        if failed_by is not None and failed_by not in arm.failed:
-            arm.errors += 1
-            if len(arm.failed) < MOST_KEYS:
-                arm.failed.add(failed_by)
+        arm.errors += failed
         if len(arm.waiting) >= MOST_WAITING:
             arm.fold()
 

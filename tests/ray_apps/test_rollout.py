@@ -220,6 +220,34 @@ def test_a_controller_that_waits_judges_the_next_report(tmp_path: Path, monkeypa
     asyncio.run(test())
 
 
+def test_a_rollout_that_nobody_reports_of_any_more_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody takes its canary off, and no replica counts anything."""
+    released = build(tmp_path)
+    released.log().rollback()
+    rollouts = RolloutLog(released.repository, "scored")
+    begun = rollouts.start(POLICY, 2)
+    for name, value in ("log_as_json", lambda: None), ("_replicas", lambda _: 1), ("HEARTBEAT_SECONDS", 0.2):
+        monkeypatch.setattr(rollout, name, value)
+    controller = rollout.Controller("app", Settings.from_env({}, repository=str(released.root)), 600.0)
+
+    async def test() -> None:
+        slot = int(time.time() / 600.0) - 1
+        await controller.report([Report("a", "scored", slot, rollouts.releases.in_force().revision, None, window(3))])
+        deadline = time.monotonic() + 30
+        while not rollouts.follow(begun).windows:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.01)
+        released.log().rollback()
+        while not rollouts.follow(begun).ended:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.01)
+        assert controller._task is not None
+        controller._task.cancel()
+
+    asyncio.run(test())
+    assert begun.state.phase == "superseded"
+
+
 def test_windows_become_longer_as_a_rollout_becomes_older() -> None:
     """Whole ones with whole ones; nothing is lost or doubled."""
     missing = msgspec.structs.replace(window(), expected=2)

@@ -9,6 +9,9 @@ Actions say what the release log should hold, and are given again until it does:
 and its writing goes on from the log and its last state, and writing twice changes nothing. Nothing but a verdict PROMOTE, or a
 person, raises the canary's share; each raises it by one step.
 
+Until then the release before it stays in force, and is judged: a canary that turns bad between a decision and its writing is
+taken off. A decision is of one revision (`on`): whoever writes another after it, be it the release from before, has the word.
+
 **The clock** may jump. Time goes by in steps of at most `MOST_TICK` seconds between two looks, and never backwards: neither a
 jump nor hours without a controller bring a rollout to its end, and what a step asks for is counted in the windows' own seconds.
 """
@@ -35,8 +38,9 @@ ENDED: Final = ("promoted", "rolled_back", "superseded")
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`step`: SHADOW or an index of the policy's steps. `begun`: whether the log has been seen to hold what the step asks for.
-    `watched`: seconds so far. `at`: the clock at the latest look; None: before the first."""
+    """`step`: SHADOW or an index of the policy's steps. `begun`: whether the log has been seen to hold what the step asks for;
+    `on`: the revision that was in force when it was decided on. `watched`: seconds so far. `at`: the clock at the latest look;
+    None: before the first."""
 
     stable: int
     canary: int
@@ -44,6 +48,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     step: int
     phase: Phase = "running"
     begun: bool = False
+    on: int | None = None
     watched: float = 0.0
     at: float | None = None
     reason: str = ""
@@ -76,29 +81,46 @@ def begin(policy: Policy, release: Release, canary: int) -> State:
     if canary == release.stable:
         raise InvalidRequest(f"version {canary} is stable already")
     first = SHADOW if policy.shadow else 0
-    return State(stable=release.stable, canary=canary, first=first, step=first)
+    return State(stable=release.stable, canary=canary, first=first, step=first, on=release.revision)
 
 
-def holds(policy: Policy, state: State, release: Release) -> bool:
-    """Whether the release is what the state's step asks for: what is seen under it counts for that step."""
+def in_force(policy: Policy, state: State, release: Release) -> int | None:
+    """The step whose share the release gives, which is what is seen under it counts for: the state's, or the one before as long
+    as the log does not have what was decided on. None: neither."""
+    if _holds(policy, state, release):
+        return state.step
+    return state.step - 1 if _waits(policy, state, release) and state.step > state.first else None
+
+
+def _holds(policy: Policy, state: State, release: Release) -> bool:
+    """Whether the release is what the state's step asks for."""
     return release.stable == state.stable and _there(state, release) == _wanted(policy, state.step)
+
+
+def _waits(policy: Policy, state: State, release: Release) -> bool:
+    """Whether it is still the one from before the step, which nobody has written anything after."""
+    if state.begun or release.stable != state.stable or state.on not in (None, release.revision):
+        return False
+    return _there(state, release) == (_wanted(policy, state.step - 1) if state.step > state.first else ("none", 0.0))
 
 
 def advance(policy: Policy, state: State, seen: Observation, clock: float) -> tuple[State, tuple[Action, ...], Verdict | None]:
     """The next state, what to write, and the verdict that it rests on, if one was asked for. `clock`: seconds, any origin."""
+    before, verdict = state.step, None
     state = _told_by_log(policy, _ticked(state, clock), seen.release)
-    verdict = None
-    if state.phase not in ENDED:
-        if state.begun:
-            verdict = judge(policy, seen.windows, state.step, state.watched)
+    if state.phase not in ENDED or (state.phase == "promoted" and _holds(policy, state, seen.release)):
+        step = in_force(policy, state, seen.release)
+        verdict = judge(policy, seen.windows, step, state.watched) if step is not None else None
         if verdict and verdict.decision == "ROLLBACK":  # whatever a person wants at the same time, and paused or not
             state = _become(state, "rolled_back", "; ".join(verdict.reasons))
-        elif seen.cut and state.begun:
+        elif seen.cut and step is not None:
             state = _become(state, "rolled_back", f"a replica gives it no more keys: {seen.cut}")
         elif seen.command:
             state = _commanded(policy, state, seen.command)
-        elif verdict and state.phase == "running":
+        elif verdict and verdict.step == state.step and state.phase == "running":
             state = _judged(policy, state, verdict)
+    if state.step != before:
+        state = msgspec.structs.replace(state, on=seen.release.revision)
     return state, _actions(policy, state, seen.release), verdict
 
 
@@ -115,10 +137,9 @@ def _told_by_log(policy: Policy, state: State, release: Release) -> State:
         return state
     if release.stable == state.canary:
         return _become(state, "promoted", f"by {release.changed_by}: {release.reason}")
-    if holds(policy, state, release):
+    if _holds(policy, state, release):
         return msgspec.structs.replace(state, begun=True)
-    before = _wanted(policy, state.step - 1) if state.step > state.first else ("none", 0.0)
-    if release.stable == state.stable and not state.begun and _there(state, release) == before:
+    if _waits(policy, state, release):
         return state
     return _become(state, "superseded", f"revision {release.revision} by {release.changed_by}: {release.reason}")
 
@@ -126,7 +147,7 @@ def _told_by_log(policy: Policy, state: State, release: Release) -> State:
 def _commanded(policy: Policy, state: State, command: Command) -> State:
     if command == "abort":
         return _become(state, "rolled_back", "aborted")
-    if command == "promote" and state.begun:
+    if command == "promote" and state.begun and state.phase != "promoted":
         return _stepped(policy, state, "promoted by hand")
     if command == "pause" and state.phase == "running":
         return _become(state, "paused", "paused")

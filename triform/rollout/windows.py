@@ -3,8 +3,9 @@
     replica: requests -> Sketch, Arm -> Window      replicas' Windows -> merge -> one Window -> guards.py, evidence.py
 
 Both sides of a window are of the same time: the gate compares a canary with *concurrent* stable. `requests` counts what was given
-to a side, answered or not, and an error is the version's failure: a caller's mistake is none. Counting one failure a key, replica
-and window keeps a caller who tries again and again from looking like many (comparison.py: the design effect).
+to a side, answered or not, and an error is the version's failure: a caller's mistake is none. A caller who tries again and again
+counts each time, among the requests and the errors: how much more than binomially counts vary with that is seen from the windows
+(comparison.py: the design effect).
 """
 
 from __future__ import annotations

@@ -165,6 +165,18 @@ def test_no_data_never_promotes(why: str, change: dict[str, Any]) -> None:
     assert judge(ALL, [*seen[:40], *lacking], 1, float("nan")).decision == "INCONCLUSIVE"
 
 
+def test_a_step_that_misses_many_windows_waits() -> None:
+    """A canary in the process that answers may take its replica down, which then has nothing to report."""
+    seen = whole()
+    assert judge(ALL, seen, 1, 0.0).decision == "PROMOTE"
+    for every, decision in (10, "PROMOTE"), (2, "CONTINUE"):
+        lacks = [msgspec.structs.replace(w, expected=2) if w.step == 1 and i % every == 1 else w for i, w in enumerate(seen)]
+        lacks += [msgspec.structs.replace(w, reported=1, expected=1) for w in whole() if w.step == 1][-1:]
+        verdict = judge(ALL, lacks, 1, 0.0)
+        assert verdict.decision == decision, verdict.reasons
+    assert "windows of this step are not complete" in "; ".join(verdict.reasons)
+
+
 @pytest.mark.parametrize("step", [SHADOW, 0, 1])
 def test_nothing_at_all_continues_until_time_is_up(step: int) -> None:
     assert judge(ALL, [], step, 0.0).decision == "CONTINUE"

@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from tests.triform.rollout.traffic import release, windows
 from triform.errors import InvalidRequest, ReleaseConflict
 from triform.releases import Canary, Release, Shadow
-from triform.rollout.machine import ENDED, MOST_TICK, Action, Observation, State, advance, begin
+from triform.rollout.machine import ENDED, MOST_TICK, Action, Observation, State, advance, begin, in_force
 from triform.rollout.policy import Errors, Guards, Policy, Step
 from triform.rollout.policy import Shadow as ShadowStep
 from triform.rollout.windows import SHADOW, Window
@@ -94,6 +94,22 @@ class Rollout(RuleBasedStateMachine):
         self.clock += 120.0
         self.look()
 
+    @precondition(lambda self: self.lost)
+    @rule(bad=st.booleans())
+    def it_turns_bad_before_what_was_decided_is_written(self, bad: bool) -> None:
+        step = in_force(self.policy, self.state, self.log)
+        assert step is not None
+        self.windows += BAD[step] if bad else []
+        self.look(cut=None if bad else "three in a row")
+        assert (self.state.phase, self.log.canary, self.log.shadow) == ("rolled_back", None, None)
+
+    @property
+    def lost(self) -> bool:
+        """Whether a step or the end was decided on, and its writing lost."""
+        step = in_force(self.policy, self.state, self.log)
+        waits = self.state.phase not in ENDED and step not in (None, self.state.step)
+        return not self.foreign and step is not None and (waits or self.state.phase == "promoted")
+
     @rule(jump=st.sampled_from([-1e9, -3600.0, -1.0, 0.0, 1.0, 1e5, 1e12, math.inf, math.nan]))
     def clock_jumps(self, jump: float) -> None:
         before, self.clock = self.clock, self.clock + jump
@@ -117,7 +133,7 @@ class Rollout(RuleBasedStateMachine):
         self.log, self.foreign = msgspec.structs.replace(by_hand, revision=self.log.revision + 1), True
         decided = self.state.phase == "promoted"
         self.look(writes=False)
-        assert self.state.phase in ENDED or by_hand == release() or decided
+        assert self.state.phase in ENDED or decided
         if by_hand.stable == 3 or (by_hand.canary and by_hand.canary.version == 3):
             assert self.actions == (), "another rollout is not ours to touch"
 
@@ -203,9 +219,24 @@ def test_what_was_decided_is_written_until_the_log_has_it() -> None:
     for _ in range(3):
         state, actions, _ = advance(POLICY, state, Observation(windows=good, release=log), 0.0)
         assert [a.kind for a in actions] == ["promote"]
+    for bad in Observation(windows=[*good, *BAD[1]], release=log), Observation(windows=good, release=log, cut="three in a row"):
+        turned, actions, _ = advance(POLICY, state, bad, 0.0)
+        assert (turned.phase, [a.kind for a in actions]) == ("rolled_back", ["rollback"]), "it is in force, and so it is judged"
     assert advance(POLICY, state, Observation(release=release(2)), 0.0)[1] == ()
     gone, actions, _ = advance(POLICY, state, Observation(release=release()), 0.0)
     assert (gone.phase, actions) == ("superseded", ()), "somebody rolled back first: a promotion does not try again"
+
+
+@pytest.mark.parametrize("weight", [None, 0.1])
+def test_who_writes_the_release_from_before_has_the_word(weight: float | None) -> None:
+    """Somebody takes the canary off, or back to the step before, and nobody has looked since the step was decided on."""
+    first = begin(msgspec.structs.replace(POLICY, shadow=None), release(), 2)
+    policy = msgspec.structs.replace(POLICY, shadow=None)
+    state = first if weight is None else State(stable=1, canary=2, first=0, step=1, on=2)
+    waits, actions, _ = advance(policy, state, Observation(release=release(1, weight, revision=state.on or 0)), 0.0)
+    assert (waits.phase, [a.kind for a in actions]) == ("running", ["canary"]), "its own writing was lost"
+    told, actions, _ = advance(policy, state, Observation(release=release(1, weight, revision=9)), 0.0)
+    assert (told.phase, actions) == ("superseded", ())
 
 
 def test_a_pause_keeps_the_share_and_time_but_not_from_a_rollback() -> None:

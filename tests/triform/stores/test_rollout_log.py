@@ -407,6 +407,48 @@ def test_a_step_that_was_decided_is_taken_though_somebody_pauses(log: RolloutLog
     assert (rollout.state.phase, now(log).canary) == ("rolled_back", None)
 
 
+@pytest.mark.parametrize("step", [0, 1])
+@pytest.mark.parametrize("cut", [None, "three in a row"])
+def test_a_canary_that_turns_bad_before_the_decision_is_written_is_taken_off(
+    log: RolloutLog, monkeypatch: pytest.MonkeyPatch, step: int, cut: str | None
+) -> None:
+    """The store fails after the entry, or the controller is killed: the next one sees what is in force."""
+    rollout = log.start(POLICY, 2)
+    if step:
+        each(log, rollout, good(0))
+    monkeypatch.setattr(log.repository, "create_release", killing)
+    with pytest.raises(Killed):
+        each(log, rollout, good(step))
+    monkeypatch.undo()
+    rollout = log.read(1)
+    assert (rollout.state.phase, rollout.state.step) == (("promoted", 1) if step else ("running", 1)), "decided, and not written"
+    assert now(log).canary == Canary(2, POLICY.steps[step].weight, POLICY.key)
+    log.look(rollout, windows=[] if cut else bad(step), cut=cut)
+    assert (rollout.state.phase, now(log).stable, now(log).canary) == ("rolled_back", 1, None)
+    assert rollout.entries[-1].cut == cut
+
+
+@pytest.mark.parametrize("command", ["abort", "pause", "promote", None])
+def test_a_release_that_ends_a_rollout_which_nobody_looks_at_is_no_obstacle(log: RolloutLog, command: Any) -> None:
+    rollout = log.start(POLICY, 2)
+    each(log, rollout, good(0)[:1])
+    log.releases.rollback(reason="on call: off with it")
+    if command is not None:
+        with pytest.raises(InvalidRequest, match=f"is superseded, at step 1: it cannot {command} now"):
+            log.look(log.read(1), command=command)
+        assert log.read(1).state.phase == "superseded"
+    assert log.start(POLICY, 3).number == 2
+    assert now(log).canary == Canary(3, 0.1, POLICY.key)
+
+
+def test_a_rollback_before_the_first_look_is_not_undone(log: RolloutLog) -> None:
+    rollout = log.start(POLICY, 2)
+    log.releases.rollback(reason="on call: off with it")
+    revision = now(log).revision
+    log.look(rollout, windows=bad(0), cut="three in a row")
+    assert (rollout.state.phase, now(log).revision, now(log).canary) == ("superseded", revision, None)
+
+
 def test_two_controllers_do_no_harm(log: RolloutLog) -> None:
     one, other = log.start(POLICY, 2), log.latest()
     assert other is not None
