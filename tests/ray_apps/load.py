@@ -12,13 +12,15 @@ from typing import NamedTuple
 
 
 class Seen(NamedTuple):
-    """An answer, or (status 0) none; `model`: name and version that made it; `began`: `time.monotonic()`."""
+    """An answer, or (status 0) none; `model`: name and version that made it; `began`: `time.monotonic()`; `retry_after`: in
+    seconds, as it says."""
 
     status: int
     model: str
     body: bytes
     began: float
     seconds: float
+    retry_after: str = ""
 
 
 class Load:
@@ -41,10 +43,11 @@ class Load:
                 connection.request("POST", self._path, self._body, dict(self._headers))
                 answer = connection.getresponse()
                 told = answer.status, answer.getheader("x-triform-model", ""), answer.read()
+                retry_after = answer.getheader("retry-after", "")
             except (OSError, http.client.HTTPException) as error:
                 connection.close()
-                told = 0, "", repr(error).encode()
-            self.seen.append(Seen(*told, began, time.monotonic() - began))
+                told, retry_after = (0, "", repr(error).encode()), ""
+            self.seen.append(Seen(*told, began, time.monotonic() - began, retry_after))
             if not self._keep:
                 connection.close()
         connection.close()

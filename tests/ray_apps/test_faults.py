@@ -62,8 +62,8 @@ def test_of_a_replica_that_is_killed_only_what_is_in_flight_fails(ray_cluster: A
             failed = [s for s in asking.seen if s.status != 200 and s.began + s.seconds >= killed]
             over = max((s.began + s.seconds for s in failed), default=killed) - killed
             print(f"{len(failed)} failed, the last {over:.2f} s after the kill; two replicas again after {back:.1f} s")
-            assert len(failed) <= 3 * clients, "who asks again at once may meet a process that is not quite dead"
-            assert all(s.began <= killed + 1 for s in failed), "whoever came later was answered"
+            assert len(failed) <= 2 * clients, "who asks again at once may meet a process that is not quite dead"
+            assert all(s.began <= killed + 0.5 for s in failed), "whoever came later was answered"
             assert max(over, back) <= 10
             assert all(is_retryable(s) for s in failed), Counter((s.status, s.body) for s in failed)
             time.sleep(max(0.0, killed + 10 - time.monotonic()))
@@ -77,8 +77,11 @@ def serving(name: str) -> int:
 
 
 def is_retryable(seen: Seen) -> bool:
-    """503, as HAProxy says it; or, of a connection that had answers before, its end (RFC 9112, section 9.3.1)."""
-    return seen.status == 0 or (seen.status == 503 and orjson.loads(seen.body)["code"] == "unavailable")
+    """503, as HAProxy says it; or the end of the connection without an answer, which HAProxy was seen to give new ones, too: a
+    question to a model may be asked again in any case."""
+    return not seen.status or (
+        seen.status == 503 and seen.retry_after.isdecimal() and orjson.loads(seen.body)["code"] == "unavailable"
+    )
 
 
 @pytest.mark.slow  # a minute of five times too much
