@@ -186,6 +186,16 @@ def test_only_the_clusters_own_pods_reach_replicas_and_haproxys_pages() -> None:
     assert rule["from"] == [own]
 
 
+def test_a_node_can_be_drained() -> None:
+    """Kubernetes finds no `scale` of a RayCluster's pods: with `maxUnavailable` or a percentage it would let none of them go."""
+    (budget,) = [one["spec"] for name in MANIFESTS for one in documents(name) if one["kind"] == "PodDisruptionBudget"]
+    assert budget == {"minAvailable": 1, "selector": {"matchLabels": {"app": "triform-serve", "ray.io/node-type": "worker"}}}
+    least = sum(group["minReplicas"] for group in GROUPS.values())
+    assert budget["minAvailable"] < least
+    for pod in WORKERS:
+        assert {**pod["metadata"]["labels"], "ray.io/node-type": "worker"}.items() >= budget["selector"]["matchLabels"].items()
+
+
 def test_the_guide_makes_every_secret_that_a_pod_needs() -> None:
     text = "".join((RAY / name).read_text() for name in MANIFESTS)
     needed = {*re.findall(r"secretName: ([a-z-]+)", text), *re.findall(r"secretKeyRef: {name: ([a-z-]+)", text)}
