@@ -138,6 +138,9 @@ def test_kuberay_is_not_asked_for_a_service_that_it_would_not_make() -> None:
     """With incremental upgrades BuildServeService passes over spec.serveService; its own Service has the head's port `serve`."""
     assert SERVICE["spec"]["upgradeStrategy"]["type"] == "NewClusterWithIncrementalUpgrade"
     assert "serveService" not in SERVICE["spec"]
+    (app,) = CONFIG["applications"]
+    assert SERVICE["spec"]["excludeHeadPodFromServeSvc"] is True
+    assert app["args"]["autoscaling"]["min_replicas"] > 0  # with none the head alone has a proxy, and nobody could ask for one
     (container,) = HEAD["spec"]["containers"]
     assert {"name": "serve", "containerPort": CONFIG["http_options"]["port"]} in container["ports"]
     assert only("serving/access.yaml", "Service")["spec"]["selector"]["ray.io/node-type"] == "worker"  # as in excludeHeadPod...
@@ -244,6 +247,7 @@ def test_replicas_on_gpus_find_workers_that_have_what_they_ask(name: str, group:
     most = app["args"]["autoscaling"]["max_replicas"]
     fit = min(int(int(limits["cpu"]) / app["args"]["num_cpus"]), int(gpus / app["args"]["num_gpus"]))
     assert fit * GROUPS[group]["maxReplicas"] == most
+    assert GROUPS[group]["minReplicas"] == 0  # else the nodes stay when the replicas have gone: docs/gpu.md
     asked = app["args"].get("resources", {})
     assert json.loads(json.loads(GROUPS[group]["rayStartParams"].get("resources", '"{}"'))) == asked
     assert {f"nvidia.com/{slice_}" for slice_ in asked} <= set(limits)

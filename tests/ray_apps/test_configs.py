@@ -51,6 +51,14 @@ def test_build_app_reads_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert options["resources"] == args_of(path).get("resources", {})
 
 
+def test_an_example_has_no_replica_while_nobody_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRIFORM_REPOSITORY", "models")
+    monkeypatch.setenv("TRIFORM_API_KEYS_FILE", "keys.json")
+    app = build_app(args_of(ROOT / "ray_apps/serve.zero.yaml"))
+    scaling = app._bound_deployment._deployment_config.autoscaling_config
+    assert (scaling.min_replicas, scaling.initial_replicas, scaling.downscale_to_zero_delay_s) == (0, 1, 900)
+
+
 @pytest.mark.parametrize(("name", "memory", "weights"), [("serve.gpu.yaml", 24 * GIB, GIB // 2), ("serve.mig.yaml", 10 * GIB, 0)])
 def test_two_versions_of_each_model_fit_in_a_replicas_share(name: str, memory: int, weights: int) -> None:
     """Each provider of a session may take what it is told: docs/gpu.md. `weights`: of a version, beside that."""
