@@ -60,8 +60,21 @@ lint: setup ## ruff, mypy --strict, import contracts, and that every test can be
 	$(BIN)/lint-imports
 	$(PYTEST) --collect-only -qqq >/dev/null || $(PYTEST) --collect-only -qqq
 
-bench: setup ## run the benchmarks; each prints its tables (about an hour; Spark needs Java)
-	@for name in predict scoring lambda_cold_start lambda_warm canary "batch --plot docs/img" "batch --flat --plot docs/img" "batch --profile" "serving --plot docs/img" "rollout --to docs/img"; do $(BIN)/python -m benchmarks.$$name; done
+bench: setup ## run the benchmarks; each prints its tables (a few hours; Spark needs Java)
+	@for name in \
+	  predict protocols scoring lambda_cold_start lambda_warm canary \
+	  "batch --plot docs/img" \
+	  "batch --flat --plot docs/img" \
+	  "batch --profile" \
+	  "batch --only flights --rows 20000000 --peers raw,triform" \
+	  "serving --rounds 3 --seconds 4 --plot docs/img" \
+	  "serving --rows --rounds 2 --plot docs/img" \
+	  "serving --batching --rounds 5 --seconds 8" \
+	  "serving --open-loop --only triform,ray-asgi,litserve,mosec --rounds 2 --seconds 3" \
+	  "serving --scaling --rounds 3 --seconds 4" \
+	  "canary_serve --rounds 60 --breaks 5" \
+	  "rollout --to docs/img"; \
+	do $(BIN)/python -m benchmarks.$$name; done
 
 load: setup ## load on TARGET=serve|lambda by SHAPE=steps|spike|soak|diurnal|burst, answers checked; more in OPTIONS; a report in build/load
 	@$(BIN)/python -m loadtests --target $(TARGET) --shape $(SHAPE) $(OPTIONS)

@@ -35,6 +35,7 @@ from triform.repository import open_repository
 
 ROWS, SECONDS = 16, 0.010  # of a run
 CLIENTS = 3 * ROWS  # a run's worth is being run, another waits, the third is on its way
+OF_A_RUN = (1, ROWS)  # rows for which the two models take `SECONDS`
 SHARE = 0.7
 DEADLINE = 30.0  # seconds that the batcher alone has for a request, as servers give them one
 REPLICAS = (1, 2)
@@ -71,7 +72,7 @@ def triform(files: tuple[Path, Path], args: dict[str, Any], encoding: str) -> It
 
 def batching(options: argparse.Namespace, report: Report) -> None:
     """models of 10 ms: throughput against raw batches, latency at 70%% load"""
-    for rows in (1, ROWS):
+    for rows in OF_A_RUN:
         batched(options, report, rows)
 
 
@@ -171,8 +172,8 @@ def scaling(options: argparse.Namespace, report: Report) -> None:
     rows = []
     for name in models:
         one, two = (rates[name, count] for count in REPLICAS)
-        ratio = statistics.median(b / a for a, b in zip(one, two, strict=True))
-        rows.append([name, f"{statistics.median(one):,.0f}", f"{statistics.median(two):,.0f}", f"{ratio:.2f}"])
+        ratios = [b / a for a, b in zip(one, two, strict=True)]
+        rows.append([name, f"{statistics.median(one):,.0f}", f"{statistics.median(two):,.0f}", _spread(ratios)])
     columns = ["model", "1 replica: req/s", "2 replicas: req/s", "times"]
     report.table(f"Replicas, one row a request, {CLIENTS} clients for each", columns, rows)
 

@@ -31,7 +31,7 @@ from benchmarks import batched, latency, plot
 from benchmarks.environments import debian
 from benchmarks.load import PACKAGES, Load, LoadFailed, closed_loop
 from benchmarks.report import Report
-from benchmarks.servers.models import TINY, example, packaged
+from benchmarks.servers.models import TINY, example, lasting, packaged
 from benchmarks.servers.running import ServerFailed
 from benchmarks.servers.ways import WAYS, Place, Way, installed
 
@@ -84,7 +84,8 @@ def prepare(options: argparse.Namespace, report: Report) -> None:  # noqa: ARG00
     debian(*PACKAGES)
     installed(options.only, options.root)
     packaged(options.root, "tiny", TINY)
-    batched.model(options.root)
+    for rows in batched.OF_A_RUN:
+        lasting(options.root, rows, batched.SECONDS)
 
 
 def compare(options: argparse.Namespace, report: Report) -> None:

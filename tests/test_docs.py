@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -97,6 +98,22 @@ def test_every_metric_is_in_the_reference_with_its_labels() -> None:
 
 def test_every_error_code_is_in_the_reference() -> None:
     assert [code for code in error_codes() if f"`{code}`" not in REFERENCE] == []
+
+
+def test_make_bench_runs_every_benchmark_that_a_page_shows() -> None:
+    """But for where it reads and writes."""
+
+    def what(command: str) -> str:
+        return re.sub(r" --(plot|to|markdown|repository|model) \S+", "", command)
+
+    script = re.search(r"^bench: .*?^\t@for name in (.*?);", (ROOT / "Makefile").read_text(), re.MULTILINE | re.DOTALL)
+    assert script
+    run = {what(word) for word in shlex.split(script[1].replace("\\\n", " "))}
+    shown = {what(c) for page in DOCS for c in re.findall(r"`python -m benchmarks\.([^`]+)`", page.read_text())}
+    assert len(shown) > 12
+    assert shown - run == set()
+    scripts = {p.stem for p in (ROOT / "benchmarks").glob("*.py") if "__main__" in p.read_text()} - {"generate_tpch"}
+    assert {name.partition(" ")[0] for name in run} == scripts
 
 
 @pytest.mark.parametrize("page", DOCS, ids=[str(p.relative_to(ROOT)) for p in DOCS])

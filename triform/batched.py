@@ -20,7 +20,8 @@ from triform.signature import Array
 
 
 class BatchOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Of one model. `max_rows` None: the largest of the package's `pad_to`, else `MAX_ROWS`; the package's own is the most.
+    """Of one model. `max_rows`: of one run; None: the largest of the package's `pad_to`, else `MAX_ROWS`; the package's own is
+    the most. A request that has more is cut.
     `max_queue_requests` None: as `Batched` has it for all."""
 
     slots: Annotated[int, msgspec.Meta(ge=1)] = 1

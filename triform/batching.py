@@ -6,8 +6,8 @@
 It conserves work: a request that finds a free slot runs in this turn of the event loop, beside those that came in it; while all
 slots are busy the queue grows, and the slot that is free next takes as much of it as fits: the very thread whose run has ended,
 before anybody is told. So batches grow with the load, and no window of time has to be chosen. A run that raises is tried again
-request by request, so that only the request at fault gets the error. Requests are never cut apart: one that is larger than
-`max_rows` runs alone. Rows of a `dependent` model are never run beside a stranger's.
+request by request, so that only the request at fault gets the error. A request is cut only where it is larger than `max_rows`: it
+runs alone then, in several runs one after another. Rows of a `dependent` model are never run beside a stranger's.
 
 Runs are in threads, so that the event loop goes on, but for those that take no longer than the way to a thread and back: they are
 made on the loop itself, one a turn and model (pace.py). One that takes long after all is ended and made again in a thread.
@@ -275,7 +275,7 @@ class DynamicBatcher:
         error: BaseException | None = None
         try:
             if wanted:
-                answers = together(self.predictor, wanted, most)
+                answers = together(self.predictor, wanted, most, self.max_rows)
         except BaseException as raised:  # it is each request's
             if here and not isinstance(raised, Exception):
                 raise

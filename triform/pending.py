@@ -63,13 +63,16 @@ class Run(NamedTuple):
     here: bool = False
 
 
-def together(predictor: Predictor, batch: Sequence[Pending], most: float) -> list[dict[str, Array]]:
-    """Each request's rows of one run of all. It is the run's thread that stacks them, which takes long where they are large."""
+def together(predictor: Predictor, batch: Sequence[Pending], most: float, most_rows: int) -> list[dict[str, Array]]:
+    """Each request's rows of one run of all; of several runs, one after another, where a request alone has more than `most_rows`.
+
+    `most`: seconds. It is the run's thread that stacks them, which takes long where they are large.
+    """
     deadline = _latest(batch)
     if most < math.inf:
         deadline = min(deadline or math.inf, time.monotonic() + most)
     if len(batch) == 1:
-        return [predictor.run(batch[0].inputs, deadline=deadline)]
+        return [predictor.run(batch[0].inputs, deadline=deadline, most_rows=most_rows)]
     inputs = {name: np.concatenate([pending.inputs[name] for pending in batch]) for name in batch[0].inputs}
     outputs = predictor.run(inputs, deadline=deadline)
     ends = [*accumulate(pending.rows for pending in batch)]

@@ -100,16 +100,22 @@ class Predictor:
         """
         return self.run(self.signature.validate(inputs), deadline=deadline)
 
-    def run(self, inputs: Mapping[str, Array], *, deadline: float | None = None) -> dict[str, Array]:
-        """`predict` for arrays that already fit the signature: nothing is checked but the rows that come out."""
+    def run(
+        self, inputs: Mapping[str, Array], *, deadline: float | None = None, most_rows: int | None = None
+    ) -> dict[str, Array]:
+        """`predict` for arrays that already fit the signature: nothing is checked but the rows that come out.
+
+        `most_rows`: of one run, before it is padded; the package's own is the most.
+        """
         rows = rows_of(inputs)
         if rows == 0:
             return self._no_rows()
         batching = self.manifest.config.batching
-        if rows <= self._largest:  # in one run, as nearly always
+        largest = self._largest if most_rows is None else min(self._largest, most_rows)
+        if rows <= largest:  # in one run, as nearly always
             return self._execute(inputs, rows, next((p for p in batching.pad_to if p >= rows), rows), deadline)
-        starts = range(0, rows, self._largest)
-        parts = [{name: array[start : start + self._largest] for name, array in inputs.items()} for start in starts]
+        starts = range(0, rows, largest)
+        parts = [{name: array[start : start + largest] for name, array in inputs.items()} for start in starts]
         return joined([self.run(part, deadline=deadline) for part in parts])
 
     def _execute(self, inputs: Mapping[str, Array], rows: int, size: int, deadline: float | None) -> dict[str, Array]:

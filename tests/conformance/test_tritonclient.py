@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,16 @@ from triform.http import HttpRequest
 from triform.signature import BY_OIP
 
 
-@pytest.fixture(scope="module")
-def client(online_models: Path) -> Iterator[triton.InferenceServerClient]:
-    with serve(surface(online_models)) as address, triton.InferenceServerClient(address) as client:
-        yield client
+@pytest.fixture(scope="module", params=["loopback", pytest.param("serve", marks=pytest.mark.xdist_group("ray"))])
+def client(request: pytest.FixtureRequest, online_models: Path) -> Iterator[triton.InferenceServerClient]:
+    """Of the surface behind Python's HTTP server, and of the application on Ray Serve behind HAProxy."""
+    with ExitStack() as stack:
+        if request.param == "serve":
+            host, port = request.getfixturevalue("serve_address")
+            address = f"{host}:{port}"
+        else:
+            address = stack.enter_context(serve(surface(online_models)))
+        yield stack.enter_context(triton.InferenceServerClient(address))
 
 
 def linear(rows: int, *, binary: bool) -> list[triton.InferInput]:

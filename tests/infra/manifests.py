@@ -69,3 +69,13 @@ def assert_needs_few_rights(pod: dict[str, Any]) -> None:
 
 def mounted(pod: dict[str, Any]) -> list[set[str]]:
     return [{mount["name"] for mount in container["volumeMounts"]} for container in pod["spec"]["containers"]]
+
+
+def namespace(name: str) -> dict[str, Any]:
+    """All the pods of a namespace, as a peer of a NetworkPolicy."""
+    return {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": name}}}
+
+
+def tcp(*ports: int) -> list[dict[str, Any]]:
+    """Those ports, as a NetworkPolicy has them."""
+    return [{"port": port, "protocol": "TCP"} for port in ports]

@@ -15,7 +15,7 @@ import typer.main
 
 from batch import cli
 from batch.spec import read_spec
-from tests.infra.manifests import RAY, assert_needs_few_rights, documents, mounted, only, pods, validate
+from tests.infra.manifests import RAY, assert_needs_few_rights, documents, mounted, namespace, only, pods, tcp, validate
 from triform.errors import ConfigurationError
 
 MANIFESTS = ("access.yaml", "cronjob.yaml", "launcher.yaml", "rayjob.yaml")
@@ -68,9 +68,10 @@ def test_nobody_is_let_in_from_outside() -> None:
     job = only("rayjob.yaml", "RayJob")["spec"]
     assert job["rayClusterSpec"]["headGroupSpec"]["serviceType"] == "ClusterIP"
     policy = only("access.yaml", "NetworkPolicy")["spec"]
-    labels = policy["podSelector"]["matchLabels"]
-    assert all(pod["metadata"]["labels"] == labels for pod in pods(only("rayjob.yaml", "RayJob")))
-    assert [next(iter(source)) for rule in policy["ingress"] for source in rule["from"]] == ["podSelector", "namespaceSelector"]
+    own = {"podSelector": {"matchLabels": {"app": "triform-batch"}}}
+    assert all(pod["metadata"]["labels"] == own["podSelector"]["matchLabels"] for pod in pods(only("rayjob.yaml", "RayJob")))
+    operator = {"from": [namespace("kuberay-operator")], "ports": tcp(8265)}
+    assert policy == own | {"policyTypes": ["Ingress"], "ingress": [{"from": [own]}, operator]}
     (rule,) = only("launcher.yaml", "Role")["rules"]
     assert rule == {"apiGroups": ["ray.io"], "resources": ["rayjobs"], "verbs": ["create"]}
 

@@ -16,7 +16,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from ray_apps.environment import TUNED, draining_seconds, serve_environment
 from ray_apps.predict import build_app
-from tests.infra.manifests import RAY, assert_needs_few_rights, documents, mounted, only, pods, validate
+from tests.infra.manifests import RAY, assert_needs_few_rights, documents, mounted, namespace, only, pods, tcp, validate
 from tests.infra.test_image import layers
 from triform.settings import Settings
 
@@ -138,6 +138,9 @@ def test_kuberay_is_not_asked_for_a_service_that_it_would_not_make() -> None:
     """With incremental upgrades BuildServeService passes over spec.serveService; its own Service has the head's port `serve`."""
     assert SERVICE["spec"]["upgradeStrategy"]["type"] == "NewClusterWithIncrementalUpgrade"
     assert "serveService" not in SERVICE["spec"]
+    (app,) = CONFIG["applications"]
+    assert SERVICE["spec"]["excludeHeadPodFromServeSvc"] is True
+    assert app["args"]["autoscaling"]["min_replicas"] > 0  # with none the head alone has a proxy, and nobody could ask for one
     (container,) = HEAD["spec"]["containers"]
     assert {"name": "serve", "containerPort": CONFIG["http_options"]["port"]} in container["ports"]
     assert only("serving/access.yaml", "Service")["spec"]["selector"]["ray.io/node-type"] == "worker"  # as in excludeHeadPod...
@@ -165,25 +168,57 @@ def test_clients_find_the_ports_that_serve_listens_at() -> None:
 
 
 def test_only_the_clusters_own_pods_reach_replicas_and_haproxys_pages() -> None:
+    """As a whole: an Egress alone, a range of ports or an empty selector would open what is closed."""
     policies = {p["metadata"]["name"]: p["spec"] for p in documents("serving/access.yaml") if p["kind"] == "NetworkPolicy"}
-    serve = policies["triform-serve"]
-    own = {"podSelector": serve["podSelector"]}
-    assert all(pod["metadata"]["labels"] == serve["podSelector"]["matchLabels"] for pod in [HEAD, *WORKERS])
-    open_to_others = set()
-    for rule in serve["ingress"]:
-        if rule["from"] == [own]:
-            assert "ports" not in rule
-        else:
-            open_to_others |= {port["port"] for port in rule["ports"]}
+    assert all(pod["metadata"]["labels"] == {"app": "triform-serve"} for pod in [HEAD, *WORKERS])
+    own = {"podSelector": {"matchLabels": {"app": "triform-serve"}}}
     environment = serve_environment(Path("/tmp"))
     metrics, stats = (int(environment[f"RAY_SERVE_HAPROXY_{name}_PORT"]) for name in ("METRICS", "STATS"))
-    assert open_to_others == {8000, 9000, 8265, 8080, 44217, metrics}
-    (prometheus,) = [rule for rule in serve["ingress"] if any(port["port"] == metrics for port in rule.get("ports", []))]
-    (source,) = prometheus["from"]
-    assert source["podSelector"]["matchLabels"] == {"app.kubernetes.io/name": "prometheus"}
-    assert not {stats, 8500, 9500, 30000, 40000} & open_to_others
-    (rule,) = policies["triform-redis"]["ingress"]
-    assert rule["from"] == [own]
+    gateway = {"podSelector": {"matchExpressions": [{"key": "gateway.networking.k8s.io/gateway-name", "operator": "Exists"}]}}
+    clients = {"namespaceSelector": {"matchLabels": {"triform-serve-clients": "allowed"}}}
+    prometheus = {**namespace("monitoring"), "podSelector": {"matchLabels": {"app.kubernetes.io/name": "prometheus"}}}
+    assert policies["triform-serve"] == own | {
+        "policyTypes": ["Ingress"],
+        "ingress": [
+            {"from": [own]},
+            {"from": [namespace("kuberay-operator")], "ports": tcp(8265, CONFIG["http_options"]["port"])},
+            {"from": [gateway, clients], "ports": tcp(CONFIG["http_options"]["port"], CONFIG["grpc_options"]["port"])},
+            {"from": [prometheus], "ports": tcp(8080, 44217, metrics)},
+        ],
+    }
+    assert not {stats, 8500, 9500} & {8265, 8000, 9000, 8080, 44217, metrics}
+    assert policies["triform-redis"] == {
+        "podSelector": {"matchLabels": REDIS["metadata"]["labels"]},
+        "policyTypes": ["Ingress"],
+        "ingress": [{"from": [own], "ports": tcp(6379)}],
+    }
+
+
+@pytest.mark.parametrize("pod", [HEAD, *WORKERS])
+def test_ray_is_asked_whether_it_has_started_lives_and_is_ready(pod: dict[str, Any]) -> None:
+    """The raylet of every pod; of the head its memory as well, of a worker HAProxy."""
+    (container,) = pod["spec"]["containers"]
+    asked = {name: container[f"{name}Probe"]["exec"]["command"][-1] for name in ("startup", "liveness", "readiness")}
+    raylet, memory, haproxy = ":52365/api/local_raylet_healthz", ":8265/api/gcs_healthz", ":8000/-/healthz"
+    wanted = {"startup": {raylet}, "liveness": {raylet}, "readiness": {haproxy}}
+    if pod is HEAD:
+        wanted |= {"liveness": {raylet, memory}, "readiness": {raylet, memory}}
+    assert {name: {f":{url}" for url in re.findall(r"http://localhost:(\S+)", text)} for name, text in asked.items()} == wanted
+    for name, text in asked.items():
+        assert text.count("| grep success") == len(wanted[name])
+        assert container[f"{name}Probe"]["timeoutSeconds"] > sum(int(seconds) for seconds in re.findall(r"-T (\d+)", text))
+    probes = [container["startupProbe"], container["livenessProbe"]]
+    assert [probe["periodSeconds"] * probe["failureThreshold"] for probe in probes] == [300, 120]  # seconds; docs/serve.md
+
+
+def test_a_node_can_be_drained() -> None:
+    """Kubernetes finds no `scale` of a RayCluster's pods: with `maxUnavailable` or a percentage it would let none of them go."""
+    (budget,) = [one["spec"] for name in MANIFESTS for one in documents(name) if one["kind"] == "PodDisruptionBudget"]
+    assert budget == {"minAvailable": 1, "selector": {"matchLabels": {"app": "triform-serve", "ray.io/node-type": "worker"}}}
+    least = sum(group["minReplicas"] for group in GROUPS.values())
+    assert budget["minAvailable"] < least
+    for pod in WORKERS:
+        assert {**pod["metadata"]["labels"], "ray.io/node-type": "worker"}.items() >= budget["selector"]["matchLabels"].items()
 
 
 def test_the_guide_makes_every_secret_that_a_pod_needs() -> None:
@@ -212,6 +247,7 @@ def test_replicas_on_gpus_find_workers_that_have_what_they_ask(name: str, group:
     most = app["args"]["autoscaling"]["max_replicas"]
     fit = min(int(int(limits["cpu"]) / app["args"]["num_cpus"]), int(gpus / app["args"]["num_gpus"]))
     assert fit * GROUPS[group]["maxReplicas"] == most
+    assert GROUPS[group]["minReplicas"] == 0  # else the nodes stay when the replicas have gone: docs/gpu.md
     asked = app["args"].get("resources", {})
     assert json.loads(json.loads(GROUPS[group]["rayStartParams"].get("resources", '"{}"'))) == asked
     assert {f"nvidia.com/{slice_}" for slice_ in asked} <= set(limits)

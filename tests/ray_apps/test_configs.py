@@ -17,6 +17,7 @@ from ray_apps.arguments import Arguments
 from ray_apps.ports import Ports, free_ports
 from ray_apps.predict import build_app
 from triform.errors import ConfigurationError
+from triform.runtime import PROVIDERS, RuntimeOptions, provider_options
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIGS = sorted((ROOT / "ray_apps").glob("*.yaml"))
@@ -50,11 +51,25 @@ def test_build_app_reads_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert options["resources"] == args_of(path).get("resources", {})
 
 
-@pytest.mark.parametrize(("name", "memory"), [("serve.gpu.yaml", 24 * GIB), ("serve.mig.yaml", 10 * GIB)])
-def test_two_versions_of_each_model_fit_in_a_replicas_share(name: str, memory: int) -> None:
+def test_an_example_has_no_replica_while_nobody_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRIFORM_REPOSITORY", "models")
+    monkeypatch.setenv("TRIFORM_API_KEYS_FILE", "keys.json")
+    app = build_app(args_of(ROOT / "ray_apps/serve.zero.yaml"))
+    scaling = app._bound_deployment._deployment_config.autoscaling_config
+    assert (scaling.min_replicas, scaling.initial_replicas, scaling.downscale_to_zero_delay_s) == (0, 1, 900)
+
+
+@pytest.mark.parametrize(("name", "memory", "weights"), [("serve.gpu.yaml", 24 * GIB, GIB // 2), ("serve.mig.yaml", 10 * GIB, 0)])
+def test_two_versions_of_each_model_fit_in_a_replicas_share(name: str, memory: int, weights: int) -> None:
+    """Each provider of a session may take what it is told: docs/gpu.md. `weights`: of a version, beside that."""
     args = Arguments.of(args_of(next(path for path in CONFIGS if path.name == name)))
-    assert args.gpu_mem_limit is not None
-    used = 2 * len(args.models) * args.gpu_mem_limit + GIB
+    limit, provider = args.gpu_mem_limit, args.provider
+    assert limit is not None
+    assert provider is not None
+    options = RuntimeOptions(provider=provider, gpu_mem_limit=limit)
+    told = sum(str(limit) in provider_options(name, options).values() for name in PROVIDERS[provider])
+    assert told == (2 if provider == "tensorrt" else 1)
+    used = 2 * len(args.models) * (told * limit + weights) + GIB
     assert 0.85 < used / (memory * args.num_gpus) <= 1
 
 

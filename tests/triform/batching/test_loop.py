@@ -105,6 +105,28 @@ def test_a_run_that_keeps_the_loop_too_long_is_made_again_in_a_thread(
     within(test())
 
 
+def test_the_loop_is_not_kept_by_a_run_that_takes_long_after_all(predictors: Callable[[str], Predictor], gate: Gate) -> None:
+    """It is ended while hardly any of it is done, so the bound holds however fast the machine is."""
+
+    async def test() -> None:
+        slow = predictors("slow")
+        inputs = {"x": np.ones((20_000, 256), np.float32)}
+        batcher = batching.DynamicBatcher(slow, gate, short=60.0)
+        batcher._pace.ran(20_000, inputs["x"].nbytes, 0.001, here=False)
+        task = asyncio.create_task(batcher.infer(inputs))
+        began = time.monotonic()
+        await settle()
+        kept = time.monotonic() - began
+        assert gate.began == 1, "a thread has it now"
+        began = time.monotonic()
+        gate.open.set()
+        answer = await task
+        assert kept < (time.monotonic() - began) / 3  # about a hundredth
+        assert np.array_equal(answer.outputs["y"], inputs["x"])
+
+    within(test())
+
+
 def test_another_slot_is_filled_while_those_of_a_failed_run_are_asked_one_by_one(lookup: Predictor, gate: Gate) -> None:
     async def test() -> None:
         batcher = batching.DynamicBatcher(lookup, gate, slots=2, max_rows=2, short=60.0)

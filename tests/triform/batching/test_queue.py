@@ -32,7 +32,7 @@ def test_a_free_slot_runs_a_request_at_once_and_a_busy_one_drains_the_queue(look
         gate.open.set()
         answers = await asyncio.gather(first, *others)
         assert [y(a) for a in answers] == [[10.0], [20.0, 30.0], [40.0], [50.0], [60.0, 70.0, 80.0, 90.0, 0.0], [10.0]]
-        assert [a.batch_rows for a in answers] == [1, 4, 4, 4, 5, 1]  # five rows are more than a run takes, and not cut apart
+        assert [a.batch_rows for a in answers] == [1, 4, 4, 4, 5, 1]  # five rows are more than a run takes: alone
         assert batcher.queued_rows == 0
         await batcher.drain()
 
