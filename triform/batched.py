@@ -20,9 +20,9 @@ from triform.signature import Array
 
 
 class BatchOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Of one model. `max_rows`: of one run; None: the largest of the package's `pad_to`, else `MAX_ROWS`; the package's own is
-    the most. A request that has more is cut.
-    `max_queue_requests` None: as `Batched` has it for all."""
+    """Of one model. `max_rows`: of one run, a request that has more is cut; the package's own is the most. None: the largest of
+    its `pad_to`, else `MAX_ROWS` together, and of one request as many as the package takes. `max_queue_requests` None: as
+    `Batched` has it for all."""
 
     slots: Annotated[int, msgspec.Meta(ge=1)] = 1
     max_rows: Annotated[int, msgspec.Meta(ge=1)] | None = None
@@ -64,6 +64,7 @@ class Batched:
                 self._executor,
                 slots=options.slots,
                 max_rows=_max_rows(predictor, options),
+                cuts=options.max_rows is not None,
                 max_queue_rows=options.max_queue_rows,
                 max_queue_requests=options.max_queue_requests or self._max_queue_requests,
                 max_queue_bytes=options.max_queue_bytes,

@@ -6,8 +6,8 @@
 It conserves work: a request that finds a free slot runs in this turn of the event loop, beside those that came in it; while all
 slots are busy the queue grows, and the slot that is free next takes as much of it as fits: the very thread whose run has ended,
 before anybody is told. So batches grow with the load, and no window of time has to be chosen. A run that raises is tried again
-request by request, so that only the request at fault gets the error. A request is cut only where it is larger than `max_rows`: it
-runs alone then, in several runs one after another. Rows of a `dependent` model are never run beside a stranger's.
+request by request, so that only the request at fault gets the error. A request is never cut apart unless it is larger than a run
+may be: it runs alone then, in several runs one after another. Rows of a `dependent` model are never run beside a stranger's.
 
 Runs are in threads, so that the event loop goes on, but for those that take no longer than the way to a thread and back: they are
 made on the loop itself, one a turn and model (pace.py). One that takes long after all is ended and made again in a thread.
@@ -51,9 +51,10 @@ class Taken(NamedTuple):
 class DynamicBatcher:
     """Batches the requests for one predictor. Belongs to one event loop.
 
-    `slots`: runs at the same time, each in a thread of `executor`. `max_rows`: of one run; `max_queue_rows`, `max_queue_requests`
-    and `max_queue_bytes` (of their inputs): that may wait, beyond them `Overloaded` is raised. `short`: seconds, as of `Pace`.
-    `clock` is `time.monotonic`, as deadlines are.
+    `slots`: runs at the same time, each in a thread of `executor`. `max_rows`: of one run; a request that has more is cut there
+    if it `cuts`, else only where the package says. `max_queue_rows`, `max_queue_requests` and `max_queue_bytes` (of their inputs):
+    that may wait, beyond them `Overloaded` is raised. `short`: seconds, as of `Pace`. `clock` is `time.monotonic`, as deadlines
+    are.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class DynamicBatcher:
         *,
         slots: int = 1,
         max_rows: int = MAX_ROWS,
+        cuts: bool = True,
         max_queue_rows: int = MAX_QUEUE_ROWS,
         max_queue_requests: int = MAX_QUEUE_ROWS,
         max_queue_bytes: int = MAX_QUEUE_BYTES,
@@ -75,6 +77,7 @@ class DynamicBatcher:
         self.max_queue_requests = max_queue_requests
         self.max_queue_bytes = max_queue_bytes
         self.queued_rows = self.queued_requests = self.queued_bytes = 0
+        self._most_rows = max_rows if cuts else None
         self._alone = predictor.independence == "dependent"
         self._executor = executor
         self._slots = self._free = slots
@@ -275,7 +278,7 @@ class DynamicBatcher:
         error: BaseException | None = None
         try:
             if wanted:
-                answers = together(self.predictor, wanted, most, self.max_rows)
+                answers = together(self.predictor, wanted, most, self._most_rows)
         except BaseException as raised:  # it is each request's
             if here and not isinstance(raised, Exception):
                 raise

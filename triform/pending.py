@@ -63,8 +63,9 @@ class Run(NamedTuple):
     here: bool = False
 
 
-def together(predictor: Predictor, batch: Sequence[Pending], most: float, most_rows: int) -> list[dict[str, Array]]:
-    """Each request's rows of one run of all; of several runs, one after another, where a request alone has more than `most_rows`.
+def together(predictor: Predictor, batch: Sequence[Pending], most: float, most_rows: int | None) -> list[dict[str, Array]]:
+    """Each request's rows of one run of all; of several, one after another, where one alone has more than `most_rows` (None: than
+    the package's most).
 
     `most`: seconds. It is the run's thread that stacks them, which takes long where they are large.
     """

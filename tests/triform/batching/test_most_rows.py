@@ -15,6 +15,7 @@ from tests.batchers import DynamicBatcher
 from tests.gates import Gate, within
 from triform import testing
 from triform.batched import Batched, BatchOptions
+from triform.batching import MAX_ROWS
 from triform.errors import DeadlineExceeded
 from triform.predictor import Predictor
 from triform.signature import Array
@@ -78,6 +79,20 @@ def test_a_request_above_the_maximum_is_cut_there(
         assert session.rows == runs
         assert answer.outputs["y"].tolist() == [10.0 * (i % 10) for i in range(rows)]
         assert gate.began == 1, "one after another in its slot"
+
+    within(test())
+
+
+def test_a_maximum_that_nobody_has_set_cuts_no_request(load: Callable[..., Predictor], gate: Gate) -> None:
+    """It is how many are worth running together; how many a run can have the package says."""
+
+    async def test() -> None:
+        predictor = load("lookup")
+        session = Counted(predictor)
+        batched = Batched(gate, short=0.0)
+        gate.open.set()
+        await batched.batcher(predictor).infer(x(MAX_ROWS + 1), deadline=time.monotonic() + 60)
+        assert session.rows == [MAX_ROWS + 1]
 
     within(test())
 
