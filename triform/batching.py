@@ -52,7 +52,7 @@ class DynamicBatcher:
     """Batches the requests for one predictor. Belongs to one event loop.
 
     `slots`: runs at the same time, each in a thread of `executor`. `max_rows`: of one run; a request that has more is cut there
-    if it `cuts`, else only where the package says. `max_queue_rows`, `max_queue_requests` and `max_queue_bytes` (of their inputs):
+    if it `cuts`, else only where the package says. `max_queue_rows`, `max_queue_requests`, `max_queue_bytes` (of their inputs):
     that may wait, beyond them `Overloaded` is raised. `short`: seconds, as of `Pace`. `clock` is `time.monotonic`, as deadlines
     are.
     """
