@@ -6,6 +6,7 @@
                     one of the names has a canary at 10% ────────────► wrk, by turns ──► ratios
                     and what the server takes with nobody asking, before there was a canary and with it
     a rollout of a canary that always fails, two replicas: its first failure -> the last, and the decision to take it off
+    a canary that is given its keys and loses them again by revisions: each revision -> the last answer that knows nothing of it
 
 The tiny model of `benchmarks/serving.py`, JSON, a row a request, one worker and 32 clients. Both names are answered by the same
 process, so that neither the pace of a process nor the hour counts. What runs beside it because there is a canary (the
@@ -66,6 +67,7 @@ OTHERS: Final = 4  # rounds, of which one has the other keys too
 WARM_UP: Final = 8  # seconds
 IDLE_SECONDS: Final = 20
 WAIT_SECONDS: Final = 60.0  # for a revision to be taken up
+TOLD: Final = ("median ms", "longest ms")
 
 T = TypeVar("T")
 
@@ -247,7 +249,7 @@ def break_in(options: argparse.Namespace, work: Path, report: Report) -> None:
     x, y = example(model)
     ask = WAYS["triform"].encodings["JSON"].ask(np.full_like(x, FAILS))
     policy = Policy(steps=(Step(weight=WEIGHT),), key=RULE)
-    failed, back = [], []
+    failed, back = list[float](), list[float]()
     place = Place(model, work / "models", work, {"poll_s": POLL_SECONDS, "num_replicas": 2, "num_cpus": 0})
     with WAYS["triform"].started(sys.executable, place, x, y) as server:
         for number in range(options.breaks):
@@ -264,12 +266,40 @@ def break_in(options: argparse.Namespace, work: Path, report: Report) -> None:
             ended = datetime.datetime.fromisoformat(rollout.entries[-1].at).timestamp()
             back.append(ended - min(callers.failures))
             print(f"a bad canary, round {number + 1} of {options.breaks}: {len(callers.failures)} failures", flush=True)
-    rows = [
-        [until, *(f"{1e3 * of(seconds):.0f}" for of in (statistics.median, max))]
-        for until, seconds in (("the last failure", failed), ("the decision to take it off", back))
-    ]
+        given, taken = taken_up(server.address, rollouts.releases, WAYS["triform"].encodings["JSON"].ask(x), options.breaks)
     title = f"A canary that always fails: from the first failure on, {options.breaks} times, two replicas, {CALLERS} callers"
-    report.table(title, ["until", "median ms", "longest ms"], rows)
+    report.table(title, ["until", *TOLD], of_times({"the last failure": failed, "the decision to take it off": back}))
+    title = f"Revisions, {options.breaks} times each, two replicas that look every {POLL_SECONDS:g} s, {CALLERS} callers"
+    rows = of_times({"it gives the canary keys": given, "it takes them away": taken})
+    report.table(title, ["until the last answer without the revision", *TOLD], rows)
+
+
+def of_times(seconds: Mapping[str, Sequence[float]]) -> list[list[str]]:
+    """As `TOLD` has it."""
+    return [[name, *(f"{1e3 * of(values):.0f}" for of in (statistics.median, max))] for name, values in seconds.items()]
+
+
+def taken_up(address: tuple[str, int], releases: ReleaseLog, ask: Ask, times: int) -> tuple[list[float], list[float]]:
+    """Seconds from a revision on until the last answer of the version that its key no longer means: of the canary's beginning,
+    and of its end. The answers come from both replicas."""
+    seen: tuple[list[float], list[float]] = [], []
+    for number in range(times):
+        begun = time.time()
+        release = releases.set(canary=Canary(2, WEIGHT, RULE))
+        for after, (wanted, write) in enumerate([(2, None), (1, releases.rollback)]):
+            callers = Callers(address, with_key(ask, release, 2))
+            with callers.asking():
+                if write is not None:
+                    time.sleep(POLL_SECONDS)
+                    begun = time.time()
+                    write()
+                time.sleep(3 * POLL_SECONDS)
+            late = [at for at, version in callers.answers if version != wanted and at >= begun]
+            seen[after].append(max(late, default=begun) - begun)
+            if callers.answers[-1][1] != wanted:
+                raise TimeoutError(f"a revision was not taken up within {3 * POLL_SECONDS:g} s")
+        print(f"revisions, round {number + 1} of {times}", flush=True)
+    return seen
 
 
 def failing(model: Path, to: Path) -> Path:
@@ -292,10 +322,12 @@ def failing(model: Path, to: Path) -> Path:
 
 
 class Callers:
-    """Each asks the same again and again. `failures`: when answers came that were none, in Unix time."""
+    """Each asks the same again and again. `failures`: when answers came that were none, in Unix time; `answers`: when others did,
+    and of which version."""
 
     def __init__(self, address: tuple[str, int], ask: Ask) -> None:
         self.failures: list[float] = []
+        self.answers: list[tuple[float, int]] = []
         self._address = address
         self._ask = ask
         self._done = threading.Event()
@@ -320,6 +352,8 @@ class Callers:
             answer.read()
             if answer.status != 200:
                 self.failures.append(time.time())
+            else:
+                self.answers.append((time.time(), int(answer.getheader("x-triform-model", "").rpartition("/")[2])))
             time.sleep(0.001)
         connection.close()
 
