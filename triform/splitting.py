@@ -89,8 +89,8 @@ class KeyRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
 
 
 def _sent(text: str) -> str:
-    """A header as its caller sent it, if that was UTF-8: hosts read each byte as one character (Latin-1). Else it is text already,
-    as where a host reads headers as UTF-8."""
+    """A header as its caller sent it, if that was UTF-8: hosts read each byte as one character (Latin-1). Else it is text
+    already, as where a host reads headers as UTF-8."""
     try:
         return text.encode("latin-1").decode()
     except UnicodeError:
