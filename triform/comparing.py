@@ -49,9 +49,9 @@ def shared_columns(stable: Features, candidate: Features) -> list[tuple[OutputCo
 
 
 def score_column(stable: Features, candidate: Features) -> str | None:
-    """The column whose distribution the gate looks at: the first of floats, single values before lists."""
+    """The column whose distribution the gate looks at: of the first output of floats the last. As `tally.scores_of` has it."""
     floats = [a for a, b in shared_columns(stable, candidate) if a.tensor.dtype.kind == b.tensor.dtype.kind == "f"]
-    return next((column.name for column in sorted(floats, key=lambda c: bool(c.row_shape))), None)
+    return next((c.name for c in reversed(floats) if c.tensor.name == floats[0].tensor.name), None)
 
 
 def compare_part(

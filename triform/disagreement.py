@@ -38,8 +38,8 @@ class Example(msgspec.Struct, frozen=True, kw_only=True):
 
 class ComparedColumn(msgspec.Struct, frozen=True, kw_only=True):
     """An output column of both versions. `rows` disagree. `largest`, `relative`: the largest finite difference, and as a share of
-    the first version's value. `stable` and `candidate` count the scores of all rows that the version has answered, in the fixed
-    bins (the last one NaN); empty where the column holds no floats."""
+    the first version's value. `stable` and `candidate` count the scores of all rows that the version has answered (of a list the
+    last value), in the fixed bins (the last one NaN); empty where the column holds no floats."""
 
     name: str
     tolerance: Tolerance
@@ -102,8 +102,10 @@ class ColumnCount:
         return now
 
     def _bins(self, values: pa.Array) -> tuple[int, ...]:
-        leaves, _, _ = _leaves(values)
-        return score_bins(leaves, self._edges) if leaves.dtype.kind == "f" else ()
+        """Of each row the last value, as `tally.scores_of` has it."""
+        leaves, owners, _ = _leaves(values)
+        last = np.diff(owners, append=len(values)) > 0
+        return score_bins(leaves[last], self._edges) if leaves.dtype.kind == "f" else ()
 
     def compare(self, stable: pa.Array, candidate: pa.Array, numbers: NDArray[np.intp]) -> NDArray[np.bool_]:
         """Which rows disagree. `numbers`: of the rows, in their file."""

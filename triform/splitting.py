@@ -74,9 +74,10 @@ class KeyRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
                 raise ConfigurationError(f"key.{name}: expected a name, got {value!r}")
 
     def of_request(self, headers: Named) -> bytes | None:
-        """The key that the header gives all of a request, its first value; None where it gives none, or is blank."""
+        """The key that the header gives all of a request, its first value; None where it gives none, or is blank. The bytes are
+        those of the same text in a column."""
         given = headers.get(self.header.lower(), ()) if self.header else ()
-        return given[0].strip().encode() or None if given else None
+        return _sent(given[0]).strip().encode() or None if given else None
 
     @staticmethod
     def of_rows(values: Iterable[Any], request_id: str) -> list[bytes]:
@@ -85,6 +86,15 @@ class KeyRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
         Raises `InvalidInput` for a value that is no key.
         """
         return [request_id.encode() if _is_null(value) else key_of(value) for value in values]
+
+
+def _sent(text: str) -> str:
+    """A header as its caller sent it, if that was UTF-8: hosts read each byte as one character (Latin-1). Else it is text
+    already, as where a host reads headers as UTF-8."""
+    try:
+        return text.encode("latin-1").decode()
+    except UnicodeError:
+        return text
 
 
 def place(salt: bytes, key: bytes) -> int:

@@ -108,7 +108,7 @@ class Tally:
 
     def scored(self, side: Side, outputs: Outputs) -> None:
         """The scores of an answer."""
-        if (scores := _scores(outputs)) is not None:
+        if (scores := scores_of(outputs)) is not None:
             self._arm(side).score(scores)
 
     def request(self, side: Side, seconds: float | None, *, failed: bool = False) -> None:
@@ -150,7 +150,7 @@ class Tally:
             if record.batch_rows:  # else another request of the run tells of it
                 arm.waiting_rows.append(record.batch_rows)
                 arm.waiting_runs.append(record.stages["execute"])
-            if (scores := _scores(outputs)) is not None:
+            if (scores := scores_of(outputs)) is not None:
                 arm.score(scores)
             if len(arm.waiting) >= MOST_WAITING:
                 arm.fold()
@@ -198,9 +198,10 @@ class Tally:
         return window
 
 
-def _scores(outputs: Outputs) -> Scores | None:
-    """The first output of floats."""
+def scores_of(outputs: Outputs) -> Scores | None:
+    """One a row: of the first output of floats, where a row has several values the last (of two classes the positive one's
+    probability). All of them together would be the same whichever class each is of. As `comparing.score_column` has it."""
     for values in outputs.values():
         if values.dtype.kind == "f":
-            return values
+            return values if values.ndim == 1 else values[(slice(None), *(slice(-1, None),) * (values.ndim - 1))]
     return None

@@ -197,6 +197,11 @@ def test_scores_and_times_are_there_for_the_gate(bench: Workbench, tmp_path: Pat
     page = report_of(done)
     assert page.tables["By rows of a run"][1][1] == "4"
     assert "This is the column that the gate looks at." in page.text
+    policy.write_text(policy.read_text().replace("[25.0, 55.0]", "[1000.0]"))
+    blind = compared(bench, 2, policy=str(policy))
+    told = "set guards.score_shift.edges"
+    assert [any(told in reason for reason in one.reasons) for one in (done, blind)] == [False, True]
+    assert [told in report_of(one).text.partition("Disagreement")[0] for one in (done, blind)] == [False, True]
 
 
 def test_rows_that_only_one_version_answers_are_its_rivals_errors(bench: Workbench) -> None:

@@ -54,6 +54,17 @@ def test_a_header_keeps_a_caller_on_its_version(send: Send, released: Released, 
     assert set(seen) == {"scored/1", "scored/2"}
 
 
+def test_a_name_that_is_not_ascii_is_the_same_user_in_a_header_and_in_a_column(send: Send, released: Released) -> None:
+    """Clients that send such a header send UTF-8, which servers read as Latin-1."""
+    users = [f"jürgen-{i}" for i in range(24)]
+    body = orjson.dumps({"instances": records(users)})
+    assert told(send("POST", "/v1/models/scored:predict", JSON, body))["predictions"] == answers(users, versions(released, users))
+    body = orjson.dumps({"instances": [{"a": 3, "b": 4}]})
+    given = [{**JSON, "x-user": user.encode().decode("latin-1")} for user in users]
+    seen = [send("POST", "/v1/models/scored:predict", headers, body).headers["x-triform-model"] for headers in given]
+    assert seen == [f"scored/{version}" for version in versions(released, users)]
+
+
 @pytest.mark.parametrize("users", [USERS, [*range(7, 31)]], ids=["texts", "numbers"])
 def test_rows_of_a_table_are_the_same_users(send: Send, released: Released, tmp_path: Path, users: list[Any]) -> None:
     """A batch run that is split answers each of them by the version that answers them online; so do the functions that

@@ -56,6 +56,13 @@ def test_a_function_that_holds_both_splits_as_every_host_does(
         assert ask(function, "scored", records(["somebody"]), x_user=user)[1]["x-triform-model"] == f"scored/{version}"
 
 
+@pytest.mark.parametrize("name", ["jürgen", "Юрий"])
+def test_an_event_may_have_read_a_header_as_utf8(released: Released, name: str) -> None:
+    function, users = Function(booted(released.root)), [f"{name}-{i}" for i in range(12)]
+    seen = [ask(function, "scored", records(["somebody"]), x_user=user)[1]["x-triform-model"] for user in users]
+    assert seen == [f"scored/{released.split().choose(user.encode())}" for user in users]
+
+
 def test_a_direct_invocation_names_both(released: Released) -> None:
     answer = Function(booted(released.root))({"model": "scored", "instances": records(USERS)}, context())
     assert answer["model"] == "scored/1, scored/2"

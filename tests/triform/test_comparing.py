@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from onnx import helper
 
 from triform import comparing, testing
 from triform.comparing import compare_part, score_column, shared_columns
@@ -21,6 +22,7 @@ from triform.repository import ModelRepository, open_repository
 from triform.rollout.windows import merge
 from triform.scoring import Layout, Part, score_part
 from triform.sources import fingerprint
+from triform.tally import Tally
 
 EDGES = (25.0, 65.0)
 
@@ -102,7 +104,8 @@ def test_lists(compare: Callable[..., ComparedPart], tmp_path: Path) -> None:
     ]
     found = compare(models, {"x": [[1.0, 30.0], [70.0, 2.0]]})
     assert found.disagreed == 0
-    assert found.windows[0].stable.scores == (2, 1, 1, 0)  # of elements
+    assert found.windows[0].stable.scores == (1, 1, 0, 0)  # 30 and 2
+    assert found.columns[0].stable == (1, 1, 0, 0)
 
 
 def test_what_the_candidate_raises_is_its_fault(compare: Callable[..., ComparedPart], tmp_path: Path) -> None:
@@ -125,3 +128,25 @@ def test_what_is_shared_and_what_the_gate_looks_at(tmp_path: Path) -> None:
     assert score_column(text, text) == "twice"
     assert shared_columns(text, linear) == []
     assert score_column(text, linear) is None
+
+
+OUTPUTS: list[tuple[int, str, tuple[int, ...]]] = [
+    (2, "", (0, 2, 0, 0)),
+    (2, '[outputs.y]\ncolumns = ["no", "yes"]', (0, 2, 0, 0)),
+    (1, "", (1, 0, 1, 0)),
+]
+
+
+@pytest.mark.parametrize(("width", "config", "scores"), OUTPUTS, ids=["a list", "columns by name", "one value"])
+def test_the_gate_sees_the_same_scores_here_and_online(
+    compare: Callable[..., ComparedPart], tmp_path: Path, width: int, config: str, scores: tuple[int, ...]
+) -> None:
+    """However the columns of an output are named."""
+    rows = np.array([[1.0, 30.0], [70.0, 40.0]], np.float32)[:, :width]
+    nodes = [helper.make_node("Identity", ["x"], ["y"]), helper.make_node("Neg", ["x"], ["z"])]
+    x, *made = (testing.value(name, "FP32", ["N", width]) for name in "xyz")
+    model = testing.save(tmp_path / "m.onnx", nodes, [x], made)
+    (window,) = compare([(model, config)] * 2, {"x": rows.tolist() if width > 1 else rows[:, 0]}).windows
+    tally = Tally(EDGES, canary=2)
+    tally.scored("canary", {"label": np.array([1, 0]), "y": rows, "z": -rows})
+    assert window.canary.scores == window.stable.scores == tally.take().canary.scores == scores

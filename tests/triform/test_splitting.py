@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from triform.errors import ConfigurationError, InvalidInput
+from triform.headers import Headers
 from triform.releases import Canary, Release
 from triform.splitting import BASIS_POINTS, KeyRule, TrafficSplit, basis_points, key_of, place, reassemble
 
@@ -99,10 +100,31 @@ def test_versions_that_answer_differently_cannot_be_one_answer() -> None:
 RULE = KeyRule("X-User", "user")
 
 
-@pytest.mark.parametrize(("headers", "key"), [({"x-user": [" ann "]}, b"ann"), ({"x-user": [" "]}, None), ({}, None)])
+@pytest.mark.parametrize(
+    ("headers", "key"), [({"x-user": [" ann "]}, b"ann"), ({"x-user": [" "]}, None), ({"x-user": ["\xa0"]}, None), ({}, None)]
+)
 def test_the_header_is_the_key_of_the_whole_request(headers: Any, key: bytes | None) -> None:
     assert RULE.of_request(headers) == key
     assert KeyRule().of_request(headers) is None
+
+
+NAMES = ["ann", "user-7", "jürgen", "Zoë", "voilà", "Юрий", "東京", "😀", "Ã¼"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_is_the_same_key_in_a_header_and_in_a_column(name: str) -> None:
+    """As ASGI has it: the bytes, read as Latin-1. `à` ends with a byte that is a blank there."""
+    headers = Headers.of_asgi([(b"x-user", name.encode())])
+    assert [RULE.of_request(headers.named)] == RULE.of_rows([name], "request-1") == [name.encode()]
+
+
+@pytest.mark.parametrize("name", ["ann", "user-7", "jürgen", "Zoë", "Юрий", "東京"])
+def test_so_it_is_where_the_host_has_read_the_header_as_utf8(name: str) -> None:
+    assert RULE.of_request({"x-user": [name]}) == name.encode()
+
+
+def test_what_is_no_utf8_is_a_key_too() -> None:
+    assert RULE.of_request(Headers.of_asgi([(b"x-user", b"j\xfcrgen")]).named) == "jürgen".encode()
 
 
 ROWS: list[tuple[Any, list[bytes]]] = [

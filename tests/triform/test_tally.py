@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import weakref
+from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
 
-from triform.rollout.policy import PROBABILITY_BINS
+from triform.rollout.findings import Finding, hints
+from triform.rollout.guards import findings
+from triform.rollout.policy import PROBABILITY_BINS, Guards, Policy, ScoreShift, Step
 from triform.rollout.windows import Arm, Shadowed, Sketch, rows_bucket, score_bins
 from triform.tally import FEW_ROWS, MOST_ANSWERS, MOST_BYTES, MOST_SCORES, MOST_WAITING, SMALL_ROW, Side, Tally
 from triform.telemetry import InferenceRecord
 
 CANARY = 2
+GUARD = ScoreShift()
 
 
 class Clock:
@@ -33,7 +37,7 @@ def test_a_window_is_what_was_counted_since_the_last_one() -> None:
     tally.ran("stable", 3, 0.01)
     tally.ran("stable", 4, 0.02)
     tally.ran("canary", 1, 0.5)
-    tally.scored("canary", {"y": np.array([[0.01, 0.99]], np.float32)})
+    tally.scored("canary", {"y": np.array([[0.01], [0.99]], np.float32)})
     tally.scored("canary", {"y": np.array([[np.nan], [0.5]], np.float64)})
     clock.now += 5.0
     window = tally.take(step=2)
@@ -69,6 +73,77 @@ def test_other_bins_are_those_of_the_next_window() -> None:
     assert tally.take(edges=(0.2, 0.4)).stable.scores == (1, 2, 0)
     tally.scored("stable", {"y": np.array([0.1, 0.3, 0.9])})
     assert tally.take().stable.scores == (1, 1, 1, 0)
+
+
+SHAPES: list[tuple[int, ...]] = [(400,), (400, 1), (400, 2), (400, 1, 1), (400, 2, 3), (0,), (0, 2), (4, 0)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_a_row_has_one_score(shape: tuple[int, ...]) -> None:
+    """The last value of it, whatever the array's order in memory."""
+    values = np.random.default_rng(0).random(shape, np.float32)
+    scores = score_bins(values.reshape(len(values), -1)[:, -1], PROBABILITY_BINS) if values.size else ()
+    for array in values, np.asfortranarray(values):
+        tally = Tally(PROBABILITY_BINS, CANARY)
+        tally.scored("stable", {"label": np.array([7]), "y": array, "z": np.array([0.5])})
+        assert tally.take().stable.scores == scores
+
+
+def shift(stable: np.ndarray[Any, Any], canary: np.ndarray[Any, Any], guard: ScoreShift = GUARD) -> Finding:
+    """What the guard says of such outputs, each row a request."""
+    tally = Tally(guard.edges, CANARY)
+    sides: dict[Side, np.ndarray[Any, Any]] = {"stable": stable, "canary": canary}
+    for side, outputs in sides.items():
+        for row in range(len(outputs)):
+            tally.scored(side, {"y": outputs[row : row + 1]})
+            tally.request(side, 0.01)
+    policy = Policy(steps=(Step(weight=0.5),), guards=Guards(score_shift=guard))
+    return findings(policy, [msgspec.structs.replace(tally.take(), seconds=60.0)], 0)[-1]
+
+
+def test_classes_that_are_swapped_are_a_shift() -> None:
+    """Of both columns together the values are the same."""
+    positive = np.random.default_rng(0).beta(2.0, 6.0, 4000)
+    both = np.stack([1 - positive, positive], axis=1)
+    assert shift(both, both).says == "within"
+    assert shift(both, both[:, ::-1]).says == "beyond"
+
+
+@pytest.mark.parametrize(("rows", "enough"), [(999, False), (1000, True)])
+def test_rows_are_counted_and_not_their_values(rows: int, enough: bool) -> None:
+    outputs = np.tile([0.25, 0.75], (rows, 1))
+    assert (shift(outputs, outputs).in_favour < 1e9) == enough
+
+
+WIDE = ScoreShift(edges=(100.0, 400.0, 10_000.0))
+BLIND = [
+    pytest.param((10, 500), (5_000, 90_000), GUARD, "no data", id="beyond the last edge"),
+    pytest.param((-500, -10), (-90_000, -5_000), GUARD, "no data", id="below the first"),
+    pytest.param((10, 500), (5_000, 90_000), WIDE, "beyond", id="edges of their own"),
+    pytest.param((10, 500), (10, 500), WIDE, "within", id="the same"),
+    pytest.param((10, 500), (-500, -10), GUARD, "beyond", id="from one end to the other"),
+    pytest.param((0.0, 0.04), (0.06, 0.09), GUARD, "beyond", id="into the next bin"),
+    pytest.param((0.5, 0.54), (0.5, 0.54), GUARD, "within", id="a bin with two ends"),
+]
+
+
+@pytest.mark.parametrize(("stable", "canary", "guard", "says"), BLIND)
+def test_bins_that_tell_nothing_apart_are_no_data(
+    stable: tuple[float, float], canary: tuple[float, float], guard: ScoreShift, says: str
+) -> None:
+    """With reasons that say what to do."""
+    rng = np.random.default_rng(0)
+    found = shift(rng.uniform(*stable, 4000), rng.uniform(*canary, 4000), guard)
+    assert found.says == says
+    assert ("set guards.score_shift.edges" in "".join(hints([found]))) == (says == "no data")
+
+
+@pytest.mark.parametrize(("outside", "says"), [(39, "no data"), (41, "within")])
+def test_nearly_all_is_more_than_99_of_100(outside: int, says: str) -> None:
+    """On both sides: one that has left the bin is seen."""
+    scores, others = np.full(4000, 7.0), np.full(4000, 7.0)
+    scores[:outside] = others[:39] = 0.5
+    assert shift(scores, others).says == shift(others, scores).says == says
 
 
 def test_of_a_large_answer_some_scores_are_taken() -> None:

@@ -16,6 +16,7 @@ from rich.live import Live
 from rich.text import Text
 
 from triform.cli.output import make_table, printable
+from triform.rollout.findings import hints
 from triform.rollout.gate import Verdict
 from triform.rollout.machine import State
 from triform.rollout.policy import Policy
@@ -63,10 +64,14 @@ def in_words(rollout: Rollout) -> Group:
     if verdict is not None:
         findings = [(f.guard, f.says, _bet(f.against, f.against_at), _bet(f.in_favour, f.in_favour_at)) for f in verdict.findings]
         parts.append(make_table("guard", "says", "bet against", "bet in favour", rows=findings))
-        parts += [Text(printable(f"#{rollout.judged[-1]} {verdict.decision}: {'; '.join(verdict.reasons)}"))]
+        parts += [Text(printable(f"#{rollout.judged[-1]} {_said(verdict)}"))]
     if not rollout.ended and (quiet := _quiet_seconds(rollout)) > QUIET_SECONDS:
         parts.append(Text(f"nothing has looked at it for {quiet:.0f} s: does a Ray Serve application serve {rollout.model}?"))
     return Group(*parts)
+
+
+def _said(verdict: Verdict) -> str:
+    return f"{verdict.decision}: {'; '.join((*verdict.reasons, *hints(verdict.findings)))}"
 
 
 def in_a_line(rollout: Rollout, number: int) -> str:
@@ -75,7 +80,7 @@ def in_a_line(rollout: Rollout, number: int) -> str:
     canary, stable = (merge_arms([getattr(w, side) for w in entry.windows]) for side in ("canary", "stable"))
     seen = f"canary {_rate(canary)}, stable {_rate(stable)}; " if canary.requests or stable.requests else ""
     verdict = entry.verdict
-    says = f"{verdict.decision}: {'; '.join(verdict.reasons)}" if verdict is not None else entry.state.reason or "begun"
+    says = _said(verdict) if verdict is not None else entry.state.reason or "begun"
     if entry.command:
         says = f"{entry.command} by {entry.by}: {entry.state.reason}"
     elif entry.cut:

@@ -26,7 +26,7 @@ Says = Literal["beyond", "within", "open", "no data"]
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
     """`against` and `in_favour`: log10 of the wealths; at `against_at` and `in_favour_at` the bets are won. (Of the score shift:
     the bounds of the index, and its limit.) `canary`, `stable`: of the judged step, shares, seconds, requests a second or the
-    index.
+    index. `why`: what to do where there is no data for a reason.
     """
 
     guard: str
@@ -38,6 +38,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     canary: float | None = None
     stable: float | None = None
     proof: bool = True  # whether the last step asks for "within"; a limit only sounds the alarm
+    why: str = ""
 
 
 class Judged(NamedTuple):
@@ -111,6 +112,11 @@ def finding(
         guard=guard, says=says, against=against, against_at=against_at, in_favour=favour, in_favour_at=favour_at,
         canary=canary, stable=stable, proof=proof,
     )  # fmt: skip
+
+
+def hints(findings: Sequence[Finding]) -> list[str]:
+    """What a person can do about guards without data."""
+    return [f"{f.guard}: {f.why}" for f in findings if f.why]
 
 
 def errors_of(side: str) -> Callable[[Window], float]:

@@ -41,6 +41,7 @@ from triform.rollout.windows import BUCKETS, Window, merge_sketches
 
 ASSUMED_ERRORS: Final = 3.0  # design effects, before there are windows to estimate them from
 ASSUMED_RUNS: Final = 8.0
+BLIND: Final = "nearly all scores of both sides lie in one outer bin, so no shift would be seen: set guards.score_shift.edges"
 MATTERS: Final = 0.05  # the share of the canary's runs from which a bucket of rows must be within the limit by itself
 
 
@@ -119,11 +120,12 @@ def _score_shift(guard: ScoreShift, seen: Judged, step: int, alpha: float) -> Fi
     of_steps = {s: [(look, w) for look, w in complete if w.step == s] for s in {w.step for _, w in complete}}
     bounds = {s: shift.bounds([w for _, w in pairs], guard, alpha, pairs[0][0]) for s, pairs in of_steps.items()}
     low, now = max((b.highest_low for b in bounds.values()), default=0.0), bounds.get(step, shift.NOTHING)
-    says: Says = "beyond" if low > guard.limit else "open" if now.now is not None else "no data"
+    says: Says = "beyond" if low > guard.limit else "no data" if now.now is None or now.blind else "open"
     if says == "open" and now.high < guard.limit:
         says = "within"
     high = now.high if math.isfinite(now.high) else 1e9
     limit = guard.limit
     return Finding(
-        guard="score_shift", says=says, against=low, against_at=limit, in_favour=high, in_favour_at=limit, canary=now.now
+        guard="score_shift", says=says, against=low, against_at=limit, in_favour=high, in_favour_at=limit, canary=now.now,
+        why=BLIND if says == "no data" and now.blind else "",
     )  # fmt: skip

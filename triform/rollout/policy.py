@@ -117,8 +117,8 @@ class Guards(Struct, frozen=True):
 
 
 class Policy(Struct, frozen=True):
-    """`alpha`: the most that the probability of rolling back a good canary is; `beta`: that of promoting one beyond its
-    limits."""
+    """`alpha`: the most that the gate's probability of rolling back a good canary is, where requests are independent
+    (docs/releases.md: what is assumed); `beta`: that of promoting one beyond its limits."""
 
     steps: tuple[Step, ...] = (Step(weight=0.01), Step(weight=0.1), Step(weight=0.5, min_requests=2000, min_seconds=900.0))
     shadow: Shadow | None = None

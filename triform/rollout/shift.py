@@ -23,13 +23,16 @@ from triform.rollout.windows import Window
 
 
 class Bounds(NamedTuple):
-    """`highest_low`: the highest lower bound after any window. `now`: PSI; None where a side has no rows."""
+    """`highest_low`: the highest lower bound after any window. `now`: PSI; None where a side has no rows. `blind`: no shift would
+    be seen, whatever the index says."""
 
     highest_low: float
     high: float
     now: float | None
+    blind: bool = False
 
 
+OUTER: Final = 0.99  # of both sides' scores in one bin that has no end: what moves there is not seen
 NOTHING: Final = Bounds(0.0, float("inf"), None)
 
 
@@ -54,7 +57,12 @@ def bounds(windows: Sequence[Window], guard: ScoreShift, alpha: float, looks: in
     enough = rows.min(axis=0) >= guard.min_rows
     low = np.where(enough, np.maximum(np.sqrt(index) - reach, 0.0) ** 2, 0.0)
     high = float((np.sqrt(index[-1]) + reach[-1]) ** 2) if enough[-1] else float("inf")
-    return Bounds(float(low.max()), high, float(index[-1]))
+    return Bounds(float(low.max()), high, float(index[-1]), _blind(canary[-1], stable[-1]))
+
+
+def _blind(canary: npt.NDArray[Any], stable: npt.NDArray[Any]) -> bool:
+    """Whether nearly all lie below the first edge on both sides, or from the last one on (the bin after that counts NaN)."""
+    return any(min(side[outer] / side.sum() for side in (canary, stable)) > OUTER for outer in (0, -2))
 
 
 def psi(canary: npt.NDArray[Any], stable: npt.NDArray[Any]) -> Floats:

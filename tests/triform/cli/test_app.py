@@ -33,6 +33,16 @@ def test_the_installed_program_packages_and_predicts(tmp_path: Path) -> None:
     assert (predicted.returncode, predicted.stdout, predicted.stderr) == (0, '[{"y":14.0}]\n', "")
 
 
+def test_it_runs_as_a_module_where_no_script_is_on_the_path(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "triform"]
+    said = subprocess.run([*command, "--help"], capture_output=True, text=True, timeout=60)
+    assert (said.returncode, said.stderr) == (0, "")
+    assert "Usage: python -m triform " in said.stdout
+    assert all(f" {name} " in said.stdout for name in ("package", "predict", "repo", "release", "rollout", "doctor"))
+    wrong = subprocess.run([*command, "inspect", "nothing", "-r", tmp_path], capture_output=True, text=True, timeout=60)
+    assert (wrong.returncode, wrong.stderr.count("\n")) == (1, 1)
+
+
 def test_an_error_is_one_line_and_an_exit_code(tmp_path: Path) -> None:
     said = program("inspect", "nothing", "-r", tmp_path)
     assert (said.returncode, said.stdout) == (1, "")

@@ -124,6 +124,27 @@ def test_watching_tells_a_line_an_entry_and_ends_with_the_rollout(triform: Trifo
     assert len(lines) == len(linear.read(1).entries)
 
 
+@pytest.mark.parametrize(("edge", "share"), [(0.5, 0.5), (2.0, 0.1)])
+def test_bins_that_see_no_shift_promote_nothing_and_what_to_do_is_told(
+    triform: Triform, linear: RolloutLog, policy: Path, tmp_path: Path, edge: float, share: float
+) -> None:
+    """The scores are probabilities: none is beyond 2."""
+    policy.write_text(f"{policy.read_text()}[guards.score_shift]\nedges = [{edge}]\n[[steps]]\nweight = 0.5\n")
+    triform("rollout", "start", "linear", "2", "--policy", policy)
+    rollout = linear.latest()
+    assert rollout is not None
+    for window in windows(rollout.policy, 0, number=4, errors=0.0, requests=20_000):
+        if rollout.state.step == 0:
+            linear.look(rollout, windows=[window])
+    assert triform("rollout", "status", "linear", "--json").json["share"] == share
+    (tmp_path / "evidence.json").write_text(triform("rollout", "evidence", "linear").out)
+    triform("rollout", "abort", "linear")
+    for command in ("status", "linear"), ("watch", "linear"), ("replay", tmp_path / "evidence.json"):
+        said = " ".join(triform("rollout", *command).out.split())
+        assert ("score_shift: nearly all scores of both sides lie in one outer bin" in said) == (edge == 2.0)
+        assert ("set guards.score_shift.edges" in said) == (edge == 2.0)
+
+
 def test_on_a_terminal_it_is_live(triform: Triform, linear: RolloutLog, policy: Path) -> None:
     """One view that changes in place: the first share, then the end."""
     triform("rollout", "start", "linear", "2", "--policy", policy)

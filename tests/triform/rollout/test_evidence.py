@@ -33,6 +33,12 @@ def test_a_verdict_survives_the_file(evidence: Evidence) -> None:
     assert evidence.verdict.decision == "ROLLBACK"
 
 
+def test_evidence_from_before_guards_said_why_is_replayed(evidence: Evidence) -> None:
+    before = encode(evidence).replace(b',"why":""', b"")
+    assert before != encode(evidence)
+    assert replay(decode(before)).differences == ()
+
+
 def test_a_change_of_the_evidence_or_the_verdict_is_told(evidence: Evidence) -> None:
     fewer = msgspec.structs.replace(evidence, windows=evidence.windows[:1])
     assert any(d.startswith("requests: recorded") for d in replay(fewer).differences)
