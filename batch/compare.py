@@ -33,7 +33,6 @@ from triform.features import Features
 from triform.package import ModelPackage
 from triform.repository import VERSION, ModelRepository, Ref, open_repository, resolve
 from triform.rollout.evidence import encode
-from triform.rollout.findings import hints
 from triform.rollout.policy import Policy, read_policy
 from triform.runs import inputs
 from triform.runs.commit import utc_now
@@ -151,7 +150,7 @@ def finish(comparison: Comparison, spec: JobSpec, console: Console, stack: ExitS
         rows=sum(part.rows for part in there),
         disagreed=sum(part.disagreed for part in there),
         decision=found.verdict.decision,
-        reasons=(*found.verdict.reasons, *hints(found.verdict.findings)),
+        reasons=found.verdict.reasons,
         evidence=written,
         report=report,
         faults=dict(faults),

@@ -19,7 +19,6 @@ from triform.comparing import score_column, shared_columns
 from triform.disagreement import ComparedColumn, ComparedPart, merge_columns, refused_by_code
 from triform.features import Features
 from triform.rollout.evidence import Evidence
-from triform.rollout.findings import hints
 from triform.rollout.shift import psi
 from triform.rollout.windows import Arm, merge_arms
 from triform.runs.comparison import Comparison
@@ -86,7 +85,7 @@ def _overview(
 def _verdict(evidence: Evidence) -> Iterator[str]:
     verdict = evidence.verdict
     yield page.heading(2, "What the gate says")
-    yield page.paragraph(f"{verdict.decision}, as of a shadow: {'; '.join((*verdict.reasons, *hints(verdict.findings)))}.")
+    yield page.paragraph(f"{verdict.decision}, as of a shadow: {'; '.join(verdict.reasons)}.")
     rows = [
         (f.guard, f.says, _cell(f.canary), _cell(f.stable), f.against, f.against_at, f.in_favour, f.in_favour_at)
         for f in verdict.findings

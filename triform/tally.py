@@ -203,5 +203,5 @@ def scores_of(outputs: Outputs) -> Scores | None:
     probability). All of them together would be the same whichever class each is of. As `comparing.score_column` has it."""
     for values in outputs.values():
         if values.dtype.kind == "f":
-            return values if values.ndim == 1 else values[(slice(None), *(slice(-1, None),) * (values.ndim - 1))]
+            return values if values.size == len(values) else values[(slice(None), *(slice(-1, None),) * (values.ndim - 1))]
     return None

@@ -231,7 +231,7 @@ ISOLATED = [
 
 @pytest.mark.parametrize("kinds", ISOLATED)
 def test_isolated_ones_as_well_and_nobody_pays_for_them(ray_cluster: Any, tmp_path: Path, kinds: tuple[str, ...]) -> None:
-    statuses = roll_out(tmp_path, kinds, canary={"timeout_s": 1.0})
+    statuses = roll_out(tmp_path, kinds, canary={"timeout_s": 5.0})
     assert statuses == {200}
 
 

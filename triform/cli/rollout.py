@@ -20,7 +20,6 @@ from triform.releases import no_such_model
 from triform.rollout.evidence import Evidence, decode
 from triform.rollout.evidence import encode as encode_evidence
 from triform.rollout.evidence import replay as replay_evidence
-from triform.rollout.findings import hints
 from triform.rollout.machine import Command
 from triform.rollout.policy import Policy, read_policy
 from triform.rollout_log import Rollout, RolloutLog
@@ -170,7 +169,7 @@ def replay(
         ]
         headers = ("guard", "says", "canary", "stable", "against", "needs", "in favour", "needs")
         console.print(make_table(*headers, rows=rows, title=f"{verdict.decision}: {of}"))
-        for line in (*verdict.reasons, *hints(verdict.findings), *(f"differs: {d}" for d in replayed.differences)):
+        for line in (*verdict.reasons, *(f"differs: {d}" for d in replayed.differences)):
             console.print(line, markup=False, highlight=False)
         if not replayed.differences:
             console.print("the recorded verdict, recomputed from its evidence", highlight=False)

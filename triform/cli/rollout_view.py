@@ -16,7 +16,6 @@ from rich.live import Live
 from rich.text import Text
 
 from triform.cli.output import make_table, printable
-from triform.rollout.findings import hints
 from triform.rollout.gate import Verdict
 from triform.rollout.machine import State
 from triform.rollout.policy import Policy
@@ -71,7 +70,7 @@ def in_words(rollout: Rollout) -> Group:
 
 
 def _said(verdict: Verdict) -> str:
-    return f"{verdict.decision}: {'; '.join((*verdict.reasons, *hints(verdict.findings)))}"
+    return f"{verdict.decision}: {'; '.join(verdict.reasons)}"
 
 
 def in_a_line(rollout: Rollout, number: int) -> str:

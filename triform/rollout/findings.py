@@ -114,11 +114,6 @@ def finding(
     )  # fmt: skip
 
 
-def hints(findings: Sequence[Finding]) -> list[str]:
-    """What a person can do about guards without data."""
-    return [f"{f.guard}: {f.why}" for f in findings if f.why]
-
-
 def errors_of(side: str) -> Callable[[Window], float]:
     return lambda w: arm(w, side).errors
 

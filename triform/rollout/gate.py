@@ -57,7 +57,7 @@ def _decide(
     if beyond:
         return "ROLLBACK", beyond
     needs = policy.steps[step] if step > SHADOW else policy.shadow
-    waits = [f"{f.guard}: no data" for f in found if f.says == "no data"]
+    waits = [f"{f.guard}: no data{f.why and f' ({f.why})'}" for f in found if f.says == "no data"]
     waits += [f"{f.guard}: not yet shown to be within its limit" for f in found if _asked(f, policy, step) and f.says == "open"]
     waits += [f"{f.guard}: it looks beyond its limit" for f in found if f.says == "open" and _looks_beyond(f)]
     of_step = [w for w in windows if w.step == step]

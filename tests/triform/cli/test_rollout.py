@@ -141,7 +141,7 @@ def test_bins_that_see_no_shift_promote_nothing_and_what_to_do_is_told(
     triform("rollout", "abort", "linear")
     for command in ("status", "linear"), ("watch", "linear"), ("replay", tmp_path / "evidence.json"):
         said = " ".join(triform("rollout", *command).out.split())
-        assert ("score_shift: nearly all scores of both sides lie in one outer bin" in said) == (edge == 2.0)
+        assert ("score_shift: no data (nearly all scores of both sides lie in one outer bin" in said) == (edge == 2.0)
         assert ("set guards.score_shift.edges" in said) == (edge == 2.0)
 
 
