@@ -72,8 +72,8 @@ bench: setup ## run the benchmarks; each prints its tables (a few hours; Spark n
 	  "serving --batching --rounds 5 --seconds 8" \
 	  "serving --open-loop --only triform,ray-asgi,litserve,mosec --rounds 2 --seconds 3" \
 	  "serving --scaling --rounds 3 --seconds 4" \
-	  "canary_serve --rounds 60 --breaks 5" \
-	  "rollout --to docs/img"; \
+	  "canary_serve --rounds 60 --breaks 10" \
+	  "rollout --to docs/img" rollout_users; \
 	do $(BIN)/python -m benchmarks.$$name; done
 
 load: setup ## load on TARGET=serve|lambda by SHAPE=steps|spike|soak|diurnal|burst, answers checked; more in OPTIONS; a report in build/load

@@ -12,6 +12,7 @@ on all nodes, as far as their clocks agree.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import Counter
@@ -137,6 +138,7 @@ class Controller:
         self._gathering: dict[str, Gathering] = {}
         self._edges: Edges = {}
         self._again: dict[str, float] = {}  # when to try again what could not be judged, by `time.monotonic()`
+        self._judged: dict[str, float] = {}  # when each model was, by the same
         self._task: asyncio.Task[None] | None = None
         self._told = asyncio.Event()
         self._asking = ThreadPoolExecutor(1, thread_name_prefix="triform-status")  # Serve may not answer, for as long as it likes
@@ -152,23 +154,23 @@ class Controller:
         return self._edges
 
     async def _run(self) -> None:
-        """Where nothing is being gathered it waits for a report."""
+        """Where nothing is being gathered it waits for a report, a heartbeat at most: where another release has ended a rollout
+        nobody reports of it."""
         while True:
             await asyncio.sleep(min(GLANCE_SECONDS, self._every / 5))
             if not self._again and all(gathering.is_empty for gathering in self._gathering.values()):
                 await self._wait()
+            quiet = time.monotonic() - HEARTBEAT_SECONDS
+            self._again |= {m: 0.0 for m in self._judges.under_way() if self._judged[m] < quiet and m not in self._again}
             for model, gathering in [*self._gathering.items()]:
                 due = model in self._again or gathering.due(time.time() / self._every)
                 if due and time.monotonic() >= self._again.get(model, 0.0):
                     await self._look(model, gathering)
 
     async def _wait(self) -> None:
-        """For a report; or for a while, if a rollout is under way of which nobody reports: another release may have ended it."""
         self._told.clear()
-        try:
+        with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._told.wait(), HEARTBEAT_SECONDS)
-        except TimeoutError:
-            self._again = dict.fromkeys(self._judges.under_way(), 0.0)
 
     async def _look(self, model: str, gathering: Gathering) -> None:
         """What goes wrong is told, and tried again: other models do not wait for it."""
@@ -178,6 +180,7 @@ class Controller:
             gathering.close(time.time() / self._every, expected)
             seen = gathering.take()
             if seen.windows or seen.cut or model in self._again:
+                self._judged[model] = time.monotonic()
                 self._edges = {**self._edges, **await asyncio.to_thread(self._judges.look, model, seen)}
             self._again.pop(model, None)
         except Exception as error:

@@ -142,12 +142,13 @@ class Split:
         exchange.served = served = self.served(self.traffic.choose(key))
         exchange.tally = self.tally
         if self._header:
-            self._remember(headers.get(self._header, ()), served)
+            self._remember(headers, served)
         return served
 
-    def _remember(self, given: Sequence[str], served: Served) -> None:
+    def _remember(self, headers: Named, served: Served) -> None:
         """Whose header is blank is nobody: his key is the request's id."""
-        if given and given[0].strip() and len(given[0]) <= LONGEST_USER:
+        given = headers.get(self._header, ())
+        if given and len(given[0]) <= LONGEST_USER and (self._rule or self.rule).of_request(headers) is not None:
             if len(self._users) >= MOST_USERS:
                 self._users.clear()
             self._users[given[0]] = served

@@ -197,7 +197,7 @@ class RolloutLog:
             state, actions, verdict = advance(rollout.policy, before, seen, now)
             if rollout.ended and not self._is_undone(rollout, actions, release):
                 actions = ()
-            if command is not None and not (actions and command != "promote"):
+            if command is not None and (not actions or command == "promote" or (rollout.ended and command != "abort")):
                 self._refuse_idle(rollout, seen, state, now, by)
             if reason:
                 state = msgspec.structs.replace(state, reason=f"{state.reason}: {reason}")
@@ -248,6 +248,7 @@ class RolloutLog:
         """Raises `InvalidRequest` where a command changes nothing; what the log tells goes on record all the same."""
         before = rollout.state
         if rollout.ended:
+            self.look(rollout, by=by)
             raise InvalidRequest(f"rollout {rollout.number} of '{self.model}' is over: {before.phase} ({before.reason})")
         if state == advance(rollout.policy, before, _without(seen), now)[0]:
             self.look(rollout, by=by)

@@ -5,21 +5,23 @@ from __future__ import annotations
 import pickle
 import queue
 import re
-import time
 import urllib.request
+import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
-from ray import cloudpickle, serve
+from ray import cloudpickle
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from ray_apps import messages
 from ray_apps.messages import MESSAGES
-from tests.ray_apps.hosts import grpc_client
+from tests.ray_apps.hosts import grpc_client, served
+from tests.ray_apps.load import until
 from tests.ray_apps.ports import SERVE_PORTS
 from triform.signature import BY_OIP, DATATYPES
 
@@ -183,26 +185,20 @@ def test_load_and_unload_are_not_for_anonymous_callers(client: Any) -> None:
 COUNTED = re.compile(r"^ray_serve_grpc_request_latency_ms_count\{([^}]*ModelInfer\"[^}]*)\} (\S+)$", re.M)
 
 
-def test_serve_counts_calls(stub: Any, ray_cluster: Any) -> None:
-    """Each once, in gauges, which are told every five seconds. Of the applications that live: others' series end at any time."""
-    living = [f'application="{name}"' for name in serve.status().applications]
+def test_serve_counts_calls(stub: Any, ray_cluster: Any, online_models: Path) -> None:
+    """Each once, in gauges, which are told every five seconds; of an application that nobody else has asked."""
+    name = f"counted-{uuid.uuid4().hex[:8]}"
     page = f"http://127.0.0.1:{ray_cluster._private.worker._global_node.metrics_export_port}/metrics"
 
     def told() -> tuple[float, str]:
         with urllib.request.urlopen(page, timeout=10) as answer:
             text = answer.read().decode()
-        counts = [float(count) for labels, count in COUNTED.findall(text) if any(name in labels for name in living)]
-        return sum(counts), text
+        return sum(float(count) for labels, count in COUNTED.findall(text) if f'application="{name}"' in labels), text
 
-    before, since = told()[0], time.monotonic()
-    while time.monotonic() < since + 12.0:  # until all calls so far are told of
-        time.sleep(1.0)
-        if (now := told()[0]) != before:
-            before, since = now, time.monotonic()
-    for _ in range(3):
-        stub.ModelInfer(asked(), timeout=30)
-    while (now := told()[0]) == before:
-        assert time.monotonic() < since + 120
-        time.sleep(0.5)
-    assert now == before + 3
-    assert "# TYPE ray_serve_grpc_request_latency_ms_bucket gauge" in told()[1]
+    with served(online_models, f"/{name}", name):
+        for _ in range(3):
+            stub.ModelInfer(asked(), metadata=[("application", name)], timeout=30)
+        until(lambda: told()[0] >= 3)
+        count, text = told()
+    assert count == 3
+    assert "# TYPE ray_serve_grpc_request_latency_ms_bucket gauge" in text

@@ -221,7 +221,7 @@ def test_a_controller_that_waits_judges_the_next_report(tmp_path: Path, monkeypa
 
 
 def test_a_rollout_that_nobody_reports_of_any_more_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Somebody takes its canary off, and no replica counts anything."""
+    """Somebody takes its canary off, and no replica counts anything of it; of another model they report all the time."""
     released = build(tmp_path)
     released.log().rollback()
     rollouts = RolloutLog(released.repository, "scored")
@@ -240,6 +240,7 @@ def test_a_rollout_that_nobody_reports_of_any_more_is_looked_at(tmp_path: Path, 
         released.log().rollback()
         while not rollouts.follow(begun).ended:
             assert time.monotonic() < deadline
+            await controller.report([Report("a", "lookup", slot, 1, None, window(3))])
             await asyncio.sleep(0.01)
         assert controller._task is not None
         controller._task.cancel()

@@ -103,7 +103,7 @@ def test_a_blank_header_is_nobodys(released: Released) -> None:
     with keyed_by(released, KeyRule("x-user")):
         here, split = host(released), released.split("lookup")
         for key in [*released.keys_of(1, "lookup", wanted=3), *released.keys_of(2, "lookup", wanted=3)]:
-            for blank in ("", " ", "\t", "\xa0", "\x85"):
+            for blank in ("", " ", "\t", "\xa0", "\x85", "\xc2\xa0", "\xe3\x80\x80"):
                 answer = here.predict("lookup", [5], x_user=blank, x_request_id=key)
                 assert answer.headers["x-triform-model"] == f"lookup/{split.choose(key.encode())}"
 

@@ -5,9 +5,9 @@
 ROLLBACK as soon as one guard is beyond its limit. PROMOTE (to the next step; from the last one to stable) once the canary had the
 requests and seconds that the step asks for, every guard has data, and, on the last step, every guard is within its limit; leaving
 the shadow step asks that of the disagreement, whose rows come from there. A guard that looks beyond its limit, though that is not
-shown yet, waits on any step. INCONCLUSIVE when time is up. Otherwise CONTINUE. A
-window that is not complete, or cannot be, counts towards no promotion, and a step that misses many waits: who does not report may
-be down because of the canary. No data never promotes.
+shown yet, waits on any step. INCONCLUSIVE when time is up. Otherwise CONTINUE. A window that is not complete or cannot be counts
+towards no promotion, and a step of which much is missing waits: who does not report may be down because of the canary. No data
+never promotes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from triform.rollout.policy import Policy
 from triform.rollout.windows import SHADOW, Window
 
 DOUBTFUL: Final = -0.5  # log10 of a bet in favour that has lost two thirds of its stake: it waits, on whatever step
-MOST_MISSING: Final = 0.2  # of a step's windows, or one, may lack a replica: they come and go
+MOST_MISSING: Final = 0.2  # of a step's seconds may lack a replica: they come and go
 Decision = Literal["PROMOTE", "CONTINUE", "ROLLBACK", "INCONCLUSIVE"]
 
 
@@ -62,8 +62,9 @@ def _decide(
     waits += [f"{f.guard}: it looks beyond its limit" for f in found if f.says == "open" and _looks_beyond(f)]
     of_step = [w for w in windows if w.step == step]
     waits += [w.fault() or f"the latest window has {w.reported} of {w.expected} replicas" for w in of_step[-1:] if not w.complete]
-    if (missing := sum(not w.complete for w in of_step)) > max(1.0, MOST_MISSING * len(of_step)):
-        waits.append(f"{missing} of {len(of_step)} windows of this step are not complete")
+    missing = sum(w.seconds for w in of_step if not w.complete and w.fault() is None)
+    if missing > MOST_MISSING * (missing + seconds):
+        waits.append(f"replicas did not report in {missing:g} of {missing + seconds:g} seconds of this step")
     if needs is None:
         waits.append("the policy has no shadow step")
     elif requests < needs.min_requests or not seconds >= needs.min_seconds:

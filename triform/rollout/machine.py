@@ -39,8 +39,8 @@ ENDED: Final = ("promoted", "rolled_back", "superseded")
 
 class State(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`step`: SHADOW or an index of the policy's steps. `begun`: whether the log has been seen to hold what the step asks for;
-    `on`: the revision that was in force when it was decided on. `watched`: seconds so far. `at`: the clock at the latest look;
-    None: before the first."""
+    `on`: the revision that was in force when that, or the promotion, was decided on. `watched`: seconds so far. `at`: the clock
+    at the latest look; None: before the first."""
 
     stable: int
     canary: int
@@ -98,17 +98,21 @@ def _holds(policy: Policy, state: State, release: Release) -> bool:
 
 
 def _waits(policy: Policy, state: State, release: Release) -> bool:
-    """Whether it is still the one from before the step, which nobody has written anything after."""
-    if state.begun or release.stable != state.stable or state.on not in (None, release.revision):
+    """Whether it is still the one from before the step, or the promotion, which nobody has written anything after."""
+    if release.stable != state.stable or state.on not in (None, release.revision):
+        return False
+    if state.phase == "promoted":
+        return _holds(policy, state, release)
+    if state.begun:
         return False
     return _there(state, release) == (_wanted(policy, state.step - 1) if state.step > state.first else ("none", 0.0))
 
 
 def advance(policy: Policy, state: State, seen: Observation, clock: float) -> tuple[State, tuple[Action, ...], Verdict | None]:
     """The next state, what to write, and the verdict that it rests on, if one was asked for. `clock`: seconds, any origin."""
-    before, verdict = state.step, None
+    before, verdict = state, None
     state = _told_by_log(policy, _ticked(state, clock), seen.release)
-    if state.phase not in ENDED or (state.phase == "promoted" and _holds(policy, state, seen.release)):
+    if state.phase not in ENDED or (state.phase == "promoted" and seen.release.stable == state.stable):
         step = in_force(policy, state, seen.release)
         verdict = judge(policy, seen.windows, step, state.watched) if step is not None else None
         if verdict and verdict.decision == "ROLLBACK":  # whatever a person wants at the same time, and paused or not
@@ -119,7 +123,7 @@ def advance(policy: Policy, state: State, seen: Observation, clock: float) -> tu
             state = _commanded(policy, state, seen.command)
         elif verdict and verdict.step == state.step and state.phase == "running":
             state = _judged(policy, state, verdict)
-    if state.step != before:
+    if state.step != before.step or (state.phase == "promoted" and before.phase != "promoted"):
         state = msgspec.structs.replace(state, on=seen.release.revision)
     return state, _actions(policy, state, seen.release), verdict
 
@@ -137,7 +141,7 @@ def _told_by_log(policy: Policy, state: State, release: Release) -> State:
         return state
     if release.stable == state.canary:
         return _become(state, "promoted", f"by {release.changed_by}: {release.reason}")
-    if _holds(policy, state, release):
+    if state.phase != "promoted" and _holds(policy, state, release):
         return msgspec.structs.replace(state, begun=True)
     if _waits(policy, state, release):
         return state
@@ -147,7 +151,7 @@ def _told_by_log(policy: Policy, state: State, release: Release) -> State:
 def _commanded(policy: Policy, state: State, command: Command) -> State:
     if command == "abort":
         return _become(state, "rolled_back", "aborted")
-    if command == "promote" and state.begun and state.phase != "promoted":
+    if command == "promote" and state.begun and state.phase != "promoted":  # whose writing waits
         return _stepped(policy, state, "promoted by hand")
     if command == "pause" and state.phase == "running":
         return _become(state, "paused", "paused")

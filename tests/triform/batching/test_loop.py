@@ -114,14 +114,10 @@ def test_the_loop_is_not_kept_by_a_run_that_takes_long_after_all(predictors: Cal
         batcher = batching.DynamicBatcher(slow, gate, short=60.0)
         batcher._pace.ran(20_000, inputs["x"].nbytes, 0.001, here=False)
         task = asyncio.create_task(batcher.infer(inputs))
-        began = time.monotonic()
         await settle()
-        kept = time.monotonic() - began
-        assert gate.began == 1, "a thread has it now"
-        began = time.monotonic()
+        assert gate.began == 1, "a thread has it now: on the loop it has not come to its end"
         gate.open.set()
         answer = await task
-        assert kept < (time.monotonic() - began) / 3  # about a hundredth
         assert np.array_equal(answer.outputs["y"], inputs["x"])
 
     within(test())

@@ -174,7 +174,9 @@ def test_a_step_that_misses_many_windows_waits() -> None:
         lacks += [msgspec.structs.replace(w, reported=1, expected=1) for w in whole() if w.step == 1][-1:]
         verdict = judge(ALL, lacks, 1, 0.0)
         assert verdict.decision == decision, verdict.reasons
-    assert "windows of this step are not complete" in "; ".join(verdict.reasons)
+    long = [msgspec.structs.replace(w, seconds=600.0, expected=2) if w is seen[50] else w for w in seen]
+    assert judge(ALL, long, 1, 0.0).decision == "CONTINUE", "by its length, as neighbours are put together"
+    assert "replicas did not report in 600 of 1230 seconds of this step" in "; ".join(verdict.reasons)
 
 
 @pytest.mark.parametrize("step", [SHADOW, 0, 1])

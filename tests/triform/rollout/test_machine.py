@@ -132,9 +132,9 @@ class Rollout(RuleBasedStateMachine):
     @rule(by_hand=st.sampled_from([release(), release(3), release(1, 0.3), release(1, 0.1, version=3), release(2)]))
     def somebody_else_releases(self, by_hand: Release) -> None:
         self.log, self.foreign = msgspec.structs.replace(by_hand, revision=self.log.revision + 1), True
-        decided = self.state.phase == "promoted"
         self.look(writes=False)
-        assert self.state.phase in ENDED or decided
+        assert self.state.phase in ENDED
+        assert self.state.phase != "promoted" or by_hand.stable == 2, "it is what the log says, or somebody else's"
         if by_hand.stable == 3 or (by_hand.canary and by_hand.canary.version == 3):
             assert self.actions == (), "another rollout is not ours to touch"
 
@@ -226,6 +226,18 @@ def test_what_was_decided_is_written_until_the_log_has_it() -> None:
     assert advance(POLICY, state, Observation(release=release(2)), 0.0)[1] == ()
     gone, actions, _ = advance(POLICY, state, Observation(release=release()), 0.0)
     assert (gone.phase, actions) == ("superseded", ()), "somebody rolled back first: a promotion does not try again"
+
+
+def test_who_writes_the_same_share_after_a_promotion_was_decided_has_the_word() -> None:
+    """ "Keep it at half": the promotion was not written; or it was, and the canary is back where it had been."""
+    state = State(stable=1, canary=2, first=0, step=1, begun=True)
+    good = [*GOOD[0], *GOOD[1]]
+    state, actions, _ = advance(POLICY, state, Observation(windows=good, release=release(1, 0.5, revision=3)), 0.0)
+    assert (state.phase, state.on, [a.kind for a in actions]) == ("promoted", 3, ["promote"])
+    for cut in None, "three in a row":
+        seen = Observation(windows=[*good, *BAD[1]], release=release(1, 0.5, revision=5), cut=cut)
+        told, actions, _ = advance(POLICY, state, seen, 0.0)
+        assert (told.phase, actions) == ("superseded", ())
 
 
 @pytest.mark.parametrize("weight", [None, 0.1])

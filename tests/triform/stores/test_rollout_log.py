@@ -428,6 +428,36 @@ def test_a_canary_that_turns_bad_before_the_decision_is_written_is_taken_off(
     assert rollout.entries[-1].cut == cut
 
 
+@pytest.mark.parametrize("command", ["pause", "resume", "promote"])
+def test_a_promotion_whose_write_was_lost_is_no_ones_to_stop_but_by_an_abort(
+    log: RolloutLog, monkeypatch: pytest.MonkeyPatch, command: Any
+) -> None:
+    rollout = log.start(POLICY, 2)
+    each(log, rollout, good(0))
+    monkeypatch.setattr(log.repository, "create_release", killing)
+    with pytest.raises(Killed):
+        each(log, rollout, good(1))
+    monkeypatch.undo()
+    rollout = log.read(1)
+    with pytest.raises(InvalidRequest, match="is over: promoted"):
+        log.look(rollout, command=command, reason="stop it, please")
+    assert (now(log).stable, now(log).canary) == (2, None), "and it is done"
+    assert "please" not in now(log).reason
+    assert {entry.command for entry in rollout.entries} == {None}
+
+
+def test_a_promotion_whose_write_was_lost_is_aborted(log: RolloutLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    rollout = log.start(POLICY, 2)
+    each(log, rollout, good(0))
+    monkeypatch.setattr(log.repository, "create_release", killing)
+    with pytest.raises(Killed):
+        each(log, rollout, good(1))
+    monkeypatch.undo()
+    rollout = log.read(1)
+    log.look(rollout, command="abort")
+    assert (rollout.state.phase, now(log).stable, now(log).canary) == ("rolled_back", 1, None)
+
+
 @pytest.mark.parametrize("command", ["abort", "pause", "promote", None])
 def test_a_release_that_ends_a_rollout_which_nobody_looks_at_is_no_obstacle(log: RolloutLog, command: Any) -> None:
     rollout = log.start(POLICY, 2)
