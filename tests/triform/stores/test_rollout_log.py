@@ -393,14 +393,21 @@ def killing(*_: object) -> bool:
     raise Killed
 
 
-def test_a_step_that_was_decided_is_taken_though_somebody_pauses(log: RolloutLog, monkeypatch: pytest.MonkeyPatch) -> None:
+def decided_and_not_written(log: RolloutLog, monkeypatch: pytest.MonkeyPatch, step: int) -> Rollout:
+    """A good rollout, up to the writing of what follows on that step."""
     rollout = log.start(POLICY, 2)
-    monkeypatch.setattr(log.repository, "create_release", killing)
-    with pytest.raises(Killed):
-        each(log, rollout, good(0))
-    monkeypatch.undo()
-    rollout = log.read(1)
-    assert (rollout.state.step, rollout.state.begun) == (1, False), "decided, and not written"
+    for before in range(step):
+        each(log, rollout, good(before))
+    with monkeypatch.context() as lost:
+        lost.setattr(log.repository, "create_release", killing)
+        with pytest.raises(Killed):
+            each(log, rollout, good(step))
+    return log.read(1)
+
+
+def test_a_step_that_was_decided_is_taken_though_somebody_pauses(log: RolloutLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    rollout = decided_and_not_written(log, monkeypatch, 0)
+    assert (rollout.state.step, rollout.state.begun) == (1, False)
     log.look(rollout, command="pause")
     assert now(log).canary == Canary(2, 0.5, KeyRule(header="x-user-id"))
     log.look(rollout, windows=bad(1))
@@ -413,15 +420,8 @@ def test_a_canary_that_turns_bad_before_the_decision_is_written_is_taken_off(
     log: RolloutLog, monkeypatch: pytest.MonkeyPatch, step: int, cut: str | None
 ) -> None:
     """The store fails after the entry, or the controller is killed: the next one sees what is in force."""
-    rollout = log.start(POLICY, 2)
-    if step:
-        each(log, rollout, good(0))
-    monkeypatch.setattr(log.repository, "create_release", killing)
-    with pytest.raises(Killed):
-        each(log, rollout, good(step))
-    monkeypatch.undo()
-    rollout = log.read(1)
-    assert (rollout.state.phase, rollout.state.step) == (("promoted", 1) if step else ("running", 1)), "decided, and not written"
+    rollout = decided_and_not_written(log, monkeypatch, step)
+    assert (rollout.state.phase, rollout.state.step) == (("promoted", 1) if step else ("running", 1))
     assert now(log).canary == Canary(2, POLICY.steps[step].weight, POLICY.key)
     log.look(rollout, windows=[] if cut else bad(step), cut=cut)
     assert (rollout.state.phase, now(log).stable, now(log).canary) == ("rolled_back", 1, None)
@@ -432,13 +432,7 @@ def test_a_canary_that_turns_bad_before_the_decision_is_written_is_taken_off(
 def test_a_promotion_whose_write_was_lost_is_no_ones_to_stop_but_by_an_abort(
     log: RolloutLog, monkeypatch: pytest.MonkeyPatch, command: Any
 ) -> None:
-    rollout = log.start(POLICY, 2)
-    each(log, rollout, good(0))
-    monkeypatch.setattr(log.repository, "create_release", killing)
-    with pytest.raises(Killed):
-        each(log, rollout, good(1))
-    monkeypatch.undo()
-    rollout = log.read(1)
+    rollout = decided_and_not_written(log, monkeypatch, 1)
     with pytest.raises(InvalidRequest, match="is over: promoted"):
         log.look(rollout, command=command, reason="stop it, please")
     assert (now(log).stable, now(log).canary) == (2, None), "and it is done"
@@ -447,13 +441,7 @@ def test_a_promotion_whose_write_was_lost_is_no_ones_to_stop_but_by_an_abort(
 
 
 def test_a_promotion_whose_write_was_lost_is_aborted(log: RolloutLog, monkeypatch: pytest.MonkeyPatch) -> None:
-    rollout = log.start(POLICY, 2)
-    each(log, rollout, good(0))
-    monkeypatch.setattr(log.repository, "create_release", killing)
-    with pytest.raises(Killed):
-        each(log, rollout, good(1))
-    monkeypatch.undo()
-    rollout = log.read(1)
+    rollout = decided_and_not_written(log, monkeypatch, 1)
     log.look(rollout, command="abort")
     assert (rollout.state.phase, now(log).stable, now(log).canary) == ("rolled_back", 1, None)
 
