@@ -206,7 +206,7 @@ def test_of_many_who_begin_one_does(log: RolloutLog) -> None:
     for thread in threads:
         thread.join()
     assert results.count(1) == 1
-    assert sum("one at a time" in str(result) for result in results) == 3
+    assert sum("at a time" in str(result) for result in results) == 3, "they meet its entry, or already its canary"
     assert now(log).revision == 2
 
 
