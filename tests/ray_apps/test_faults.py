@@ -62,7 +62,7 @@ def test_of_a_replica_that_is_killed_only_what_is_in_flight_fails(ray_cluster: A
             failed = [s for s in asking.seen if s.status != 200 and s.began + s.seconds >= killed]
             over = max((s.began + s.seconds for s in failed), default=killed) - killed
             print(f"{len(failed)} failed, the last {over:.2f} s after the kill; two replicas again after {back:.1f} s")
-            assert len(failed) <= 2 * clients, "who asks again at once may meet a process that is not quite dead"
+            assert len(failed) <= 3 * clients, "who asks again at once may meet a process that is not quite dead"
             assert all(s.began <= killed + 0.5 for s in failed), "whoever came later was answered"
             assert max(over, back) <= 10
             assert all(is_retryable(s) for s in failed), Counter((s.status, s.body) for s in failed)

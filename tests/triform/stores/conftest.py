@@ -12,8 +12,11 @@ import pytest
 from moto.s3.models import s3_backends
 
 from tests.triform.conftest import reseal
+from tests.triform.stores.rollouts import Clock
 from triform.package import MANIFEST, FileEntry, file_entry
+from triform.releases import ReleaseLog
 from triform.repository import ModelRepository, open_repository
+from triform.rollout_log import RolloutLog
 from triform.stores.cache import PackageCache
 from triform.stores.s3_repository import S3Repository
 
@@ -61,3 +64,16 @@ def age(store: ModelRepository) -> Callable[..., None]:
                     os.utime(path, times=(path.stat().st_mtime - 86400 * days,) * 2)
 
     return act
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def log(store: ModelRepository, publish: Callable[..., None], clock: Clock) -> RolloutLog:
+    """Of `linear`, with versions 1 (stable), 2 and 3."""
+    publish(1, 2, 3)
+    ReleaseLog(store, "linear").set(stable=1)
+    return RolloutLog(store, "linear", clock)
