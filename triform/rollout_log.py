@@ -139,8 +139,8 @@ class RolloutLog:
     def start(
         self, policy: Policy, canary: int, *, shadowed: Evidence | None = None, reason: str = "", by: str | None = None
     ) -> Rollout:
-        """Begins a rollout and writes its first revision, after verifying the version in full. `shadowed`: what a batch run has
-        compared, in place of the policy's shadow step (see `as_shadow`).
+        """Begins a rollout and writes its first revision, after verifying in full the version and stable, to which a rollback
+        leads. `shadowed`: what a batch run has compared, in place of the policy's shadow step (see `as_shadow`).
 
         Raises `ReleaseConflict` where one is under way, `InvalidRequest` (also for evidence that is of something else, or does
         not suffice), `VersionNotFound`, `PackageError`.
@@ -158,7 +158,8 @@ class RolloutLog:
         if shadowed is not None:
             state, windows = self._past_shadow(state, policy, shadowed)
         state = msgspec.structs.replace(state, at=self._clock())
-        self.repository.package(self.model, canary).verify("full")
+        for version in (canary, release.stable):
+            self.repository.package(self.model, version).verify("full")
         first = self._entry(state, release, by, policy=policy, windows=windows, reason=reason)
         number = before.number + 1 if before is not None else 1
         if not self._create(number, 0, first):

@@ -171,10 +171,18 @@ def test_what_cannot_be_a_canary(log: RolloutLog, version: int, error: type[Exce
     assert now(log).revision == 1
 
 
-def test_a_damaged_version_begins_nothing(log: RolloutLog, store: ModelRepository) -> None:
-    path = store.package("linear", 2).folder / "model.onnx"
+@pytest.mark.parametrize("version", [1, 2], ids=["stable", "canary"])
+def test_a_damaged_version_begins_nothing(log: RolloutLog, store: ModelRepository, version: int) -> None:
+    path = store.package("linear", version).folder / "model.onnx"
     path.write_bytes(path.read_bytes()[:-1] + b"!")
     with pytest.raises(DigestMismatch):
+        log.start(POLICY, 2)
+    assert log.latest() is None
+
+
+def test_where_a_rollback_would_lead_nowhere_nothing_begins(log: RolloutLog, store: ModelRepository) -> None:
+    store.remove("linear", 1)
+    with pytest.raises(VersionNotFound, match="'linear' has no version 1"):
         log.start(POLICY, 2)
     assert log.latest() is None
 
