@@ -120,7 +120,7 @@ def _held(arguments: Arguments, settings: Settings, telemetry: Telemetry, reposi
     places = arguments.max_ongoing_requests
     shared = len(followers) > 1 and not kind.get("canary_only")
     most = max(1, places // 2) if shared else places  # a model that is slow leaves others their places
-    batched = Batched(threads, arguments.overrides, max_queue_requests=most)
+    batched = Batched(threads, arguments.overrides, max_requests=most)
     live = Live(followers, node, models, batched, None if refs else follow)
     return Held(models, followers, batched, threads, live, Health(models, seconds=arguments.health_timeout_s))
 

@@ -5,6 +5,7 @@ Served, arrays -> the batcher of this very predictor (batching.py) -> Ran
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Collection, Mapping
 from concurrent.futures import Executor
 from typing import Annotated
@@ -22,7 +23,7 @@ from triform.signature import Array
 class BatchOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Of one model. `max_rows`: of one run, a request that has more is cut; the package's own is the most. None: the largest of
     its `pad_to`, else `MAX_ROWS` together, and of one request as many as the package takes. `max_queue_requests` None: as
-    `Batched` has it for all."""
+    many as may be under way, as `Batched` has it for all."""
 
     slots: Annotated[int, msgspec.Meta(ge=1)] = 1
     max_rows: Annotated[int, msgspec.Meta(ge=1)] | None = None
@@ -34,7 +35,8 @@ class BatchOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 class Batched:
     """A `service.Execute`: each loaded version has its own queue and slots, all of them the same threads. One event loop's.
 
-    `options`: by model; `max_queue_requests`: of a model that has no other; `short`: as of `DynamicBatcher`.
+    `options`: by model; `max_requests`: that may wait or run for a version, where its model has no `max_queue_requests` of its
+    own; `short`: as of `DynamicBatcher`.
     """
 
     def __init__(
@@ -42,11 +44,11 @@ class Batched:
         executor: Executor,
         options: Mapping[str, BatchOptions] | None = None,
         *,
-        max_queue_requests: int = MAX_QUEUE_ROWS,
+        max_requests: float = math.inf,
         short: float = SHORT,
     ) -> None:
         self._executor = executor
-        self._max_queue_requests = max_queue_requests
+        self._max_requests = max_requests
         self._short = short
         self._options = options or {}
         self._batchers: dict[Predictor, DynamicBatcher] = {}
@@ -66,8 +68,9 @@ class Batched:
                 max_rows=_max_rows(predictor, options),
                 cuts=options.max_rows is not None,
                 max_queue_rows=options.max_queue_rows,
-                max_queue_requests=options.max_queue_requests or self._max_queue_requests,
+                max_queue_requests=options.max_queue_requests or MAX_QUEUE_ROWS,
                 max_queue_bytes=options.max_queue_bytes,
+                max_requests=math.inf if options.max_queue_requests else self._max_requests,
                 short=self._short,
             )
             self._batchers[predictor] = found

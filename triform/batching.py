@@ -53,8 +53,8 @@ class DynamicBatcher:
 
     `slots`: runs at the same time, each in a thread of `executor`. `max_rows`: of one run; a request that has more is cut there
     if it `cuts`, else only where the package says. `max_queue_rows`, `max_queue_requests`, `max_queue_bytes` (of their inputs):
-    that may wait, beyond them `Overloaded` is raised. `short`: seconds, as of `Pace`. `clock` is `time.monotonic`, as deadlines
-    are.
+    that may wait; `max_requests`: that may wait or run; beyond them `Overloaded` is raised. `short`: seconds, as of `Pace`.
+    `clock` is `time.monotonic`, as deadlines are.
     """
 
     def __init__(
@@ -68,6 +68,7 @@ class DynamicBatcher:
         max_queue_rows: int = MAX_QUEUE_ROWS,
         max_queue_requests: int = MAX_QUEUE_ROWS,
         max_queue_bytes: int = MAX_QUEUE_BYTES,
+        max_requests: float = math.inf,
         short: float = SHORT,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -76,6 +77,8 @@ class DynamicBatcher:
         self.max_queue_rows = max_queue_rows
         self.max_queue_requests = max_queue_requests
         self.max_queue_bytes = max_queue_bytes
+        self.max_requests = max_requests
+        self.requests = 0  # that are neither answered nor given up
         self.queued_rows = self.queued_requests = self.queued_bytes = 0
         self._most_rows = max_rows if cuts else None
         self._alone = predictor.independence == "dependent"
@@ -103,9 +106,10 @@ class DynamicBatcher:
         if deadline is not None and now >= deadline:
             raise DeadlineExceeded("the deadline passed before the request was queued")
         pending = Pending(inputs, deadline, now, asyncio.get_running_loop().create_future())
-        if self.queued_rows:
+        if self.queued_rows or self.requests >= self.max_requests:
             self._check_room(pending)
         self._queue.append(pending)
+        self.requests += 1
         self.queued_rows += pending.weight
         self.queued_requests += 1
         self.queued_bytes += pending.bytes
@@ -121,15 +125,16 @@ class DynamicBatcher:
         now = self._clock()
         for pending in self._fresh:
             if pending.future.done():
-                self._leave(pending)
+                self._gone(pending)
                 continue
             if pending.deadline is not None:
                 pending.expiry = asyncio.get_running_loop().call_later(pending.deadline - now, expire, pending)
             pending.future.add_done_callback(partial(self._gone, pending))
         self._fresh.clear()
 
-    def _gone(self, pending: Pending, _: asyncio.Future[Ran]) -> None:
+    def _gone(self, pending: Pending, _: asyncio.Future[Ran] | None = None) -> None:
         """Answered, failed or cancelled."""
+        self.requests -= 1
         if pending.expiry is not None:
             pending.expiry.cancel()
         self._leave(pending)
@@ -159,6 +164,8 @@ class DynamicBatcher:
                 raise Overloaded(f"{full}: send the request again later")
 
     def _is_full(self, pending: Pending) -> str | None:
+        if self.requests >= self.max_requests:
+            return f"{self.requests} requests wait or run already, {self.max_requests} may"
         if self.queued_rows and self.queued_rows + pending.weight > self.max_queue_rows:
             return f"{self.queued_rows} rows wait already, {self.max_queue_rows} may"
         if self.queued_requests >= self.max_queue_requests:

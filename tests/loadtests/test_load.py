@@ -20,7 +20,7 @@ from loadtests import flights as flights_of
 from loadtests.answers import wrong
 from loadtests.order import PROTOCOLS
 from loadtests.payloads import SIZES
-from tests.ray_apps.hosts import served
+from tests.ray_apps.hosts import metrics_port, served
 from tests.ray_apps.ports import SERVE_PORTS
 
 
@@ -64,7 +64,7 @@ def deployment(ray_cluster: Any, flights: Path, scored: Summary) -> Iterator[Dep
     with served(flights / "repository", f"/{name}", name, default_model="flight-delay") as (host, port):
         options = ["--target", "serve", "--host", f"http://{host}:{port}/{name}", "--grpc", f"{host}:{SERVE_PORTS.grpc}"]
         options += ["--grpc-metadata", f"application={name}"]
-        yield Deployment(options, ["--metrics", f"http://{host}:{ray_cluster.nodes()[0]['MetricsExportPort']}/metrics"])
+        yield Deployment(options, ["--metrics", f"http://{host}:{metrics_port(ray_cluster)}/metrics"])
 
 
 def test_payloads_are_flights_of_all_sizes_in_every_protocol(flights: Path, scored: Summary) -> None:

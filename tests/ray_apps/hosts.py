@@ -147,6 +147,11 @@ def grpc_client(seconds: float = 60.0) -> Iterator[Any]:
         yield client
 
 
+def metrics_port(ray_cluster: Any) -> int:
+    """Where Ray exports what the processes of the session's node count."""
+    return next(int(node["MetricsExportPort"]) for node in ray_cluster.nodes() if node["Alive"])
+
+
 @contextmanager
 def served(repository: Path, prefix: str = "/", name: str | None = None, **args: Any) -> Iterator[tuple[str, int]]:
     """Host and port of the application on the cluster that this process is connected to, below a prefix of its own.
@@ -161,6 +166,7 @@ def served(repository: Path, prefix: str = "/", name: str | None = None, **args:
     loopback = {"num_cpus": 0, "drain_s": 0, "allow_anonymous": True}
     given = {"repository": str(repository), "default_model": DEFAULT, **loopback, **args}
     serve.start(
+        proxy_location="HeadOnly",  # a test's second node has the same host
         http_options={"host": "127.0.0.1", "port": SERVE_PORTS.http},
         grpc_options={"port": SERVE_PORTS.grpc, "grpc_servicer_functions": [GRPC], "enable_reflection": False},
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -59,6 +60,28 @@ class Load:
 
     def stop(self) -> None:
         self._done.set()
+
+
+class Asked:
+    """A request that a replica has, and waits for the body of: it said "100 Continue"."""
+
+    def __init__(self, port: int, path: str, body: bytes, **headers: str) -> None:
+        self.body = body
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=120)
+        told = {"host": "127.0.0.1", "content-length": len(body), "expect": "100-continue", **headers}
+        lines = [f"POST {path} HTTP/1.1", *(f"{name.replace('_', '-')}: {value}" for name, value in told.items())]
+        self.socket.sendall("\r\n".join([*lines, "", ""]).encode())
+        self.answer = self.socket.makefile("rb")
+        assert b"100 Continue" in self.answer.readline()
+        assert self.answer.readline() == b"\r\n"
+
+    def finish(self) -> int:
+        """Sends the body; the status of the answer."""
+        self.socket.sendall(self.body)
+        status = int(self.answer.readline().split()[1])
+        self.answer.close()
+        self.socket.close()
+        return status
 
 
 @contextmanager

@@ -20,7 +20,7 @@ import orjson
 import psutil
 import pytest
 
-from tests.ray_apps.hosts import running, served
+from tests.ray_apps.hosts import metrics_port, running, served
 from tests.ray_apps.load import Seen, load, open_loop, until
 from triform import testing
 
@@ -136,7 +136,7 @@ def p99(seen: list[Seen]) -> float:
 def counted(ray_cluster: Any, model: str) -> Counter[str]:
     """The requests to the replica that has the model by their outcome, as Ray exports them: of what was refused unread nobody
     knows for which model it was."""
-    port = ray_cluster.nodes()[0]["MetricsExportPort"]
+    port = metrics_port(ray_cluster)
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as page:
         lines = page.read().decode().splitlines()
     told = [dict(re.findall(r'(\w+)="([^"]*)"', line)) for line in lines if line.startswith("ray_triform_requests_total{")]

@@ -20,7 +20,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from ray_apps import messages
 from ray_apps.messages import MESSAGES
-from tests.ray_apps.hosts import grpc_client, served
+from tests.ray_apps.hosts import grpc_client, metrics_port, served
 from tests.ray_apps.load import until
 from tests.ray_apps.ports import SERVE_PORTS
 from triform.signature import BY_OIP, DATATYPES
@@ -188,7 +188,7 @@ COUNTED = re.compile(r"^ray_serve_grpc_request_latency_ms_count\{([^}]*ModelInfe
 def test_serve_counts_calls(stub: Any, ray_cluster: Any, online_models: Path) -> None:
     """Each once, in gauges, which are told every five seconds; of an application that nobody else has asked."""
     name = f"counted-{uuid.uuid4().hex[:8]}"
-    page = f"http://127.0.0.1:{ray_cluster._private.worker._global_node.metrics_export_port}/metrics"
+    page = f"http://127.0.0.1:{metrics_port(ray_cluster)}/metrics"
 
     def told() -> tuple[float, str]:
         with urllib.request.urlopen(page, timeout=10) as answer:

@@ -18,7 +18,7 @@ import pytest
 
 from ray_apps.__main__ import End
 from ray_apps.ports import free_ports
-from tests.ray_apps.load import until
+from tests.ray_apps.load import Asked, until
 from triform import testing
 
 LINEAR, SLOW = "/v1/models/linear:predict", "/v2/models/slow/infer"
@@ -143,28 +143,6 @@ def test_a_start_that_would_wait_for_ever_can_be_ended(tmp_path: Path, number: s
         assert process.wait(180) == 128 + number, told(tmp_path)
         until(lambda: not any(map(listens, ports[:2])), 10)
     assert "Traceback" not in told(tmp_path)
-
-
-class Asked:
-    """A request that a replica has, and waits for the body of: it said "100 Continue"."""
-
-    def __init__(self, port: int, path: str, body: bytes, **headers: str) -> None:
-        self.body = body
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=120)
-        told = {"host": "127.0.0.1", "content-length": len(body), "expect": "100-continue", **headers}
-        lines = [f"POST {path} HTTP/1.1", *(f"{name.replace('_', '-')}: {value}" for name, value in told.items())]
-        self.socket.sendall("\r\n".join([*lines, "", ""]).encode())
-        self.answer = self.socket.makefile("rb")
-        assert b"100 Continue" in self.answer.readline()
-        assert self.answer.readline() == b"\r\n"
-
-    def finish(self) -> int:
-        """Sends the body; the status of the answer."""
-        self.socket.sendall(self.body)
-        status = int(self.answer.readline().split()[1])
-        self.answer.close()
-        self.socket.close()
-        return status
 
 
 @pytest.mark.slow  # a second Ray beside the session's

@@ -22,6 +22,7 @@ import pytest
 import tritonclient.http
 
 from ray_apps.environment import FAST, missing
+from tests.ray_apps.hosts import metrics_port
 from tests.ray_apps.ports import SERVE_PORTS
 from triform.telemetry import REQUEST_SECONDS
 
@@ -87,7 +88,7 @@ def test_the_request_id_comes_back_once(address: tuple[str, int]) -> None:
 def test_what_is_counted_is_exported_by_ray(address: tuple[str, int], ray_cluster: Any) -> None:
     assert post(address, "/v1/models/linear:predict", BODY)[0] == 200
     assert post(address, "/v1/models/nobody:predict", BODY)[0] == 404
-    port = ray_cluster.nodes()[0]["MetricsExportPort"]
+    port = metrics_port(ray_cluster)
     wanted = [
         'ray_triform_requests_total{', 'ray_triform_request_seconds_bucket{', 'stage="execute"', 'code="model_not_found"',
         'ray_triform_model_info{', 'model="linear"', 'ray_triform_batch_rows_bucket{',

@@ -29,7 +29,7 @@ from ray_apps.grpc import OpenInference
 from ray_apps.places import REPLICAS, Handlers, no_place, refusing
 from ray_apps.spared import Spared
 from ray_apps.straight import Straight
-from tests.ray_apps.hosts import RunningApp, running, served
+from tests.ray_apps.hosts import RunningApp, metrics_port, running, served
 from tests.ray_apps.load import until
 from tests.ray_apps.ports import SERVE_PORTS
 from triform.routes import EVERYBODYS
@@ -173,7 +173,7 @@ def test_serve_counts_them(address: tuple[str, int], ray_cluster: Any) -> None:
     """Each once, whichever way it took."""
     for headers in [None] * 20 + [LIMIT] * 3:
         assert ask(address, PREFIX + PREDICT, headers)[0] == 200
-    port, deadline = ray_cluster._private.worker._global_node.metrics_export_port, time.monotonic() + 90
+    port, deadline = metrics_port(ray_cluster), time.monotonic() + 90
     time.sleep(6.0)  # gauges are told every five seconds
     while (now := counted(port)) != dict.fromkeys(COUNTS, float(len(ASKED))):
         assert time.monotonic() < deadline, f"{now} of {len(ASKED)}"
@@ -226,7 +226,7 @@ def test_over_grpc_as_well(address: tuple[str, int], ray_cluster: Any) -> None:
 
 def overloaded(ray_cluster: Any) -> int:
     """How many requests this application's replica has counted that found no place."""
-    port = ray_cluster._private.worker._global_node.metrics_export_port
+    port = metrics_port(ray_cluster)
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as page:
         lines = page.read().decode().splitlines()
     workers = {worker for line in lines if 'application="straight"' in line for worker in re.findall(r'WorkerId="(\w+)"', line)}

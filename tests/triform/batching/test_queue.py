@@ -84,8 +84,8 @@ def test_a_run_that_no_memory_is_left_for_is_tried_again_request_by_request(
 
 def test_so_many_requests_may_wait_whatever_their_rows(lookup: Predictor, gate: Gate) -> None:
     async def test() -> None:
-        batched = Batched(gate, {"lookup": BatchOptions(max_rows=1)}, max_queue_requests=2, short=0.0)
-        batcher = batched.batcher(lookup)
+        options = BatchOptions(max_rows=1, max_queue_requests=2)
+        batcher = Batched(gate, {"lookup": options}, max_requests=1, short=0.0).batcher(lookup)
         first = await one_by_one([batcher.infer(x(0))])
         waiting = await one_by_one(batcher.infer(x(i)) for i in (1, 2))
         with pytest.raises(Overloaded, match="2 requests wait already, 2 may"):
@@ -97,8 +97,52 @@ def test_so_many_requests_may_wait_whatever_their_rows(lookup: Predictor, gate: 
         gate.open.set()
         assert [y(answer) for answer in await asyncio.gather(*first, *waiting)] == [[0.0], [10.0], [40.0]]
         assert batcher.queued_requests == 0
-        own = Batched(gate, {"lookup": BatchOptions(max_queue_requests=7)}, max_queue_requests=2)
-        assert own.batcher(lookup).max_queue_requests == 7
+
+    within(test())
+
+
+def test_so_many_requests_may_wait_or_run(lookup: Predictor, gate: Gate) -> None:
+    """A host that has places for so many in all gives one model no more: those that run have theirs still."""
+
+    async def test() -> None:
+        batched = Batched(gate, {"lookup": BatchOptions(max_rows=2)}, max_requests=3, short=0.0)
+        batcher = batched.batcher(lookup)
+        running = asyncio.gather(*(batcher.infer(x(i)) for i in (0, 1)))
+        await settle()
+        assert (gate.began, batcher.queued_requests) == (1, 0)
+        waiting = await one_by_one([batcher.infer(x(2))])
+        with pytest.raises(Overloaded, match="3 requests wait or run already, 3 may"):
+            await batcher.infer(x(3))
+        waiting.pop().cancel()
+        await settle()
+        waiting += await one_by_one([batcher.infer(x(4))])
+        assert batcher.requests == 3, "who has gone makes room"
+        gate.open.set()
+        assert [y(answer) for answer in await running] == [[0.0], [10.0]]
+        assert [y(answer) for answer in await asyncio.gather(*waiting)] == [[40.0]]
+        assert [y(answer) for answer in await asyncio.gather(*(batcher.infer(x(i)) for i in (5, 6, 7)))] == [
+            [50.0],
+            [60.0],
+            [70.0],
+        ]
+        with pytest.raises(RunFailed):
+            await batcher.infer(x(BAD))
+        await settle()
+        assert batcher.requests == 0, "whatever became of them"
+
+    within(test())
+
+
+def test_so_many_of_one_turn_may_run_on_the_loop(lookup: Predictor, gate: Gate) -> None:
+    async def test() -> None:
+        batcher = Batched(gate, max_requests=2).batcher(lookup)
+        for _ in range(10):  # it is known for short by then
+            gate.open.set()
+            await batcher.infer(x(1))
+        answers = await asyncio.gather(*(batcher.infer(x(i)) for i in range(3)), return_exceptions=True)
+        assert [y(a) if isinstance(a, Ran) else type(a) for a in answers] == [[0.0], [10.0], Overloaded]
+        await settle()
+        assert batcher.requests == 0
 
     within(test())
 
