@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final
 
 from triform.errors import DeadlineExceeded, RunFailed, TriformError
 from triform.models import Models
+
+log = logging.getLogger(__name__)
 
 SHARE: Final = 0.05  # of the time, at most, that checks take
 
@@ -26,7 +29,8 @@ class Health:
     async def check(self) -> None:
         """Raises `RunFailed` where a session failed or gave another answer, `DeadlineExceeded` where it gave none in time.
 
-        A canary whose keys stable can answer is cut off instead (triform/canary.py): its replica is as good as without it.
+        A canary whose keys stable can answer is cut off instead (triform/canary.py), and of another version beside stable a line
+        of the log tells: the replica is as good as without it.
         A look that takes long is not taken each time. One that never came back is not followed by another.
         """
         if self._look is None or (self._look.done() and (self._look.exception() is not None or time.monotonic() >= self._next)):
@@ -43,8 +47,11 @@ class Health:
                 predictor.check(deadline=began + self._seconds)
             except TriformError as error:
                 manifest, told = predictor.manifest, f"does not answer its golden row as it did: {error}"
-                if not self._models.splits.covers(manifest.name, manifest.version, f"it {told}"):
+                if self._models.splits.covers(manifest.name, manifest.version, f"it {told}"):
+                    continue
+                if not self._models.is_beside(manifest.name, manifest.version):
                     raise RunFailed(f"{manifest.ref} {told}") from error
+                log.warning("%s, which is not stable, %s", manifest.ref, told)
         ended = time.monotonic()
         self._next = ended + (ended - began) / SHARE
 

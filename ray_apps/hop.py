@@ -64,11 +64,14 @@ class Replicas(Protocol):
 
 
 class Hop:
-    """Belongs to the event loop that answers requests. `timeout`: of one run, with the way there and back, in seconds."""
+    """Belongs to the event loop that answers requests. `timeout`: of one run, with the way there and back, in seconds; `most`:
+    requests that may be on their way: a canary that is slow leaves others their places."""
 
-    def __init__(self, replicas: Replicas, timeout: float) -> None:
+    def __init__(self, replicas: Replicas, timeout: float, most: int) -> None:
         self._replicas = replicas
         self._timeout = timeout
+        self._most = most
+        self._under_way = 0
         self._known: dict[str, Failed | None] = {}  # by reference: None where it is held
         self._doubt = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -89,7 +92,10 @@ class Hop:
         manifest = served.manifest
         self._check(manifest.ref)
         seconds = self._timeout if deadline is None else min(self._timeout, SHARE * (deadline - time.monotonic()))
+        if self._under_way >= self._most:
+            raise Overloaded(f"{self._under_way} requests are at {manifest.ref} already: send the request again later")
         began = time.perf_counter()
+        self._under_way += 1
         try:
             async with asyncio.timeout(seconds):
                 said = await self._replicas.run(manifest.name, manifest.version, inputs, seconds)
@@ -99,6 +105,8 @@ class Hop:
         except Unavailable:
             self._lost(manifest.ref)  # there may be other replicas: they are asked at once
             raise
+        finally:
+            self._under_way -= 1
         if isinstance(said, Failed):
             raise said.error()
         return said.ran._replace(hop=time.perf_counter() - began - said.seconds)

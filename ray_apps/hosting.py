@@ -83,7 +83,7 @@ def host(arguments: Arguments, settings: Settings, telemetry: Telemetry, hop: Ho
     if not held.followers:
         raise ConfigurationError(f"args: there is no model in {repository.location}")
     _start(held.followers, models, all_of_them=bool(arguments.models))
-    names = models.names()
+    names = sorted({*models.names(), *models.missing})
     for named in [*arguments.overrides, *([settings.default_model] if settings.default_model else [])]:
         if named not in names:
             raise ConfigurationError(f"args: '{named}' is not among the models here ({', '.join(names[:10])})")
@@ -118,9 +118,8 @@ def _held(arguments: Arguments, settings: Settings, telemetry: Telemetry, reposi
     followers = [follow(ref) for ref in refs or map(Ref, repository.models())]
     threads = ThreadPoolExecutor(MOST_THREADS, thread_name_prefix="triform-run")
     places = arguments.max_ongoing_requests
-    shared = len(followers) > 1 and not kind.get("canary_only")
-    most = max(1, places // 2) if shared else places  # a model that is slow leaves others their places
-    batched = Batched(threads, arguments.overrides, max_requests=most)
+    batched = Batched(threads, arguments.overrides, **({} if kind.get("canary_only") else {"places": places}))
+    batched.share(len(followers))
     live = Live(followers, node, models, batched, None if refs else follow)
     return Held(models, followers, batched, threads, live, Health(models, seconds=arguments.health_timeout_s))
 
@@ -151,9 +150,12 @@ def _start(followers: Sequence[Follower], models: Models, *, all_of_them: bool) 
     for follower in followers:
         try:
             follower.start()
-        except (PackageError, VersionNotFound) as error:
-            if all_of_them:
+        except TriformError as error:
+            if all_of_them or isinstance(error, ConfigurationError):
                 raise
+            if not isinstance(error, PackageError | VersionNotFound):  # of which the follower has told
+                tell(models, follower.ref.model, None, None, error)
+                models.miss(follower.ref.model, error.code)
             errors.append(error)
     if not models.names():
         raise errors[0]

@@ -78,6 +78,7 @@ class Live:
                 if name not in self._followers:
                     self._followers[name] = follow(Ref(name))
                     self._begin(self._followers[name])
+                    self._batched.share(len(self._followers))
 
     async def _pause(self) -> None:
         await asyncio.sleep(min(PAUSE_SECONDS, self._node.every) * random.uniform(0.5, 1.5))  # noqa: S311 - no secret

@@ -50,7 +50,8 @@ class Predict(Replica, OpenInference):
     ) -> None:
         telemetry = self.begin(arguments)
         isolated = arguments.canary
-        self.hop = None if canary is None or isolated is None else Hop(Deployed(canary), isolated.timeout_s)
+        most = max(1, arguments.max_ongoing_requests // 2)
+        self.hop = None if canary is None or isolated is None else Hop(Deployed(canary), isolated.timeout_s, most)
         self.hosted = await asyncio.to_thread(host, arguments, settings, telemetry, self.hop)
         self.hosted.live.start()
         self.reporter = Reporter(self.hosted.surface.service.models, settings, arguments.rollout_window_s)

@@ -5,7 +5,7 @@ Served, arrays -> the batcher of this very predictor (batching.py) -> Ran
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Awaitable, Collection, Mapping
 from concurrent.futures import Executor
 from typing import Annotated
@@ -23,7 +23,7 @@ from triform.signature import Array
 class BatchOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Of one model. `max_rows`: of one run, a request that has more is cut; the package's own is the most. None: the largest of
     its `pad_to`, else `MAX_ROWS` together, and of one request as many as the package takes. `max_queue_requests` None: as
-    many as may be under way, as `Batched` has it for all."""
+    many as find a place."""
 
     slots: Annotated[int, msgspec.Meta(ge=1)] = 1
     max_rows: Annotated[int, msgspec.Meta(ge=1)] | None = None
@@ -35,8 +35,9 @@ class BatchOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 class Batched:
     """A `service.Execute`: each loaded version has its own queue and slots, all of them the same threads. One event loop's.
 
-    `options`: by model; `max_requests`: that may wait or run for a version, where its model has no `max_queue_requests` of its
-    own; `short`: as of `DynamicBatcher`.
+    `options`: by model; `places`: of the host, for requests that wait or run; `short`: as of `DynamicBatcher`. Of several models
+    (`share`) each version has half of the places, so that one that is slow leaves others theirs; but one whose model has a
+    `max_queue_requests` of its own is bound by that alone.
     """
 
     def __init__(
@@ -44,11 +45,11 @@ class Batched:
         executor: Executor,
         options: Mapping[str, BatchOptions] | None = None,
         *,
-        max_requests: float = math.inf,
+        places: int = sys.maxsize,
         short: float = SHORT,
     ) -> None:
         self._executor = executor
-        self._max_requests = max_requests
+        self._places = self._max_requests = places
         self._short = short
         self._options = options or {}
         self._batchers: dict[Predictor, DynamicBatcher] = {}
@@ -68,13 +69,20 @@ class Batched:
                 max_rows=_max_rows(predictor, options),
                 cuts=options.max_rows is not None,
                 max_queue_rows=options.max_queue_rows,
-                max_queue_requests=options.max_queue_requests or MAX_QUEUE_ROWS,
+                max_queue_requests=options.max_queue_requests or sys.maxsize,
                 max_queue_bytes=options.max_queue_bytes,
-                max_requests=math.inf if options.max_queue_requests else self._max_requests,
+                max_requests=sys.maxsize if options.max_queue_requests else self._max_requests,
                 short=self._short,
             )
             self._batchers[predictor] = found
         return found
+
+    def share(self, models: int) -> None:
+        """The host has so many."""
+        self._max_requests = max(1, self._places // 2) if models > 1 else self._places
+        for predictor, batcher in self._batchers.items():
+            if self._options.get(predictor.manifest.name, BatchOptions()).max_queue_requests is None:
+                batcher.max_requests = self._max_requests
 
     @property
     def waiting_seconds(self) -> float:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import sys
 import threading
 import time
 from collections import deque
@@ -68,7 +69,7 @@ class DynamicBatcher:
         max_queue_rows: int = MAX_QUEUE_ROWS,
         max_queue_requests: int = MAX_QUEUE_ROWS,
         max_queue_bytes: int = MAX_QUEUE_BYTES,
-        max_requests: float = math.inf,
+        max_requests: int = sys.maxsize,
         short: float = SHORT,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -106,7 +107,11 @@ class DynamicBatcher:
         if deadline is not None and now >= deadline:
             raise DeadlineExceeded("the deadline passed before the request was queued")
         pending = Pending(inputs, deadline, now, asyncio.get_running_loop().create_future())
-        if self.queued_rows or self.requests >= self.max_requests:
+        if self.requests >= self.max_requests:
+            raise Overloaded(
+                f"{self.requests} requests wait or run already, {self.max_requests} may: send the request again later"
+            )
+        if self.queued_rows:
             self._check_room(pending)
         self._queue.append(pending)
         self.requests += 1
@@ -164,8 +169,6 @@ class DynamicBatcher:
                 raise Overloaded(f"{full}: send the request again later")
 
     def _is_full(self, pending: Pending) -> str | None:
-        if self.requests >= self.max_requests:
-            return f"{self.requests} requests wait or run already, {self.max_requests} may"
         if self.queued_rows and self.queued_rows + pending.weight > self.max_queue_rows:
             return f"{self.queued_rows} rows wait already, {self.max_queue_rows} may"
         if self.queued_requests >= self.max_queue_requests:

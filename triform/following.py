@@ -169,7 +169,7 @@ class Follower:
                 self._raise_if_refused(release)
                 self._take(release)
                 return
-            except (PackageError, VersionNotFound) as error:
+            except (PackageError, VersionNotFound, AliasNotFound) as error:
                 errors.append(error)
         self._miss(errors[0].code)
         raise errors[0]

@@ -212,6 +212,11 @@ class Models:
         slots = (slot for versions in self._models.values() for slot in versions.slots.values())
         return [slot.served.loaded for slot in slots if slot.served is not None]
 
+    def is_beside(self, model: str, version: int) -> bool:
+        """Whether it is here beside another version that is stable."""
+        found = self._models.get(model)
+        return found is not None and found.aliases.get("stable", version) != version
+
     def names(self) -> list[str]:
         return sorted(self._models)
 

@@ -170,7 +170,7 @@ class ReleaseLog:
                 raise AliasNotFound(f"'{self.model}' was never released: there is nothing to roll back")
             if now is not seen and _left(seen, now):
                 return now
-            back = not (seen.canary or seen.shadow) and now.stable == seen.stable
+            back = now.stable in _new(seen)  # it had been released, or was promoted meanwhile
             target = now.previous if back else now.stable
             if target is None:
                 raise AliasNotFound(
@@ -245,9 +245,13 @@ def no_such_version(
 
 
 def _left(before: Release, after: Release) -> bool:
-    """Whether what was new in `before` is no longer in `after`: its canary and shadow, or else its stable version."""
-    new = {beside.version for beside in (before.canary, before.shadow) if beside} or {before.stable}
-    return not new & after.versions()
+    """Whether what was new in `before` is no longer in `after`."""
+    return not _new(before) & after.versions()
+
+
+def _new(release: Release) -> set[int]:
+    """Its canary and shadow, or else its stable version."""
+    return {beside.version for beside in (release.canary, release.shadow) if beside} or {release.stable}
 
 
 def _unreleased(version: int) -> Release:

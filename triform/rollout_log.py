@@ -146,8 +146,8 @@ class RolloutLog:
         not suffice), `VersionNotFound`, `PackageError`.
         """
         by, before = by or whoami(), self.latest()
-        if before is not None and not before.ended:
-            self.look(before, by=by)  # somebody may have released something else since, and nobody looked
+        if before is not None:
+            self.look(before, by=by)  # somebody may have released something since, or its end may be still to be written
         if before is not None and not before.ended:
             raise self._under_way(before)
         release = self.releases.current()

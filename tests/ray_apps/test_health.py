@@ -11,15 +11,20 @@ from typing import Any
 
 import pytest
 
+from ray_apps.arguments import Arguments
 from ray_apps.health import Health
-from tests.ray_apps.hosts import served
+from ray_apps.hosting import host
+from tests.canaries import build
+from tests.ray_apps.hosts import CACHE, served
 from tests.ray_apps.load import until
 from triform.errors import DeadlineExceeded, RunFailed
 from triform.http import HttpRequest, HttpSurface
 from triform.models import Models
 from triform.predictor import Predictor
+from triform.releases import Canary, Shadow
 from triform.repository import open_repository
 from triform.service import InferenceService
+from triform.telemetry import Silent
 
 
 class Hangs:
@@ -64,6 +69,23 @@ def test_a_session_that_fails_or_lies_is_named(models: Models) -> None:
     check(health)
     lookup._sample.outputs["y"][:] += 1  # type: ignore[union-attr]  # it was loaded
     with pytest.raises(RunFailed, match=r"lookup/1 .* differs from the recorded answer"):
+        check(Health(models, seconds=30))
+
+
+@pytest.mark.parametrize("release", [{"canary": Canary(2, 0.5)}, {"canary": Canary(2, 0.0)}, {"shadow": Shadow(2, 0.0)}])
+def test_one_beside_stable_costs_no_replica(tmp_path: Path, release: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
+    """Whether it has keys, or samples, or none."""
+    released = build(tmp_path)
+    released.log("lookup").rollback()
+    released.log("lookup").set(**release)
+    arguments = Arguments.of({"repository": str(released.root), "models": ["lookup"], "allow_anonymous": True})
+    hosted = host(arguments, arguments.settings({"TRIFORM_CACHE": CACHE}), Silent())
+    models = hosted.surface.service.models
+    models.get("lookup", version=2).predictor._session = None
+    check(hosted.health)
+    assert "does not answer its golden row" in caplog.text
+    models.get("lookup", version=1).predictor._session = None
+    with pytest.raises(RunFailed, match="lookup/1 does not answer"):
         check(Health(models, seconds=30))
 
 

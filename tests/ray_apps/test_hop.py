@@ -23,7 +23,7 @@ from ray_apps.hosting import host
 from tests.canaries import Released, build
 from tests.gates import within
 from tests.ray_apps.hosts import CACHE
-from triform.errors import DeadlineExceeded, DigestMismatch, NotReady, RunFailed, TriformError, Unavailable
+from triform.errors import DeadlineExceeded, DigestMismatch, NotReady, Overloaded, RunFailed, TriformError, Unavailable
 from triform.http import HttpRequest, HttpSurface
 from triform.models import Models, Served
 from triform.repository import open_repository
@@ -31,6 +31,8 @@ from triform.service import Ran, run_here
 from triform.signature import Array
 from triform.telemetry import Silent
 from triform.testing import RecordingTelemetry
+
+MOST = 3  # requests that may be on their way
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +105,7 @@ async def run(hop: Hop, served: Served, *given: int, deadline: float | None = No
 def scenario(released: Released, test: Callable[[Line, Hop, Models], Any], *, timeout: float = 30.0) -> None:
     async def play() -> None:
         line = await started(released)
-        hop = Hop(line, timeout)
+        hop = Hop(line, timeout, MOST)
         await test(line, hop, answering(released, hop).service.models)
         await line.canary.hosted.live.end()
 
@@ -151,6 +153,28 @@ def test_it_has_its_time_and_at_most_half_of_the_requests(released: Released) ->
         assert line.asked == []
         await hop.look(models)
         await run(hop, canary, 5)
+
+    scenario(released, test)
+
+
+def test_so_many_requests_may_be_on_their_way(released: Released) -> None:
+    """Whatever becomes of them: one that is slow leaves others of the replica's places."""
+
+    async def test(line: Line, hop: Hop, models: Models) -> None:
+        canary = models.get("lookup", alias="canary")
+        for _ in range(3):
+            await hop.look(models)
+            line.hangs = True
+            waiting = [asyncio.create_task(run(hop, canary, 5, deadline=time.monotonic() + 0.4)) for _ in range(MOST - 1)]
+            gone = asyncio.create_task(run(hop, canary, 5))
+            await asyncio.sleep(0)
+            with pytest.raises(Overloaded, match="3 requests are at lookup/2 already"):
+                await run(hop, canary, 5)
+            gone.cancel()
+            assert [type(e) for e in await asyncio.gather(*waiting, return_exceptions=True)] == [DeadlineExceeded] * (MOST - 1)
+            line.hangs = False
+        await hop.look(models)
+        await asyncio.gather(*(run(hop, canary, 5) for _ in range(MOST)))
 
     scenario(released, test)
 
@@ -306,7 +330,7 @@ def test_a_release_goes_all_the_way(own: Released) -> None:
 
     async def play() -> None:
         line = await started(own)
-        hop = Hop(line, 30.0)
+        hop = Hop(line, 30.0, MOST)
         arguments, telemetry = arguments_of(own), RecordingTelemetry()
         hosted = host(arguments, arguments.settings({"TRIFORM_CACHE": CACHE}), telemetry, hop)
         models = hosted.surface.service.models

@@ -105,7 +105,7 @@ def test_a_bad_model_keeps_no_other_from_being_served_unless_it_was_named(versio
     package_model(twice(tmp_path / "bad.onnx"), name="bad", repository=versions)
     spoil(versions, "bad", 1)
     telemetry = RecordingTelemetry()
-    with running(Path(versions.location), telemetry, default_model="linear") as app:
+    with running(Path(versions.location), telemetry, default_model="linear", overrides={"bad": {"slots": 2}}) as app:
         assert app.request("POST", "/v1/models/linear:predict", body=[BODY]).status == 200
         ready = app.request("GET", "/v2/models/bad/ready")
         assert (ready.status, orjson.loads(ready.body)["ready"]) == (503, False)
@@ -117,6 +117,37 @@ def test_a_bad_model_keeps_no_other_from_being_served_unless_it_was_named(versio
     arguments = Arguments.of({**HERE, "repository": versions.location, "models": ["linear", "bad"]})
     with pytest.raises(DigestMismatch):
         host(arguments, arguments.settings({"TRIFORM_CACHE": CACHE}), RecordingTelemetry())
+
+
+def test_a_damaged_log_of_one_model_keeps_no_other_from_being_served(versions: ModelRepository, tmp_path: Path) -> None:
+    """Not even where it is the one that requests without a model mean."""
+    package_model(twice(tmp_path / "bad.onnx"), name="bad", repository=versions)
+    ReleaseLog(versions, "bad").set(stable=1)
+    (entry,) = (Path(versions.location) / "bad/releases").glob("*.json")
+    whole = entry.read_bytes()
+    entry.chmod(0o644)
+    entry.write_bytes(whole[:20])
+    telemetry = RecordingTelemetry()
+    with running(Path(versions.location), telemetry, default_model="bad", poll_s=0.05) as app:
+        assert app.request("POST", "/v1/models/linear:predict", body=[BODY]).status == 200
+        assert orjson.loads(app.request("POST", "/v1/models/bad:predict", body=[BODY]).body)["code"] == "not_ready"
+        assert ("bad", "store_unavailable") in {(r.model, r.code) for r in telemetry.loads}
+        entry.write_bytes(whole)
+        until(lambda: app.request("POST", "/v1/models/bad:predict", body=[BODY]).body == ANSWERS["linear/2"])
+    arguments = Arguments.of({**HERE, "repository": versions.location, "models": ["linear"], "default_model": "bad"})
+    with pytest.raises(ConfigurationError, match="'bad' is not among the models"):
+        host(arguments, arguments.settings({"TRIFORM_CACHE": CACHE}), RecordingTelemetry())
+
+
+def test_a_second_model_leaves_the_first_half_of_the_places(versions: ModelRepository, tmp_path: Path) -> None:
+    with running(Path(versions.location), default_model="linear", poll_s=0.05, max_ongoing_requests=8) as app:
+        assert app.request("POST", "/v1/models/linear:predict", body=[BODY]).status == 200
+        execute = app.app.surface.service.execute
+        batcher = execute.batcher(app.app.surface.service.models.get("linear").predictor)
+        assert batcher.max_requests == 8
+        package_model(twice(tmp_path / "other.onnx"), name="other", repository=versions)
+        until(lambda: app.request("POST", "/v1/models/other:predict", body=[BODY]).status == 200)
+        assert batcher.max_requests == 4
 
 
 def test_a_model_that_came_bad_is_served_once_it_can_be(versions: ModelRepository, tmp_path: Path) -> None:

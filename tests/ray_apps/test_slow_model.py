@@ -21,7 +21,7 @@ from tests.ray_apps.ports import SERVE_PORTS
 from triform import testing
 
 PLACES, CLIENTS = 4, 8
-ROWS, MANY = 64, 1024  # a tenth of a second or two, and a second or two
+ROWS, MANY = 64, 2048  # a tenth of a second or two, and some seconds
 QUICK = service_pb2.ModelInferRequest(
     model_name="linear", inputs=[{"name": "x", "datatype": "FP32", "shape": [1, 3], "contents": {"fp32_contents": [1, 2, 3]}}]
 )
@@ -83,13 +83,11 @@ def test_it_takes_half_of_the_places(application: Application) -> None:
         assert codes <= {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}
     told = Counter(s.status for s in asking.seen)
     assert set(told) == {200, 429}, told
-    assert {orjson.loads(s.body)["code"] for s in asking.seen if s.status == 429} == {"overloaded"}
+    refusals = [orjson.loads(s.body) for s in asking.seen if s.status == 429]
+    assert {refusal["code"] for refusal in refusals} == {"overloaded"}
+    assert all("2 requests wait or run already, 2 may" in refusal["error"] for refusal in refusals), refusals[0]
     slow = sorted(s.seconds for s in asking.seen if s.status == 200)
     print(f"{told}; {lasted / 20:.3f} s a quick one, {slow[len(slow) // 2]:.3f} s a slow one")
-    assert max(
-        sum(other.began <= s.began < other.began + other.seconds for other in asking.seen if other.status == 200)
-        for s in asking.seen
-    ) <= PLACES // 2 + 1, "one may come in as another goes"  # fmt: skip
 
 
 def test_who_does_not_wait_for_it_is_told_in_time_and_makes_nobody_wait(application: Application, ray_cluster: Any) -> None:
@@ -98,12 +96,13 @@ def test_who_does_not_wait_for_it_is_told_in_time_and_makes_nobody_wait(applicat
     assert len(application.slowly().result().raw_output_contents[0]) == 4 * 256 * ROWS
     began = time.monotonic()
     with pytest.raises(grpc.RpcError) as late:
-        application.slowly(MANY, timeout=0.2).result()
+        application.slowly(MANY, timeout=1.0).result()
     assert late.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     gone = application.slowly(MANY)
-    time.sleep(0.2)  # it is there by now
+    time.sleep(1.0)  # it is there by now
     assert gone.cancel()
     assert application.infer(QUICK).result().outputs[0].contents.fp32_contents == [14.0]
     until(lambda: (counted(ray_cluster, application.slow) - before)["cancelled"] == 2)
-    assert len(application.slowly().result().raw_output_contents[0]) == 4 * 256 * ROWS, "its places are free again"
+    both = [application.slowly() for _ in range(PLACES // 2)]
+    assert [len(call.result().raw_output_contents[0]) for call in both] == [4 * 256 * ROWS] * 2, "its places are free again"
     print(f"{time.monotonic() - began:.1f} s, {counted(ray_cluster, application.slow) - before}")

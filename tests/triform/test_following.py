@@ -296,6 +296,9 @@ def test_a_reference_to_an_alias_follows_it(site: Site, host: Host) -> None:
     site.release(stable=2)
     site.later(host, canary, pinned)
     assert (canary.stable, canary.told[-1]) == (3, (None, "stable", "alias_not_found")), "what is gone leaves all as it was"
+    late = site.host("linear@canary")
+    late.follower.start()
+    assert late.stable == 3, "who starts then has what the others have"
 
 
 def test_of_a_model_that_was_never_released_the_highest_version_is_served(models: Path, tmp_path: Path) -> None:

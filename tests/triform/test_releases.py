@@ -205,6 +205,13 @@ def test_two_who_take_a_canary_off_leave_stable_alone(released: ReleaseLog) -> N
     assert (now.stable, now.canary, now.revision) == (2, None, 4)
 
 
+def test_a_rollback_of_a_canary_that_is_promoted_meanwhile_takes_that_back(released: ReleaseLog) -> None:
+    released.set(canary=Canary(2, 0.5))
+    slow = ReleaseLog(cast(ModelRepository, Slow(released.repository, lambda: released.set(stable=2))), "linear")
+    now = slow.rollback()
+    assert (now.stable, now.canary, now.revision) == (1, None, 4)
+
+
 def test_a_rollback_of_stable_leaves_it_whatever_came_between(released: ReleaseLog) -> None:
     released.set(stable=2)
     slow = ReleaseLog(cast(ModelRepository, Slow(released.repository, lambda: released.set(canary=Canary(3, 0.5)))), "linear")

@@ -120,12 +120,12 @@ def _score_shift(guard: ScoreShift, seen: Judged, step: int, alpha: float) -> Fi
     of_steps = {s: [(look, w) for look, w in complete if w.step == s] for s in {w.step for _, w in complete}}
     bounds = {s: shift.bounds([w for _, w in pairs], guard, alpha, pairs[0][0]) for s, pairs in of_steps.items()}
     low, now = max((b.highest_low for b in bounds.values()), default=0.0), bounds.get(step, shift.NOTHING)
-    says: Says = "beyond" if low > guard.limit else "no data" if now.now is None or now.blind else "open"
+    says: Says = "beyond" if low > guard.limit else "no data" if now.now is None or now.blind or now.few else "open"
     if says == "open" and now.high < guard.limit:
         says = "within"
     high = now.high if math.isfinite(now.high) else 1e9
     limit = guard.limit
     return Finding(
         guard="score_shift", says=says, against=low, against_at=limit, in_favour=high, in_favour_at=limit, canary=now.now,
-        why=BLIND if says == "no data" and now.blind else "",
+        why="" if says != "no data" else BLIND if now.blind else f"fewer than {guard.min_rows:,} rows" if now.few else "",
     )  # fmt: skip

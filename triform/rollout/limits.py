@@ -59,8 +59,10 @@ def _share(name: str, value: float, seen: Judged, odds: Odds) -> Finding:
 
 
 def _pace(policy: Policy, value: float, seen: Judged, odds: Odds) -> Finding:
-    """A bet on a Poisson rate, to the power of 1 / (how much more the counts vary than Poisson's)."""
-    served = seen.column(lambda w: w.seconds * policy.steps[w.step].weight if w.step > SHADOW and w.canary.requests else 0.0)
+    """A bet on a Poisson rate, to the power of 1 / (how much more the counts vary than Poisson's). Of windows that all replicas
+    have reported: what is missing is no slowness."""
+    told = seen.column(lambda w: w.complete and w.step > SHADOW and w.canary.requests > 0)
+    served = told * seen.column(lambda w: w.seconds * policy.steps[max(0, w.step)].weight)
     answered = seen.column(lambda w: w.canary.requests - w.canary.errors) * (served > 0)
     won = log_pace_evalues(answered, served, value, beyond=True) / _dispersion(answered, served)[:, None]
     rate = ratio(float((answered * seen.counted).sum()), float((served * seen.counted).sum()))

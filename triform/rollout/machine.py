@@ -29,6 +29,7 @@ from triform.releases import Release
 from triform.rollout.gate import Verdict, judge
 from triform.rollout.policy import Policy
 from triform.rollout.windows import SHADOW, Window
+from triform.splitting import KeyRule
 
 MOST_TICK: Final = 300.0
 
@@ -94,6 +95,8 @@ def in_force(policy: Policy, state: State, release: Release) -> int | None:
 
 def _holds(policy: Policy, state: State, release: Release) -> bool:
     """Whether the release is what the state's step asks for."""
+    if release.canary is not None and (release.shadow is not None or (release.canary.key or KeyRule()) != policy.key):
+        return False  # somebody shares as much in another way
     return release.stable == state.stable and _there(state, release) == _wanted(policy, state.step)
 
 

@@ -30,6 +30,7 @@ class Bounds(NamedTuple):
     high: float
     now: float | None
     blind: bool = False
+    few: bool = False  # rows, of either side
 
 
 OUTER: Final = 0.99  # of both sides' scores in one bin that has no end: what moves there is not seen
@@ -57,7 +58,7 @@ def bounds(windows: Sequence[Window], guard: ScoreShift, alpha: float, looks: in
     enough = rows.min(axis=0) >= guard.min_rows
     low = np.where(enough, np.maximum(np.sqrt(index) - reach, 0.0) ** 2, 0.0)
     high = float((np.sqrt(index[-1]) + reach[-1]) ** 2) if enough[-1] else float("inf")
-    return Bounds(float(low.max()), high, float(index[-1]), _blind(canary[-1], stable[-1]))
+    return Bounds(float(low.max()), high, float(index[-1]), _blind(canary[-1], stable[-1]), not enough[-1])
 
 
 def _blind(canary: npt.NDArray[Any], stable: npt.NDArray[Any]) -> bool:

@@ -85,7 +85,9 @@ def test_a_run_that_no_memory_is_left_for_is_tried_again_request_by_request(
 def test_so_many_requests_may_wait_whatever_their_rows(lookup: Predictor, gate: Gate) -> None:
     async def test() -> None:
         options = BatchOptions(max_rows=1, max_queue_requests=2)
-        batcher = Batched(gate, {"lookup": options}, max_requests=1, short=0.0).batcher(lookup)
+        batched = Batched(gate, {"lookup": options}, places=1, short=0.0)
+        batched.share(2)
+        batcher = batched.batcher(lookup)
         first = await one_by_one([batcher.infer(x(0))])
         waiting = await one_by_one(batcher.infer(x(i)) for i in (1, 2))
         with pytest.raises(Overloaded, match="2 requests wait already, 2 may"):
@@ -105,8 +107,10 @@ def test_so_many_requests_may_wait_or_run(lookup: Predictor, gate: Gate) -> None
     """A host that has places for so many in all gives one model no more: those that run have theirs still."""
 
     async def test() -> None:
-        batched = Batched(gate, {"lookup": BatchOptions(max_rows=2)}, max_requests=3, short=0.0)
+        batched = Batched(gate, {"lookup": BatchOptions(max_rows=2)}, places=7, short=0.0)
         batcher = batched.batcher(lookup)
+        assert batcher.max_requests == 7
+        batched.share(2)
         running = asyncio.gather(*(batcher.infer(x(i)) for i in (0, 1)))
         await settle()
         assert (gate.began, batcher.queued_requests) == (1, 0)
@@ -135,13 +139,16 @@ def test_so_many_requests_may_wait_or_run(lookup: Predictor, gate: Gate) -> None
 
 def test_so_many_of_one_turn_may_run_on_the_loop(lookup: Predictor, gate: Gate) -> None:
     async def test() -> None:
-        batcher = Batched(gate, max_requests=2).batcher(lookup)
-        for _ in range(10):  # it is known for short by then
-            gate.open.set()
-            await batcher.infer(x(1))
-        answers = await asyncio.gather(*(batcher.infer(x(i)) for i in range(3)), return_exceptions=True)
-        assert [y(a) if isinstance(a, Ran) else type(a) for a in answers] == [[0.0], [10.0], Overloaded]
+        batcher = Batched(gate, places=2, short=60.0).batcher(lookup)
+        gate.open.set()
+        await asyncio.gather(*(batcher.infer(x(i)) for i in range(2)))  # it is known for short now
         await settle()
+        began = gate.began
+        for _ in range(5):
+            answers = await asyncio.gather(*(batcher.infer(x(i)) for i in range(3)), return_exceptions=True)
+            assert [y(a) if isinstance(a, Ran) else type(a) for a in answers] == [[0.0], [10.0], Overloaded]
+            await settle()
+        assert gate.began < began + 5
         assert batcher.requests == 0
 
     within(test())

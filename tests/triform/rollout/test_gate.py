@@ -74,6 +74,25 @@ def test_too_few_answers_a_second_are_found_as_all_traffic_would_have_them() -> 
     assert says(judge(policy, whole(), 1, 0.0))["limits.qps"] == "open"
 
 
+def test_what_was_not_reported_is_not_slow() -> None:
+    policy = msgspec.structs.replace(ALL, guards=Guards(limits=Limits(qps=25)))
+    part = msgspec.structs.replace
+    seen = [
+        part(w, canary=part(w.canary, requests=w.canary.requests // 4, errors=0), reported=1, expected=4)
+        for w in windows(policy, 1, number=40)
+    ]
+    assert says(judge(policy, seen, 1, 0.0))["limits.qps"] == "no data"
+    assert says(judge(policy, [part(w, reported=4) for w in seen], 1, 0.0))["limits.qps"] == "beyond"
+
+
+def test_a_shift_of_too_few_rows_holds_every_step() -> None:
+    """Not the last one alone: else a canary that answers NaN would have its second step."""
+    policy = msgspec.structs.replace(ALL, shadow=None, guards=Guards(latency=None, score_shift=ScoreShift(min_rows=1000)))
+    few, many = (judge(policy, windows(policy, 0, number=n), 0, 0.0) for n in (8, 40))
+    assert (few.decision, many.decision) == ("CONTINUE", "PROMOTE")
+    assert "score_shift: no data (fewer than 1,000 rows)" in few.reasons
+
+
 def test_one_slow_bucket_is_not_hidden_by_the_others() -> None:
     seen = whole()
     slow = windows(ALL, 1, number=40, slow=1.6, buckets=(3,), seed=7)

@@ -223,6 +223,17 @@ def test_a_foreign_release_wins(log: RolloutLog) -> None:
     assert (rollout.state.phase, now(log).stable, now(log).changed_by) == ("superseded", 3, "bob")
 
 
+@pytest.mark.parametrize("key", [POLICY.key, KeyRule(column="who")])
+def test_so_does_one_of_the_same_weight(log: RolloutLog, key: KeyRule) -> None:
+    """With a shadow beside it, or other keys."""
+    rollout = log.start(POLICY, 2)
+    log.look(rollout)
+    shadow = Shadow(3, 0.1) if key == POLICY.key else None
+    theirs = log.releases.set(canary=Canary(2, 0.1, key), shadow=shadow, reason="mine", changed_by="bob")
+    each(log, rollout, good(0))
+    assert (rollout.state.phase, now(log)) == ("superseded", theirs)
+
+
 def test_hours_without_news_are_kept_in_few_entries(log: RolloutLog, clock: Clock) -> None:
     rollout = log.start(POLICY, 2)
     log.look(rollout)

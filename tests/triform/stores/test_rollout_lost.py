@@ -77,6 +77,17 @@ def test_an_abort_whose_second_write_was_lost_is_done_by_the_next(log: RolloutLo
         log.look(again, command="abort")
 
 
+def test_an_abort_whose_second_write_was_lost_is_done_by_the_next_start(log: RolloutLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    rollout = log.start(POLICY, 2)
+    monkeypatch.setattr(log.repository, "create_release", killing)
+    with pytest.raises(Killed):
+        log.look(rollout, command="abort")
+    monkeypatch.undo()
+    again = log.start(POLICY, 3)
+    assert (again.number, now(log).stable) == (2, 1)
+    assert now(log).canary == Canary(3, 0.1, POLICY.key)
+
+
 def test_what_is_over_leaves_a_later_canary_alone(log: RolloutLog) -> None:
     rollout = log.start(POLICY, 2)
     log.look(rollout, command="abort")
