@@ -28,6 +28,7 @@ from ray_apps.hop import Hop
 from ray_apps.hosting import host
 from ray_apps.replica import Replica
 from ray_apps.rollout import DEPLOYMENT, Reporter
+from triform.batched import half_of
 from triform.errors import ConfigurationError
 from triform.settings import Settings
 
@@ -50,7 +51,7 @@ class Predict(Replica, OpenInference):
     ) -> None:
         telemetry = self.begin(arguments)
         isolated = arguments.canary
-        most = max(1, arguments.max_ongoing_requests // 2)
+        most = half_of(arguments.max_ongoing_requests)
         self.hop = None if canary is None or isolated is None else Hop(Deployed(canary), isolated.timeout_s, most)
         self.hosted = await asyncio.to_thread(host, arguments, settings, telemetry, self.hop)
         self.hosted.live.start()

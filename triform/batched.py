@@ -32,6 +32,11 @@ class BatchOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_queue_bytes: Annotated[int, msgspec.Meta(ge=1)] = MAX_QUEUE_BYTES
 
 
+def half_of(places: int) -> int:
+    """Two at least: with one, whoever comes beside another would be refused."""
+    return max(2, places // 2)
+
+
 class Batched:
     """A `service.Execute`: each loaded version has its own queue and slots, all of them the same threads. One event loop's.
 
@@ -79,7 +84,7 @@ class Batched:
 
     def share(self, models: int) -> None:
         """The host has so many."""
-        self._max_requests = max(1, self._places // 2) if models > 1 else self._places
+        self._max_requests = half_of(self._places) if models > 1 else self._places
         for predictor, batcher in self._batchers.items():
             if self._options.get(predictor.manifest.name, BatchOptions()).max_queue_requests is None:
                 batcher.max_requests = self._max_requests

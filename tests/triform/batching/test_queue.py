@@ -13,7 +13,7 @@ import pytest
 
 from tests.batchers import BAD, DynamicBatcher, one_by_one, x, y
 from tests.gates import Gate, settle, within
-from triform.batched import Batched, BatchOptions
+from triform.batched import Batched, BatchOptions, half_of
 from triform.errors import DeadlineExceeded, Overloaded, RunFailed
 from triform.predictor import Predictor
 from triform.service import Ran
@@ -135,6 +135,10 @@ def test_so_many_requests_may_wait_or_run(lookup: Predictor, gate: Gate) -> None
         assert batcher.requests == 0, "whatever became of them"
 
     within(test())
+
+
+def test_half_of_few_places_leaves_room_for_who_comes_beside_another() -> None:
+    assert [half_of(places) for places in (1, 2, 3, 4, 5, 1024)] == [2, 2, 2, 2, 2, 512]
 
 
 def test_so_many_of_one_turn_may_run_on_the_loop(lookup: Predictor, gate: Gate) -> None:
