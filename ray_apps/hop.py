@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Awaitable, Mapping
 from contextlib import suppress
 from typing import Final, NamedTuple, Protocol
@@ -65,13 +66,13 @@ class Replicas(Protocol):
 
 class Hop:
     """Belongs to the event loop that answers requests. `timeout`: of one run, with the way there and back, in seconds; `most`:
-    requests that may be on their way: a canary that is slow leaves others their places."""
+    requests that may be at one canary: one that is slow leaves others their places, and what is beyond is no fault of its."""
 
     def __init__(self, replicas: Replicas, timeout: float, most: int) -> None:
         self._replicas = replicas
         self._timeout = timeout
         self._most = most
-        self._under_way = 0
+        self._under_way: Counter[str] = Counter()  # by reference
         self._known: dict[str, Failed | None] = {}  # by reference: None where it is held
         self._doubt = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -92,10 +93,10 @@ class Hop:
         manifest = served.manifest
         self._check(manifest.ref)
         seconds = self._timeout if deadline is None else min(self._timeout, SHARE * (deadline - time.monotonic()))
-        if self._under_way >= self._most:
-            raise Overloaded(f"{self._under_way} requests are at {manifest.ref} already: send the request again later")
+        if self._under_way[manifest.ref] >= self._most:
+            raise NotReady(f"{self._most} requests are at {manifest.ref} already: send the request again later")
         began = time.perf_counter()
-        self._under_way += 1
+        self._under_way[manifest.ref] += 1
         try:
             async with asyncio.timeout(seconds):
                 said = await self._replicas.run(manifest.name, manifest.version, inputs, seconds)
@@ -106,7 +107,7 @@ class Hop:
             self._lost(manifest.ref)  # there may be other replicas: they are asked at once
             raise
         finally:
-            self._under_way -= 1
+            self._under_way[manifest.ref] -= 1
         if isinstance(said, Failed):
             raise said.error()
         return said.ran._replace(hop=time.perf_counter() - began - said.seconds)

@@ -26,7 +26,7 @@ from ray_apps.live import Live
 from triform.access import open_access
 from triform.aside import OneByOne
 from triform.batched import Batched
-from triform.errors import ConfigurationError, PackageError, TriformError, VersionNotFound
+from triform.errors import ConfigurationError, PackageError, StoreError, TriformError, VersionNotFound
 from triform.following import Follower, Node, tell
 from triform.http import HttpSurface
 from triform.models import Elsewhere, Models
@@ -151,11 +151,11 @@ def _start(followers: Sequence[Follower], models: Models, *, all_of_them: bool) 
         try:
             follower.start()
         except TriformError as error:
-            if all_of_them or isinstance(error, ConfigurationError):
+            if all_of_them or isinstance(error, ConfigurationError | StoreError):  # a store that is away is tried again by Serve
                 raise
             if not isinstance(error, PackageError | VersionNotFound):  # of which the follower has told
                 tell(models, follower.ref.model, None, None, error)
-                models.miss(follower.ref.model, error.code)
+            models.miss(follower.ref.model, error.code)
             errors.append(error)
     if not models.names():
         raise errors[0]

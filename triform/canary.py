@@ -120,7 +120,7 @@ class Split:
         if self._rule is None:
             canary = self.release.canary
             self._rule = canary.key if canary and canary.key else self._load(self.traffic.stable).manifest.config.key
-            self._header = (self._rule.header or "").lower()
+            self._header = (self._rule.header or "").strip().lower()
         return self._rule
 
     def gives(self, exchange: Exchange, headers: Named) -> Served | None:

@@ -146,7 +146,7 @@ class RolloutLog:
         not suffice), `VersionNotFound`, `PackageError`.
         """
         by, before = by or whoami(), self.latest()
-        if before is not None:
+        if before is not None and before.state.phase != "promoted":
             self.look(before, by=by)  # somebody may have released something since, or its end may be still to be written
         if before is not None and not before.ended:
             raise self._under_way(before)

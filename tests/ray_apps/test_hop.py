@@ -23,7 +23,7 @@ from ray_apps.hosting import host
 from tests.canaries import Released, build
 from tests.gates import within
 from tests.ray_apps.hosts import CACHE
-from triform.errors import DeadlineExceeded, DigestMismatch, NotReady, Overloaded, RunFailed, TriformError, Unavailable
+from triform.errors import DeadlineExceeded, DigestMismatch, NotReady, RunFailed, TriformError, Unavailable
 from triform.http import HttpRequest, HttpSurface
 from triform.models import Models, Served
 from triform.repository import open_repository
@@ -168,7 +168,7 @@ def test_so_many_requests_may_be_on_their_way(released: Released) -> None:
             waiting = [asyncio.create_task(run(hop, canary, 5, deadline=time.monotonic() + 0.4)) for _ in range(MOST - 1)]
             gone = asyncio.create_task(run(hop, canary, 5))
             await asyncio.sleep(0)
-            with pytest.raises(Overloaded, match="3 requests are at lookup/2 already"):
+            with pytest.raises(NotReady, match="3 requests are at lookup/2 already"):
                 await run(hop, canary, 5)
             gone.cancel()
             assert [type(e) for e in await asyncio.gather(*waiting, return_exceptions=True)] == [DeadlineExceeded] * (MOST - 1)
