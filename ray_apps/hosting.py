@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -117,8 +118,8 @@ def _held(arguments: Arguments, settings: Settings, telemetry: Telemetry, reposi
     refs = _refs(arguments)
     followers = [follow(ref) for ref in refs or map(Ref, repository.models())]
     threads = ThreadPoolExecutor(MOST_THREADS, thread_name_prefix="triform-run")
-    places = arguments.max_ongoing_requests
-    batched = Batched(threads, arguments.overrides, **({} if kind.get("canary_only") else {"places": places}))
+    places = sys.maxsize if kind.get("canary_only") else arguments.max_ongoing_requests  # most models have no canary
+    batched = Batched(threads, arguments.overrides, places=places)
     batched.share(len(followers))
     live = Live(followers, node, models, batched, None if refs else follow)
     return Held(models, followers, batched, threads, live, Health(models, seconds=arguments.health_timeout_s))

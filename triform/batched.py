@@ -66,7 +66,7 @@ class Batched:
         """That of this very predictor; a version that was loaded anew has a new one."""
         found = self._batchers.get(predictor)
         if found is None:
-            options = self._options.get(predictor.manifest.name, BatchOptions())
+            options = self._options_of(predictor)
             found = DynamicBatcher(
                 predictor,
                 self._executor,
@@ -76,7 +76,7 @@ class Batched:
                 max_queue_rows=options.max_queue_rows,
                 max_queue_requests=options.max_queue_requests or sys.maxsize,
                 max_queue_bytes=options.max_queue_bytes,
-                max_requests=sys.maxsize if options.max_queue_requests else self._max_requests,
+                max_requests=self._most(options),
                 short=self._short,
             )
             self._batchers[predictor] = found
@@ -86,8 +86,13 @@ class Batched:
         """The host has so many."""
         self._max_requests = half_of(self._places) if models > 1 else self._places
         for predictor, batcher in self._batchers.items():
-            if self._options.get(predictor.manifest.name, BatchOptions()).max_queue_requests is None:
-                batcher.max_requests = self._max_requests
+            batcher.max_requests = self._most(self._options_of(predictor))
+
+    def _options_of(self, predictor: Predictor) -> BatchOptions:
+        return self._options.get(predictor.manifest.name, BatchOptions())
+
+    def _most(self, options: BatchOptions) -> int:
+        return self._max_requests if options.max_queue_requests is None else sys.maxsize
 
     @property
     def waiting_seconds(self) -> float:

@@ -170,6 +170,7 @@ class ReleaseLog:
                 raise AliasNotFound(f"'{self.model}' was never released: there is nothing to roll back")
             if now is not seen and _left(seen, now):
                 return now
+            # Where what was new is stable: it had been released, or was promoted meanwhile.
             back = now.stable in _new(seen) and (now.stable != seen.stable or not (seen.canary or seen.shadow))
             target = now.previous if back else now.stable
             if target is None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import re
 import socket
 import tempfile
 import threading
 import time
+import urllib.request
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -150,6 +153,22 @@ def grpc_client(seconds: float = 60.0) -> Iterator[Any]:
 def metrics_port(ray_cluster: Any) -> int:
     """Where Ray exports what the processes of the session's node count."""
     return next(int(node["MetricsExportPort"]) for node in ray_cluster.nodes() if node["Alive"])
+
+
+def counted(ray_cluster: Any, model: str) -> Counter[str]:
+    """The requests to the replica that has the model by their outcome, as Ray exports them: of what was refused unread nobody
+    knows for which model it was."""
+    port = metrics_port(ray_cluster)
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as page:
+        lines = page.read().decode().splitlines()
+    told = [dict(re.findall(r'(\w+)="([^"]*)"', line)) for line in lines if line.startswith("ray_triform_requests_total{")]
+    counts = [int(float(line.rpartition(" ")[2])) for line in lines if line.startswith("ray_triform_requests_total{")]
+    replicas = {labels["WorkerId"] for labels in told if labels["model"] == model}
+    found: Counter[str] = Counter()
+    for labels, count in zip(told, counts, strict=True):
+        if labels["WorkerId"] in replicas:
+            found[labels["code"]] += count
+    return found
 
 
 @contextmanager

@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import re
 import signal
 import socket
 import time
-import urllib.request
 import uuid
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +18,7 @@ import orjson
 import psutil
 import pytest
 
-from tests.ray_apps.hosts import metrics_port, running, served
+from tests.ray_apps.hosts import counted, running, served
 from tests.ray_apps.load import Seen, load, open_loop, until
 from triform import testing
 
@@ -131,22 +129,6 @@ def refusals(seen: list[Seen]) -> list[Seen]:
 
 def p99(seen: list[Seen]) -> float:
     return sorted(s.seconds for s in seen)[int(len(seen) * 0.99)]
-
-
-def counted(ray_cluster: Any, model: str) -> Counter[str]:
-    """The requests to the replica that has the model by their outcome, as Ray exports them: of what was refused unread nobody
-    knows for which model it was."""
-    port = metrics_port(ray_cluster)
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as page:
-        lines = page.read().decode().splitlines()
-    told = [dict(re.findall(r'(\w+)="([^"]*)"', line)) for line in lines if line.startswith("ray_triform_requests_total{")]
-    counts = [int(float(line.rpartition(" ")[2])) for line in lines if line.startswith("ray_triform_requests_total{")]
-    replicas = {labels["WorkerId"] for labels in told if labels["model"] == model}
-    found: Counter[str] = Counter()
-    for labels, count in zip(told, counts, strict=True):
-        if labels["WorkerId"] in replicas:
-            found[labels["code"]] += count
-    return found
 
 
 @pytest.mark.slow  # a million requests, good and bad

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 import time
-import urllib.request
 import uuid
 from collections import Counter
 from collections.abc import Iterator
@@ -15,7 +13,7 @@ import orjson
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from tests.ray_apps.hosts import metrics_port, served
+from tests.ray_apps.hosts import counted, served
 from tests.ray_apps.load import load, until
 from tests.ray_apps.ports import SERVE_PORTS
 from triform import testing
@@ -54,17 +52,6 @@ def application(ray_cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> I
         grpc.insecure_channel(f"127.0.0.1:{SERVE_PORTS.grpc}") as channel,
     ):
         yield Application(address, slow, service_pb2_grpc.GRPCInferenceServiceStub(channel))
-
-
-def counted(ray_cluster: Any, model: str) -> Counter[str]:
-    """The requests for the model by their outcome, as Ray exports them."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{metrics_port(ray_cluster)}/metrics", timeout=10) as page:
-        lines = page.read().decode().splitlines()
-    found: Counter[str] = Counter()
-    for line in lines:
-        if line.startswith("ray_triform_requests_total{") and f'model="{model}"' in line:
-            found.update({re.search(r'code="(\w+)"', line)[1]: int(float(line.rpartition(" ")[2]))})  # type: ignore[index]
-    return found
 
 
 def test_it_takes_half_of_the_places(application: Application) -> None:

@@ -61,12 +61,17 @@ def test_killed_at_any_write_another_goes_on(
     assert weights == ([0.1, 0.5] if seen is good else [0.1]), "no step is written twice"
 
 
-def test_an_abort_whose_second_write_was_lost_is_done_by_the_next(log: RolloutLog, monkeypatch: pytest.MonkeyPatch) -> None:
+def aborted_on_record_alone(log: RolloutLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed before the release was written."""
     rollout = log.start(POLICY, 2)
-    monkeypatch.setattr(log.repository, "create_release", killing)
-    with pytest.raises(Killed):
-        log.look(rollout, command="abort")
-    monkeypatch.undo()
+    with monkeypatch.context() as patched:
+        patched.setattr(log.repository, "create_release", killing)
+        with pytest.raises(Killed):
+            log.look(rollout, command="abort")
+
+
+def test_an_abort_whose_second_write_was_lost_is_done_by_the_next(log: RolloutLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    aborted_on_record_alone(log, monkeypatch)
     assert now(log).canary is not None
     again = log.latest()
     assert again is not None
@@ -78,11 +83,7 @@ def test_an_abort_whose_second_write_was_lost_is_done_by_the_next(log: RolloutLo
 
 
 def test_an_abort_whose_second_write_was_lost_is_done_by_the_next_start(log: RolloutLog, monkeypatch: pytest.MonkeyPatch) -> None:
-    rollout = log.start(POLICY, 2)
-    monkeypatch.setattr(log.repository, "create_release", killing)
-    with pytest.raises(Killed):
-        log.look(rollout, command="abort")
-    monkeypatch.undo()
+    aborted_on_record_alone(log, monkeypatch)
     again = log.start(POLICY, 3)
     assert (again.number, now(log).stable) == (2, 1)
     assert now(log).canary == Canary(3, 0.1, POLICY.key)
